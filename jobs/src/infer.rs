@@ -1,0 +1,181 @@
+//! What is asked of a model and what comes back: [`Task`], [`Request`], [`Outcome`], and the [`Engine`] that turns one
+//! into the other. Text is kept apart by who wrote it, so that an engine can never take row content for instructions.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// One AI call of a job, the same for all rows: which model, what to do, and the prompt's fixed text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Name of the model, as `CREATE MODEL` gave it.
+    pub model: String,
+    /// What the engine does with the prompt.
+    pub kind: TaskKind,
+    /// System message, for models whose chat template has one.
+    pub system: Option<String>,
+    /// The user message; [`Piece::Value`] marks where a row's values go. For [`TaskKind::Embed`]: the text itself.
+    pub template: Vec<Piece>,
+}
+
+/// A piece of a prompt template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Text of the job's author or of Rowmill: trusted.
+    Text(String),
+    /// The row's value with this index in [`Request::values`]: data, never instructions.
+    Value(usize),
+}
+
+/// What an engine is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskKind {
+    /// Write text, greedily, until the model ends or `tokens_max` is reached.
+    Complete {
+        /// Most output tokens for a row.
+        tokens_max: u32,
+        /// Shape the output must have.
+        format: TextFormat,
+    },
+    /// Choose one of these labels, with a probability for each.
+    Choose {
+        /// Two or more distinct, non-empty labels.
+        labels: Vec<String>,
+    },
+    /// Turn the text into one vector of length 1.
+    Embed,
+}
+
+/// The shape of generated text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextFormat {
+    /// Anything.
+    Free,
+    /// Compact JSON (no white space outside strings) that validates against this JSON Schema.
+    Json {
+        /// The schema.
+        schema: serde_json::Value,
+    },
+}
+
+/// One row's part of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// The values that [`Piece::Value`] refers to.
+    pub values: Vec<String>,
+}
+
+/// A request's end: an answer, or this row's own error.
+pub type Outcome = std::result::Result<Answered, RowError>;
+
+/// An answer with what it took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answered {
+    /// What the model said.
+    pub answer: Answer,
+    /// Tokens it took.
+    pub usage: Usage,
+}
+
+/// What a model said, by kind of task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// For [`TaskKind::Complete`]: the text, without end-of-turn tokens.
+    Text(String),
+    /// For [`TaskKind::Choose`].
+    Choice {
+        /// Index of the most probable label.
+        index: usize,
+        /// A probability for each label; they sum to 1.
+        scores: Vec<f32>,
+    },
+    /// For [`TaskKind::Embed`]: `[dimensions]`, Euclidean length 1.
+    Vector(Vec<f32>),
+}
+
+/// Tokens that one request took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Prompt tokens, shared ones included.
+    pub input_tokens: u64,
+    /// Prompt tokens whose computation was shared with other rows.
+    pub cached_tokens: u64,
+    /// Generated tokens.
+    pub output_tokens: u64,
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.input_tokens += other.input_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.output_tokens += other.output_tokens;
+    }
+}
+
+/// Why one row has no value. It says nothing of the row's content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowError {
+    /// The kind of trouble, for machines.
+    pub code: RowErrorCode,
+    /// The trouble in words, for people: sizes and limits, never content.
+    pub message: String,
+}
+
+impl RowError {
+    /// A new row error.
+    pub fn new(code: RowErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// The kinds of trouble a row can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RowErrorCode {
+    /// The prompt has more tokens than the model's context takes.
+    TooLong,
+    /// A value has more bytes than a row may send to a model.
+    TooLarge,
+    /// The output was cut at the token limit.
+    Truncated,
+    /// The output does not have the shape that was asked for.
+    InvalidOutput,
+    /// The model computed NaN or infinity.
+    Numeric,
+    /// The engine ran out of memory with this row alone.
+    OutOfMemory,
+    /// The engine was told to fail (the `echo` engine's `fail_ratio`).
+    Injected,
+}
+
+impl RowErrorCode {
+    /// The code as it stands in `_errors`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RowErrorCode::TooLong => "too_long",
+            RowErrorCode::TooLarge => "too_large",
+            RowErrorCode::Truncated => "truncated",
+            RowErrorCode::InvalidOutput => "invalid_output",
+            RowErrorCode::Numeric => "numeric",
+            RowErrorCode::OutOfMemory => "out_of_memory",
+            RowErrorCode::Injected => "injected",
+        }
+    }
+}
+
+impl fmt::Display for RowErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Answers requests. Implementations: the candle engine, `echo`, managed providers, and the executor's router over them.
+#[async_trait]
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// Answers every request, in their order: `outcomes.len() == requests.len()`. One row's trouble is that row's
+    /// outcome; an `Err` means that the engine itself cannot go on, and fails the shard.
+    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>>;
+}

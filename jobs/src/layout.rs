@@ -1,0 +1,98 @@
+//! Names of the objects below a job's output (design.md 4). The only place that knows them.
+
+/// The plan.
+pub fn plan(run_key: &str) -> String {
+    format!("run={run_key}/_plan.json")
+}
+
+/// The folder that readers open once the run is published; ends in `/`.
+pub fn run_folder(run_key: &str) -> String {
+    format!("run={run_key}/")
+}
+
+/// A shard's result. Its existence is the shard's commit.
+pub fn part(run_key: &str, shard: u32) -> String {
+    format!("run={run_key}/part-{shard:05}.parquet")
+}
+
+/// What all parts' names start with.
+pub fn parts(run_key: &str) -> String {
+    format!("run={run_key}/part-")
+}
+
+/// The shard that a part's name stands for.
+pub fn shard_of_part(run_key: &str, name: &str) -> Option<u32> {
+    name.strip_prefix(&parts(run_key))?.strip_suffix(".parquet")?.parse().ok()
+}
+
+/// How the run ended.
+pub fn outcome(run_key: &str) -> String {
+    format!("run={run_key}/_outcome.json")
+}
+
+/// The marker that other systems look for; derived from the outcome, written last.
+pub fn success(run_key: &str) -> String {
+    format!("run={run_key}/_SUCCESS")
+}
+
+/// A file of the staged query result. `attempt` keeps two stagings apart; the plan names the one that counts.
+pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
+    format!("run={run_key}/_staged/{attempt}/staged-{file:05}.parquet")
+}
+
+/// The record of a failed attempt at a shard: for people and for retry counting, never for correctness.
+pub fn attempt(run_key: &str, shard: u32, attempt: &str) -> String {
+    format!("run={run_key}/_attempts/{shard:05}/{attempt}.json")
+}
+
+/// What all attempt records' names start with.
+pub fn attempts(run_key: &str) -> String {
+    format!("run={run_key}/_attempts/")
+}
+
+/// The shard that an attempt record's name stands for.
+pub fn shard_of_attempt(run_key: &str, name: &str) -> Option<u32> {
+    name.strip_prefix(&attempts(run_key))?.split('/').next()?.parse().ok()
+}
+
+/// The `seq`-th claim on a logical date, counted from 1.
+pub fn claim(logical_date: &str, seq: u64) -> String {
+    format!("_claims/{logical_date}/{seq:06}.json")
+}
+
+/// What all claims on a logical date start with.
+pub fn claims(logical_date: &str) -> String {
+    format!("_claims/{logical_date}/")
+}
+
+/// The publication of the `seq`-th claim; readers take the highest.
+pub fn published(logical_date: &str, seq: u64) -> String {
+    format!("_published/{logical_date}/{seq:06}.json")
+}
+
+/// What all publications of a logical date start with; all dates' for `None`.
+pub fn publications(logical_date: Option<&str>) -> String {
+    match logical_date {
+        Some(date) => format!("_published/{date}/"),
+        None => "_published/".into(),
+    }
+}
+
+/// The `(logical date, seq)` of a claim's or publication's name.
+pub fn date_and_seq(name: &str) -> Option<(&str, u64)> {
+    let mut segments = name.split('/').skip(1);
+    let date = segments.next()?;
+    let seq = segments.next()?.strip_suffix(".json")?.parse().ok()?;
+    Some((date, seq))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_can_be_read_back() {
+        assert_eq!(super::shard_of_part("k", &super::part("k", 17)), Some(17));
+        assert_eq!(super::shard_of_part("k", "run=k/part-00017.parquet.tmp"), None);
+        assert_eq!(super::shard_of_attempt("k", &super::attempt("k", 3, "x")), Some(3));
+        assert_eq!(super::date_and_seq(&super::claim("2026-11-20", 2)), Some(("2026-11-20", 2)));
+    }
+}

@@ -1,0 +1,133 @@
+//! [`JobSpec`]: a job file after parameters are filled in and everything in it is checked. It is what the plan pins and
+//! what executors compile again, so it serialises without loss and holds no secret.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a `CREATE JOB` and the statements before it define.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// Name of the job.
+    pub name: String,
+    /// The job file's path as the user gave it; for messages only, not part of the run key.
+    pub file: String,
+    /// Tables, in the order of the file.
+    pub tables: Vec<TableSpec>,
+    /// Models, in the order of the file.
+    pub models: Vec<ModelSpec>,
+    /// The SELECT, parameters filled in.
+    pub query: String,
+    /// Where the SELECT starts in the file (line and column from 1), so that errors point into the file.
+    pub query_start: (u64, u64),
+    /// Where results go: an absolute URL (`file:///…/`, `s3://…/`) that ends in `/`.
+    pub output: String,
+    /// The day (or other period) this run is for.
+    pub logical_date: String,
+    /// Output columns that identify a row; may be empty.
+    pub key: Vec<String>,
+    /// Model of calls that name none.
+    pub model: Option<String>,
+    /// Rows a shard holds, if the job fixes it.
+    pub shard_rows: Option<u64>,
+    /// The run is published only while (rows with an error) / rows is at most this.
+    pub max_error_ratio: f64,
+    /// Parameters the file was rendered with.
+    pub params: BTreeMap<String, String>,
+}
+
+/// An external table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableSpec {
+    /// Name in SQL.
+    pub name: String,
+    /// Format of its files.
+    pub format: TableFormat,
+    /// Absolute URL of a file or of a folder (ends in `/`).
+    pub location: String,
+    /// Columns declared in the statement, as `(name, SQL type)`; empty: read from the files.
+    pub columns: Vec<(String, String)>,
+    /// Columns whose values stand in folder names (`ds=2026-11-20`), as `(name, SQL type)`.
+    pub partition_columns: Vec<(String, String)>,
+    /// `OPTIONS (…)`, for example `format.delimiter`.
+    pub options: BTreeMap<String, String>,
+}
+
+/// Formats that can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TableFormat {
+    /// Apache Parquet.
+    Parquet,
+    /// Comma-separated values.
+    Csv,
+    /// Newline-delimited JSON.
+    Json,
+}
+
+/// A model, from `CREATE MODEL`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// Name in SQL.
+    pub name: String,
+    /// What answers its prompts.
+    pub engine: EngineSpec,
+}
+
+/// What answers a model's prompts, with that engine's own options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "engine", rename_all = "lowercase", deny_unknown_fields)]
+pub enum EngineSpec {
+    /// An open model on this machine.
+    Candle {
+        /// Absolute path or `file://` URL of a folder or GGUF file, `hf://owner/name[/file.gguf]`, or `s3://bucket/folder/`.
+        source: String,
+        /// Git revision on the hub: 40 hex digits pin it; a branch or tag is resolved and then pinned by the plan.
+        revision: Option<String>,
+        /// Number type to compute in.
+        dtype: Dtype,
+        /// Longest prompt plus output, if it is to be less than the model's own context.
+        context_tokens: Option<u32>,
+        /// How an encoder's token vectors become one.
+        pooling: Option<Pooling>,
+    },
+    /// Answers without a model, deterministically: for dry runs and for measuring the machinery.
+    Echo {
+        /// Time each request takes.
+        delay_ms: u64,
+        /// Share of requests, from 0 to 1, that end in a row error; which ones depends on their content only.
+        fail_ratio: f64,
+        /// Length of its vectors.
+        dimensions: u32,
+    },
+}
+
+/// Number types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// The best for the machine and the weights.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit brain floats.
+    Bf16,
+    /// 16-bit floats.
+    F16,
+}
+
+/// How token vectors become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pooling {
+    /// Mean over tokens.
+    Mean,
+    /// The first token's.
+    Cls,
+    /// The last token's.
+    Last,
+}

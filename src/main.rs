@@ -1,0 +1,2 @@
+//! rowmill: placeholder.
+fn main() {}
