@@ -1,2 +1,73 @@
-//! rowmill: placeholder.
-fn main() {}
+//! `rowmill`, the command line. It puts the scheduler and the executor together and talks to people: data goes to
+//! standard output, everything else to standard error. It computes nothing itself.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod args;
+mod doctor;
+mod models;
+mod output;
+mod plan;
+mod preview;
+mod progress;
+mod published;
+mod run;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use rowmill_jobs::{Error, Result};
+
+use crate::args::{Cli, Command, ModelsCommand};
+use crate::output::{Format, say, tell};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = if cli.json { Format::Json } else { Format::Text };
+    if let Err(error) = listen(&cli.log) {
+        tell(&error.report());
+        return ExitCode::from(error.kind().exit_code());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(dispatch(cli.command, format)),
+        Err(error) => Err(Error::internal("cannot start the runtime").caused_by(error)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell(&error.report());
+            if format == Format::Json {
+                say(&output::failure(&error).to_string());
+            }
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+async fn dispatch(command: Command, format: Format) -> Result<()> {
+    match command {
+        Command::Run(args) => run::run(args, format).await,
+        Command::Plan(job) => plan::plan(&job, format).await,
+        Command::Preview { job, rows } => preview::preview(&job, rows, format).await,
+        Command::Resolve { output, date } => published::resolve(&output, date.as_deref(), format).await,
+        Command::Status(id) => published::status(&id, format).await,
+        Command::Models(ModelsCommand::List(job)) => models::list(&job, format).await,
+        Command::Models(ModelsCommand::Pull(job)) => models::pull(&job, format).await,
+        Command::Doctor(output) => doctor::doctor(&output, format).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "rowmill", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// Sends logs to standard error.
+fn listen(filter: &str) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| {
+        Error::new(rowmill_jobs::Kind::Usage, format!("--log {filter} is no filter")).caused_by(error)
+    })?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}

@@ -1,1 +1,16 @@
-//! Placeholder while the house is built.
+//! Does: fetches and loads models, runs shards through them and commits their parts. It decides nothing about a run and
+//! knows no other executor; all it is told is which shard to compute.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod digest;
+pub mod echo;
+pub mod models;
+pub mod router;
+pub mod scratch;
+pub mod worker;
+
+pub use models::{ResolvedModel, resolve};
+pub use router::Router;
+pub use scratch::Scratch;
+pub use worker::{Executor, RunContext, Watch};

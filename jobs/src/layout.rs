@@ -40,21 +40,6 @@ pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
     format!("run={run_key}/_staged/{attempt}/staged-{file:05}.parquet")
 }
 
-/// The record of a failed attempt at a shard: for people and for retry counting, never for correctness.
-pub fn attempt(run_key: &str, shard: u32, attempt: &str) -> String {
-    format!("run={run_key}/_attempts/{shard:05}/{attempt}.json")
-}
-
-/// What all attempt records' names start with.
-pub fn attempts(run_key: &str) -> String {
-    format!("run={run_key}/_attempts/")
-}
-
-/// The shard that an attempt record's name stands for.
-pub fn shard_of_attempt(run_key: &str, name: &str) -> Option<u32> {
-    name.strip_prefix(&attempts(run_key))?.split('/').next()?.parse().ok()
-}
-
 /// The `seq`-th claim on a logical date, counted from 1.
 pub fn claim(logical_date: &str, seq: u64) -> String {
     format!("_claims/{logical_date}/{seq:06}.json")
@@ -92,7 +77,6 @@ mod tests {
     fn names_can_be_read_back() {
         assert_eq!(super::shard_of_part("k", &super::part("k", 17)), Some(17));
         assert_eq!(super::shard_of_part("k", "run=k/part-00017.parquet.tmp"), None);
-        assert_eq!(super::shard_of_attempt("k", &super::attempt("k", 3, "x")), Some(3));
         assert_eq!(super::date_and_seq(&super::claim("2026-11-20", 2)), Some(("2026-11-20", 2)));
     }
 }

@@ -6,6 +6,7 @@
 pub mod error;
 pub mod infer;
 pub mod layout;
+pub mod part;
 pub mod plan;
 pub mod progress;
 pub mod publish;

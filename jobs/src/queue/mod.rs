@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Names a shard. Ids only: no row content and no secret ever travels through a queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,7 +22,16 @@ pub struct ShardRef {
     pub shard: u32,
 }
 
-/// Does a shard's work. It always returns: what happened stands in the store (a part, or an attempt record).
+/// What became of a shard, told by executors of the same process. The store stays the truth; news only saves waiting.
+#[derive(Debug)]
+pub enum ShardNews {
+    /// Its part exists.
+    Committed(u32),
+    /// This attempt failed.
+    Failed(u32, Error),
+}
+
+/// Does a shard's work. It always returns: a committed shard's part stands in the store.
 #[async_trait]
 pub trait ShardHandler: Send + Sync {
     /// Runs one shard.

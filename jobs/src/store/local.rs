@@ -138,8 +138,10 @@ impl Store for LocalStore {
 }
 
 fn temporary_file(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+    use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir_all(folder)?;
-    tempfile::NamedTempFile::new_in(folder)
+    // As any other file of this user, umask applied; a temporary file's usual 0600 would hide results from readers.
+    tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o666)).tempfile_in(folder)
 }
 
 /// Gives a finished file its name, unless the name is taken. Content and name are on disk when it returns.
@@ -205,6 +207,17 @@ mod tests {
     async fn keeps_the_contract() {
         let folder = tempfile::tempdir().unwrap();
         super::super::contract::check(Arc::new(LocalStore::new(folder.path().to_path_buf()))).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn objects_can_be_read_by_others_as_the_umask_allows() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("plain"), "").unwrap();
+        let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
+        let store = LocalStore::new(folder.path().to_path_buf());
+        store.put_if_absent("object", &Payload::Bytes(Bytes::new())).await.unwrap();
+        assert_eq!(mode("object"), mode("plain"));
     }
 
     #[tokio::test]

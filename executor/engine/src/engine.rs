@@ -1,0 +1,273 @@
+//! [`CandleEngine`]: two threads of its own, one that makes prompts and one that computes, with bounded channels before
+//! each. The async runtime only sends and waits. Calls that wait for the same task are answered in one batch.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use async_trait::async_trait;
+use rayon::ThreadPool;
+use rowmill_jobs::infer::{Answer, Answered, Engine, Outcome, Request, RowError, RowErrorCode, Task, TaskKind, Usage};
+use rowmill_jobs::spec::Pooling;
+use rowmill_jobs::{Error, Result};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::answer::Answerer;
+use crate::encoder::Encoder;
+use crate::model::{EngineOptions, Model, Network};
+use crate::pack::batches;
+use crate::prompt::{Prompt, Prompter};
+
+/// Calls that may wait to be tokenised.
+const CALLS_WAITING: usize = 64;
+/// Tokenised calls that may wait to be computed.
+const CALLS_READY: usize = 4;
+/// Rows of one batch of calls; more calls are not joined to it.
+const ROWS_TOGETHER: usize = 4096;
+/// Tokens an encoder computes at a time.
+const ENCODER_TOKENS: usize = 2048;
+
+/// An open model on this machine.
+#[derive(Debug)]
+pub struct CandleEngine {
+    name: Arc<str>,
+    calls: mpsc::Sender<Call>,
+    stopping: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct Call {
+    task: Arc<Task>,
+    requests: Vec<Request>,
+    reply: oneshot::Sender<Result<Vec<Outcome>>>,
+}
+
+/// A call whose prompts are made.
+struct Ready {
+    task: Arc<Task>,
+    prompts: Vec<Prompt>,
+    reply: oneshot::Sender<Result<Vec<Outcome>>>,
+}
+
+/// What answers on the computing thread.
+enum Worker {
+    Decoder(Box<Answerer>),
+    Encoder { encoder: Encoder, pooling: Pooling },
+}
+
+impl CandleEngine {
+    /// Reads a model (a folder with safetensors, or a `.gguf` file) and starts its threads. Blocks while it reads.
+    ///
+    /// # Errors
+    /// Those of [`crate::inspect`], and tensors whose shape or type is not what the configuration says.
+    pub fn load(name: &str, source: &Path, options: &EngineOptions) -> Result<Self> {
+        let threads = options.threads.unwrap_or(0);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("engine-{i}"))
+            .build()
+            .map_err(|e| Error::internal("cannot start the engine's threads").caused_by(e))?;
+        let pool = Arc::new(pool);
+        let model = pool.install(|| Model::load(source, options)).map_err(|e| e.with("model", name))?;
+        let prompter = Arc::new(model.prompter);
+        let worker = match model.network {
+            Network::Decoder { decoder, shape } => {
+                Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter))))
+            }
+            Network::Encoder { encoder, pooling } => Worker::Encoder { encoder, pooling },
+        };
+        let embeds = matches!(worker, Worker::Encoder { .. });
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (calls, waiting) = mpsc::channel(CALLS_WAITING);
+        let (ready, to_compute) = sync_channel(CALLS_READY);
+        let name: Arc<str> = name.into();
+        let (pool_too, name_too, stopping_too) = (Arc::clone(&pool), Arc::clone(&name), Arc::clone(&stopping));
+        spawn("engine-prompts", move || make_prompts(&name_too, &prompter, embeds, &pool_too, waiting, &ready))?;
+        spawn("engine-model", move || compute(worker, &pool, &to_compute, &stopping_too))?;
+        Ok(Self { name, calls, stopping })
+    }
+}
+
+impl Drop for CandleEngine {
+    fn drop(&mut self) {
+        // The threads end when their channels close; this ends a step that is under way.
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+}
+
+#[async_trait]
+impl Engine for CandleEngine {
+    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
+        if requests.is_empty() {
+            return Ok(Vec::new());
+        }
+        let gone = || Error::internal(format!("the engine of model {} has ended", self.name));
+        let (reply, answer) = oneshot::channel();
+        self.calls.send(Call { task: Arc::clone(task), requests, reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(f);
+    thread.map(drop).map_err(|e| Error::internal("cannot start an engine thread").caused_by(e))
+}
+
+fn make_prompts(
+    name: &str,
+    prompter: &Prompter,
+    embeds: bool,
+    pool: &ThreadPool,
+    mut waiting: mpsc::Receiver<Call>,
+    ready: &SyncSender<Ready>,
+) {
+    while let Some(call) = waiting.blocking_recv() {
+        if call.reply.is_closed() {
+            continue;
+        }
+        let prompts = match (&call.task.kind, embeds) {
+            (TaskKind::Embed, true) => pool.install(|| prompter.encoder_prompts(&call.task, &call.requests)),
+            (TaskKind::Embed, false) => {
+                Err(Error::invalid(format!("model {name} writes text; it does not make vectors"))
+                    .hint("name an embedding model in ai_embed(…, model => …)"))
+            }
+            (_, true) => Err(Error::invalid(format!("model {name} makes vectors; it does not write text"))
+                .hint("name a language model in this call")),
+            (_, false) => pool.install(|| prompter.decoder_prompts(&call.task, &call.requests)),
+        };
+        match prompts {
+            Ok(prompts) => {
+                if ready.send(Ready { task: call.task, prompts, reply: call.reply }).is_err() {
+                    return;
+                }
+            }
+            Err(error) => drop(call.reply.send(Err(error.with("model", name)))),
+        }
+    }
+}
+
+fn compute(mut worker: Worker, pool: &ThreadPool, ready: &Receiver<Ready>, stopping: &AtomicBool) {
+    let mut waiting: VecDeque<Ready> = VecDeque::new();
+    loop {
+        if waiting.is_empty() {
+            match ready.recv() {
+                Ok(call) => waiting.push_back(call),
+                Err(_) => return,
+            }
+        }
+        waiting.extend(ready.try_iter().take(CALLS_WAITING));
+        let calls = together(&mut waiting);
+        let stopped = || stopping.load(Ordering::Relaxed) || calls.iter().all(|call| call.reply.is_closed());
+        let Some(task) = calls.first().map(|call| Arc::clone(&call.task)) else { continue };
+        if stopped() {
+            continue;
+        }
+        let prompts: Vec<&Prompt> = calls.iter().flat_map(|call| &call.prompts).collect();
+        match pool.install(|| answer_distinct(&mut worker, &task.kind, &prompts, &stopped)) {
+            Ok(Some(outcomes)) => {
+                let mut outcomes = outcomes.into_iter();
+                for call in calls {
+                    let own = outcomes.by_ref().take(call.prompts.len()).collect();
+                    // Whoever asked may have gone; then nobody misses the answer.
+                    drop(call.reply.send(Ok(own)));
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                // One error for several calls: each gets its words.
+                let mut replies = calls.into_iter().map(|call| call.reply);
+                let (message, kind) = (error.to_string(), error.kind());
+                if let Some(first) = replies.next() {
+                    drop(first.send(Err(error)));
+                }
+                for reply in replies {
+                    drop(reply.send(Err(Error::new(kind, message.clone()))));
+                }
+            }
+        }
+    }
+}
+
+/// Takes the first call and those after it that ask the same.
+fn together(waiting: &mut VecDeque<Ready>) -> Vec<Ready> {
+    let Some(first) = waiting.pop_front() else { return Vec::new() };
+    let mut rows = first.prompts.len();
+    let mut calls = vec![first];
+    let mut index = 0;
+    while index < waiting.len() {
+        let call = &waiting[index];
+        let same = Arc::ptr_eq(&call.task, &calls[0].task) || call.task == calls[0].task;
+        if same && rows + call.prompts.len() <= ROWS_TOGETHER {
+            rows += call.prompts.len();
+            calls.extend(waiting.remove(index));
+        } else {
+            index += 1;
+        }
+    }
+    calls
+}
+
+/// Answers each distinct prompt once and gives equal prompts equal outcomes. `None` if it was stopped.
+fn answer_distinct(
+    worker: &mut Worker,
+    kind: &TaskKind,
+    prompts: &[&Prompt],
+    stopped: &(dyn Fn() -> bool + Sync),
+) -> Result<Option<Vec<Outcome>>> {
+    let mut places: HashMap<&[u32], usize> = HashMap::new();
+    let mut distinct: Vec<&[u32]> = Vec::new();
+    for ids in prompts.iter().filter_map(|prompt| prompt.as_ref().ok()) {
+        places.entry(ids).or_insert_with(|| {
+            distinct.push(ids);
+            distinct.len() - 1
+        });
+    }
+    let outcomes = match worker {
+        _ if distinct.is_empty() => Some(Vec::new()),
+        Worker::Decoder(answerer) => answerer.answer(kind, &distinct, stopped)?,
+        Worker::Encoder { encoder, pooling } => embed(encoder, *pooling, &distinct, stopped)?,
+    };
+    let Some(outcomes) = outcomes else { return Ok(None) };
+    let mut seen = vec![false; distinct.len()];
+    let spread = prompts.iter().map(|prompt| match prompt {
+        Err(error) => Err(error.clone()),
+        Ok(ids) => {
+            let place = places.get(ids.as_slice()).copied().unwrap_or(0);
+            let repeated = std::mem::replace(&mut seen[place], true);
+            outcomes[place].clone().map(|answered| if repeated { again(answered) } else { answered })
+        }
+    });
+    Ok(Some(spread.collect()))
+}
+
+/// The same answer for one more row: it took no computation of its own.
+fn again(answered: Answered) -> Answered {
+    let input_tokens = answered.usage.input_tokens;
+    Answered { usage: Usage { input_tokens, cached_tokens: input_tokens, output_tokens: 0 }, ..answered }
+}
+
+fn embed(
+    encoder: &Encoder,
+    pooling: Pooling,
+    rows: &[&[u32]],
+    stopped: &(dyn Fn() -> bool + Sync),
+) -> Result<Option<Vec<Outcome>>> {
+    let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+    let numeric = || RowError::new(RowErrorCode::Numeric, "the model computed a vector that is not finite");
+    let mut outcomes: Vec<Outcome> = rows.iter().map(|_| Err(numeric())).collect();
+    for batch in batches(&lengths, ENCODER_TOKENS) {
+        if stopped() {
+            return Ok(None);
+        }
+        let packed: Vec<&[u32]> = batch.iter().map(|row| rows[*row]).collect();
+        for (row, vector) in batch.iter().zip(encoder.embed(&packed, pooling)?) {
+            if let Some(vector) = vector {
+                let usage = Usage { input_tokens: lengths[*row] as u64, ..Usage::default() };
+                outcomes[*row] = Ok(Answered { answer: Answer::Vector(vector), usage });
+            }
+        }
+    }
+    Ok(Some(outcomes))
+}

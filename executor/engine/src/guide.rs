@@ -1,0 +1,198 @@
+//! Constrained decoding: which tokens may come next so that the output is JSON of a schema, by llguidance. Valid by
+//! construction; this file builds the token table and holds each row's place in the grammar.
+
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::{Matcher, ParserFactory};
+use rowmill_jobs::{Error, Result};
+use serde_json::{Value, json};
+use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+
+use crate::prompt::Prompter;
+
+/// Makes guides for one model.
+pub(crate) struct Guides {
+    factory: ParserFactory,
+    environment: TokEnv,
+}
+
+impl std::fmt::Debug for Guides {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Guides")
+    }
+}
+
+/// One row's place in its grammar.
+#[derive(Clone)]
+pub(crate) struct Guide(Matcher);
+
+struct Environment {
+    trie: TokTrie,
+    prompter: Arc<Prompter>,
+    canonical: bool,
+}
+
+impl TokenizerEnv for Environment {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        if !self.canonical {
+            return self.trie.greedy_tokenize(bytes);
+        }
+        self.trie.tokenize_with_greedy_fallback(bytes, |text| {
+            self.prompter.tokens.encode_data(text).unwrap_or_else(|_| self.trie.greedy_tokenize(text.as_bytes()))
+        })
+    }
+
+    fn tokenize_is_canonical(&self) -> bool {
+        self.canonical
+    }
+}
+
+impl Guides {
+    /// Builds the table of what each token spells. Slow (a pass over the vocabulary): once a model, when first needed.
+    pub(crate) fn new(prompter: &Arc<Prompter>) -> Result<Self> {
+        let end = prompter.end_of_turn.ok_or_else(|| {
+            Error::invalid("the model names no token that ends an answer, so JSON output cannot end")
+                .hint("use an instruction-tuned model")
+        })?;
+        let spelling = Spelling::of(&prompter.tokens.decoder_json());
+        let words: Vec<Vec<u8>> = (0..prompter.vocab as u32).map(|id| spell(prompter, id, spelling)).collect();
+        let mut ends = vec![end];
+        ends.extend(prompter.ends.iter().copied().filter(|id| *id != end && (*id as usize) < prompter.vocab));
+        let trie = TokTrie::from(&TokRxInfo::new(prompter.vocab as u32, end), &words).with_eos_tokens(&ends);
+        // A tokenizer that puts a space before every text cannot say how a piece within a text is spelled.
+        let adds_space = prompter.tokens.pre_tokenizer_json().to_string().contains("\"add_prefix_space\":true");
+        let canonical = spelling == Spelling::ByteLevel && !adds_space;
+        let environment: TokEnv = Arc::new(Environment { trie, prompter: Arc::clone(prompter), canonical });
+        let mut factory = ParserFactory::new_simple(&environment).map_err(failed)?;
+        factory.quiet();
+        Ok(Self { factory, environment })
+    }
+
+    /// Compiles a schema. Clone the guide for each row.
+    pub(crate) fn json(&self, schema: &Value) -> Result<Guide> {
+        let mut schema = schema.clone();
+        let compact = json!({"item_separator": ",", "key_separator": ":", "whitespace_flexible": false});
+        match &mut schema {
+            Value::Object(object) => {
+                object.insert("x-guidance".to_owned(), compact);
+            }
+            // `true` is the schema that anything fits.
+            _ => schema = json!({"x-guidance": compact}),
+        }
+        let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        let matcher = Matcher::new(parser);
+        match matcher.get_error() {
+            None => Ok(Guide(matcher)),
+            Some(why) => Err(Error::invalid("the output's JSON schema cannot be enforced")
+                .caused_by(std::io::Error::other(why.lines().next().unwrap_or_default().to_owned()))
+                .hint("use objects, arrays, strings, numbers, booleans, enum and const")),
+        }
+    }
+
+    /// The bytes that tokens spell.
+    pub(crate) fn bytes(&self, ids: &[u32]) -> Vec<u8> {
+        self.environment.tok_trie().decode(ids)
+    }
+}
+
+impl Guide {
+    /// Tokens that have no alternative now; they count as taken.
+    pub(crate) fn forced(&mut self) -> Vec<u32> {
+        self.0.consume_ff_tokens()
+    }
+
+    /// The best allowed token for these logits (`[vocab]`), or `None` if the grammar has failed.
+    pub(crate) fn choose(&mut self, logits: &[f32]) -> Option<u32> {
+        let mask = self.0.compute_mask_or_eos().ok()?;
+        let mut best: Option<(f32, u32)> = None;
+        mask.iter_set_entries(|id| {
+            if let Some(logit) = logits.get(id) {
+                if best.is_none_or(|(top, _)| *logit > top) {
+                    best = Some((*logit, id as u32));
+                }
+            }
+        });
+        best.map(|(_, id)| id)
+    }
+
+    /// Takes a chosen token. Returns whether the grammar allowed it.
+    pub(crate) fn take(&mut self, token: u32) -> bool {
+        self.0.consume_token(token).is_ok()
+    }
+
+    /// Whether the output is complete.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.0.is_stopped()
+    }
+}
+
+/// How token texts stand for bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// GPT-2's table of one character a byte.
+    ByteLevel,
+    /// SentencePiece: `▁` is a space, `<0x0A>` a byte.
+    Pieces,
+}
+
+impl Spelling {
+    fn of(decoder: &Value) -> Self {
+        if decoder.to_string().contains("\"ByteLevel\"") { Self::ByteLevel } else { Self::Pieces }
+    }
+}
+
+fn spell(prompter: &Prompter, id: u32, spelling: Spelling) -> Vec<u8> {
+    let marked = |name: String| [&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_bytes()].concat();
+    let Some(text) = prompter.tokens.content_of(id) else { return marked(format!("<[{id}]>")) };
+    if prompter.tokens.is_marker_id(id) || prompter.ends.contains(&id) {
+        return marked(text);
+    }
+    match spelling {
+        // Added tokens that only spell something are written as they are, not in the table's characters.
+        Spelling::ByteLevel => text.chars().map(byte_of).collect::<Option<Vec<u8>>>().unwrap_or(text.into_bytes()),
+        Spelling::Pieces => {
+            match text.strip_prefix("<0x").and_then(|rest| u8::from_str_radix(rest.strip_suffix('>')?, 16).ok()) {
+                Some(byte) => vec![byte],
+                None => text.replace('▁', " ").into_bytes(),
+            }
+        }
+    }
+}
+
+/// The byte a character of GPT-2's table stands for.
+fn byte_of(c: char) -> Option<u8> {
+    let plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let code = c as u32;
+    match u8::try_from(code) {
+        Ok(byte) if plain(byte) => Some(byte),
+        Ok(_) => None,
+        // The others were given the characters from 256 on, in order.
+        Err(_) => (0..=255u8).filter(|byte| !plain(*byte)).nth((code as usize).checked_sub(256)?),
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::internal("constrained decoding could not be prepared").caused_by(std::io::Error::other(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_byte_table_is_gpt_2s() {
+        assert_eq!(byte_of('A'), Some(b'A'));
+        assert_eq!(byte_of('Ġ'), Some(b' '));
+        assert_eq!(byte_of('Ċ'), Some(b'\n'));
+        assert_eq!(byte_of('ł'), Some(0xa0));
+        assert_eq!(byte_of('Ń'), Some(0xad));
+        assert_eq!(byte_of('東'), None);
+        let table: Vec<u8> = (0..324u32).filter_map(char::from_u32).filter_map(byte_of).collect();
+        assert_eq!(table.len(), 256);
+    }
+}

@@ -1,0 +1,226 @@
+//! Arithmetic on slices of `f32`, written so that the compiler vectorises it: norms, activations, softmax weights and a
+//! small product. Every public function runs with the widest instructions this processor has. Allocates nothing.
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+/// Runs `f` compiled for this processor's vector instructions. What `f` calls must be `#[inline(always)]`.
+#[inline]
+pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    Arch::new().dispatch(f)
+}
+
+const LANES: usize = 16;
+
+/// Tokens that one parallel task takes of an element-wise pass.
+const TOKENS: usize = 16;
+
+/// Runs `f(token, row)` for every row of `out` (`[tokens, width]`), in parallel, vectorised.
+pub(crate) fn for_tokens(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+    out.par_chunks_mut(width * TOKENS).enumerate().for_each(|(chunk, rows)| {
+        simd(|| {
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                f(chunk * TOKENS + i, row);
+            }
+        });
+    });
+}
+
+/// e^x to about 1e-7 relative (Cephes' polynomial); NaN stays NaN, the ends are clamped to the range of `f32`.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    let x = x.clamp(-87.0, 88.0);
+    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+    let rounded = x.mul_add(std::f32::consts::LOG2_E, 12_582_912.0);
+    let n = rounded - 12_582_912.0;
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 5.0e-1);
+    let p = p.mul_add(r * r, r) + 1.0;
+    p * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
+}
+
+/// The error function to 1.5e-7 absolute (Abramowitz and Stegun 7.1.26).
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let a = x.abs();
+    let t = 1.0 / a.mul_add(0.327_591_1, 1.0);
+    let p = 1.061_405_4_f32;
+    let p = p.mul_add(t, -1.453_152);
+    let p = p.mul_add(t, 1.421_413_7);
+    let p = p.mul_add(t, -0.284_496_74);
+    let p = p.mul_add(t, 0.254_829_6);
+    (1.0 - p * t * exp(-a * a)).copysign(x)
+}
+
+/// GELU with the error function.
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// GELU with the tanh approximation: x * sigmoid(2u) is x/2 * (1 + tanh u).
+#[inline(always)]
+pub(crate) fn gelu_tanh(x: f32) -> f32 {
+    let u = 0.797_884_6 * (0.044_715 * x * x).mul_add(x, x);
+    x / (1.0 + exp(-2.0 * u))
+}
+
+/// x * sigmoid(x).
+#[inline(always)]
+pub(crate) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for j in 0..LANES {
+            lanes[j] += f(chunk[j]);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|x| f(*x)).sum::<f32>()
+}
+
+/// RMS norm of one token: `x`, `weight` and `out` are `[size]`.
+#[inline(always)]
+pub(crate) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let scale = rms_scale(x, epsilon);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+/// RMS norm of one head, in place.
+#[inline(always)]
+pub(crate) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
+    let scale = rms_scale(x, epsilon);
+    for (x, weight) in x.iter_mut().zip(weight) {
+        *x = *x * scale * weight;
+    }
+}
+
+#[inline(always)]
+fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
+    1.0 / (sum_of(x, |x| x * x) / x.len() as f32 + epsilon).sqrt()
+}
+
+/// Layer norm of one token, in place: `x`, `weight` and `bias` are `[size]`.
+#[inline(always)]
+pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) {
+    let mean = sum_of(x, |x| x) / x.len() as f32;
+    let variance = sum_of(x, |x| (x - mean) * (x - mean)) / x.len() as f32;
+    let scale = 1.0 / (variance + epsilon).sqrt();
+    for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
+        *x = (*x - mean) * scale * weight + bias;
+    }
+}
+
+/// x += y, element by element.
+#[inline(always)]
+pub(crate) fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+/// Divides a vector by its Euclidean length. Returns whether the result is finite.
+#[inline(always)]
+pub(crate) fn normalise(x: &mut [f32]) -> bool {
+    let length = sum_of(x, |x| x * x).sqrt();
+    for x in x.iter_mut() {
+        *x /= length;
+    }
+    x.iter().all(|x| x.is_finite())
+}
+
+/// The product of `M` rows and a matrix's `N` columns: `c[i][j] = sum over k of a[i][k] * b[k * stride + j]`, `k < depth`.
+#[inline(always)]
+pub(crate) fn tile<const M: usize, const N: usize>(
+    a: [&[f32]; M],
+    b: &[f32],
+    stride: usize,
+    depth: usize,
+) -> [[f32; N]; M] {
+    let mut c = [[0f32; N]; M];
+    let a: [&[f32]; M] = a.map(|row| &row[..depth]);
+    for (k, row) in b.chunks(stride).take(depth).enumerate() {
+        let Some(row) = row.first_chunk::<N>() else { break };
+        for i in 0..M {
+            let x = a[i][k];
+            for j in 0..N {
+                c[i][j] = x.mul_add(row[j], c[i][j]);
+            }
+        }
+    }
+    c
+}
+
+/// Turns scores into softmax weights, in place; returns nothing else, the weights sum to 1.
+#[inline(always)]
+pub(crate) fn softmax(scores: &mut [f32]) {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = scores.as_chunks::<LANES>();
+    for chunk in chunks {
+        for j in 0..LANES {
+            lanes[j] = if chunk[j] > lanes[j] { chunk[j] } else { lanes[j] };
+        }
+    }
+    let top = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |top, x| if *x > top { *x } else { top });
+    for score in scores.iter_mut() {
+        *score = exp(*score - top);
+    }
+    let scale = 1.0 / sum_of(scores, |x| x);
+    for score in scores.iter_mut() {
+        *score *= scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_exp() {
+        for i in -870..=880 {
+            let x = i as f32 / 10.0;
+            assert!((exp(x) / x.exp() - 1.0).abs() < 3e-6, "exp({x}) = {}", exp(x));
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(-1000.0) < 1e-37);
+    }
+
+    #[test]
+    fn gelu_is_gelu() {
+        // Values of torch.nn.functional.gelu.
+        for (x, y) in [(-3.0, -0.004_049_7), (-0.5, -0.154_268_77), (0.0, 0.0), (1.0, 0.841_344_8), (4.0, 3.999_873_4)]
+        {
+            assert!((gelu(x) - y).abs() < 1e-6, "gelu({x}) = {}", gelu(x));
+        }
+        assert!((gelu_tanh(1.0) - 0.841_191_95).abs() < 1e-5);
+        assert!(gelu(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn tile_is_a_product() {
+        let a = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]];
+        let b: Vec<f32> = (0..12).map(|x| x as f32).collect();
+        let c = simd(|| tile::<2, 3>([&a[0], &a[1]], &b, 4, 3));
+        assert_eq!(c, [[32.0, 38.0, 44.0], [68.0, 83.0, 98.0]]);
+    }
+
+    #[test]
+    fn softmax_sums_to_one() {
+        let mut scores: Vec<f32> = (0..37).map(|x| x as f32 / 3.0).collect();
+        simd(|| softmax(&mut scores));
+        assert!((scores.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!((scores[36] / scores[35] - (1.0f32 / 3.0).exp()).abs() < 1e-5);
+    }
+}

@@ -1,0 +1,215 @@
+//! The paged KV cache: pages of [`BLOCK`] tokens with reference counts, shared copy-on-write between rows.
+//! Bounded: a page beyond the limit is not given. Decides nothing about which row runs when.
+
+use rayon::prelude::*;
+
+use crate::attention::{BLOCK, Heads};
+
+/// Names a page.
+pub(crate) type PageId = usize;
+
+/// Which pages are used, by how many rows each. Holds no floats.
+#[derive(Debug)]
+pub(crate) struct PageLedger {
+    references: Vec<u32>,
+    free: Vec<PageId>,
+    pages_max: usize,
+}
+
+impl PageLedger {
+    pub(crate) fn new(pages_max: usize) -> Self {
+        Self { references: Vec::new(), free: Vec::new(), pages_max }
+    }
+
+    /// Pages that can still be taken.
+    pub(crate) fn available(&self) -> usize {
+        self.free.len() + self.pages_max - self.references.len()
+    }
+
+    /// Takes a page for one row.
+    pub(crate) fn take(&mut self) -> Option<PageId> {
+        let page = match self.free.pop() {
+            Some(page) => page,
+            None if self.references.len() < self.pages_max => {
+                self.references.push(0);
+                self.references.len() - 1
+            }
+            None => return None,
+        };
+        self.references[page] = 1;
+        Some(page)
+    }
+
+    /// One more row refers to the page.
+    pub(crate) fn share(&mut self, page: PageId) {
+        self.references[page] += 1;
+    }
+
+    /// One row less refers to the page.
+    pub(crate) fn release(&mut self, page: PageId) {
+        self.references[page] = self.references[page].saturating_sub(1);
+        if self.references[page] == 0 {
+            self.free.push(page);
+        }
+    }
+}
+
+/// A token of the batch whose keys and values go into a slot of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KvWrite {
+    pub(crate) token: usize,
+    pub(crate) page: PageId,
+    pub(crate) slot: usize,
+}
+
+/// The pages' floats: each page is `[layers, block_floats]`.
+#[derive(Debug)]
+pub(crate) struct KvCache {
+    heads: Heads,
+    layers: usize,
+    ledger: PageLedger,
+    pages: Vec<Box<[f32]>>,
+}
+
+impl KvCache {
+    /// A cache of at most `pages_max` pages; memory is taken as pages are.
+    pub(crate) fn new(heads: Heads, layers: usize, pages_max: usize) -> Self {
+        Self { heads, layers, ledger: PageLedger::new(pages_max), pages: Vec::new() }
+    }
+
+    /// Bytes of one page.
+    pub(crate) fn page_bytes(heads: Heads, layers: usize) -> usize {
+        heads.block_floats() * layers * size_of::<f32>()
+    }
+
+    /// Pages that can still be taken.
+    pub(crate) fn available(&self) -> usize {
+        self.ledger.available()
+    }
+
+    /// Makes `table` long enough for `tokens` tokens. `None`: the cache is full, and nothing was taken.
+    pub(crate) fn grow(&mut self, table: &mut Vec<PageId>, tokens: usize) -> Option<()> {
+        let needed = tokens.div_ceil(BLOCK).saturating_sub(table.len());
+        if needed > self.available() {
+            return None;
+        }
+        for _ in 0..needed {
+            table.push(self.take()?);
+        }
+        Some(())
+    }
+
+    fn take(&mut self) -> Option<PageId> {
+        let page = self.ledger.take()?;
+        let floats = self.heads.block_floats() * self.layers;
+        if page >= self.pages.len() {
+            self.pages.push(vec![0.0; floats].into());
+        } else {
+            // What an earlier row left there could be NaN, which would reach this row even with a weight of 0.
+            self.pages[page].fill(0.0);
+        }
+        Some(page)
+    }
+
+    /// A table of a new row that begins with the first `tokens` tokens of `table`. Whole pages are shared; a last page
+    /// that is not full is copied, because both rows will write into it. `None`: the cache is full.
+    pub(crate) fn fork(&mut self, table: &[PageId], tokens: usize) -> Option<Vec<PageId>> {
+        let whole = tokens / BLOCK;
+        let partial = !tokens.is_multiple_of(BLOCK);
+        if partial && self.available() == 0 {
+            return None;
+        }
+        let mut fork: Vec<PageId> = table[..whole].to_vec();
+        for page in &fork {
+            self.ledger.share(*page);
+        }
+        if partial {
+            let copy = self.take()?;
+            let source = self.pages[table[whole]].clone();
+            self.pages[copy] = source;
+            fork.push(copy);
+        }
+        Some(fork)
+    }
+
+    /// Gives a row's pages back.
+    pub(crate) fn release(&mut self, table: &mut Vec<PageId>) {
+        for page in table.drain(..) {
+            self.ledger.release(page);
+        }
+    }
+
+    /// Writes keys and values of one layer; both are `[tokens, kv_heads * head_dim]`, `writes` sorted by page.
+    pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32], writes: &[KvWrite]) {
+        let (heads, width) = (self.heads, self.heads.kv_heads * self.heads.head_dim);
+        let floats = heads.block_floats();
+        // Runs of equal pages, beside the pages themselves, so that each page is one task's alone.
+        let mut runs = Vec::new();
+        let mut pages = self.pages.iter_mut().enumerate();
+        for run in writes.chunk_by(|a, b| a.page == b.page) {
+            if let Some((_, page)) = pages.find(|(id, _)| Some(*id) == run.first().map(|write| write.page)) {
+                runs.push((page, run));
+            }
+        }
+        runs.into_par_iter().for_each(|(page, run)| {
+            let block = &mut page[layer * floats..(layer + 1) * floats];
+            for write in run {
+                let at = write.token * width..(write.token + 1) * width;
+                heads.write(block, write.slot, &keys[at.clone()], &values[at]);
+            }
+        });
+    }
+
+    /// One layer's part of the first `tokens` tokens' pages.
+    pub(crate) fn blocks(&self, layer: usize, table: &[PageId], tokens: usize) -> Vec<&[f32]> {
+        let floats = self.heads.block_floats();
+        table
+            .iter()
+            .take(tokens.div_ceil(BLOCK))
+            .map(|page| &self.pages[*page][layer * floats..(layer + 1) * floats])
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_ledger_is_bounded_and_gives_pages_back_when_nobody_refers_to_them() {
+        let mut ledger = PageLedger::new(2);
+        let (a, b) = (ledger.take().unwrap(), ledger.take().unwrap());
+        assert_eq!((ledger.take(), ledger.available()), (None, 0));
+        ledger.share(a);
+        ledger.release(a);
+        assert_eq!(ledger.available(), 0);
+        ledger.release(a);
+        ledger.release(b);
+        assert_eq!(ledger.available(), 2);
+    }
+
+    #[test]
+    fn a_fork_shares_whole_pages_and_copies_the_partial_one() {
+        let heads = Heads { heads: 1, kv_heads: 1, head_dim: 2 };
+        let mut cache = KvCache::new(heads, 1, 4);
+        let mut table = Vec::new();
+        cache.grow(&mut table, BLOCK + 3).unwrap();
+        let writes: Vec<KvWrite> =
+            (0..BLOCK + 3).map(|token| KvWrite { token, page: table[token / BLOCK], slot: token % BLOCK }).collect();
+        let floats: Vec<f32> = (0..2 * (BLOCK + 3)).map(|x| x as f32).collect();
+        cache.write(0, &floats, &floats, &writes);
+        let mut fork = cache.fork(&table, BLOCK + 3).unwrap();
+        assert_eq!(fork[0], table[0]);
+        assert_ne!(fork[1], table[1]);
+        assert_eq!(cache.blocks(0, &fork, BLOCK + 3), cache.blocks(0, &table, BLOCK + 3));
+        cache.write(0, &[7.0, 7.0], &[7.0, 7.0], &[KvWrite { token: 0, page: fork[1], slot: 3 }]);
+        assert_ne!(cache.blocks(0, &fork, BLOCK + 4)[1], cache.blocks(0, &table, BLOCK + 4)[1]);
+        assert_eq!(cache.available(), 1);
+        assert_eq!(cache.fork(&table, BLOCK + 3).map(|mut f| cache.release(&mut f)), Some(()));
+        cache.release(&mut fork);
+        cache.release(&mut table);
+        assert_eq!(cache.available(), 4);
+        assert_eq!(cache.grow(&mut Vec::new(), 5 * BLOCK), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! The candle engine: open models on this machine, for tables. Tokens in, outcomes out: packed ragged batches, a paged KV
+//! cache with shared prefixes, label scoring without decoding, constrained JSON, continuous batching.
+//! Knows no table, no network and no file it was not given; fetches nothing and writes nothing.
+
+mod answer;
+mod attention;
+mod chat;
+mod decoder;
+mod descriptor;
+mod encoder;
+mod engine;
+mod gguf;
+mod gguf_tokenizer;
+mod guide;
+mod kernels;
+mod kv;
+mod labels;
+mod linear;
+mod model;
+mod pack;
+mod prompt;
+mod safetensors;
+mod schedule;
+mod source;
+mod tokens;
+mod weights;
+
+pub use engine::CandleEngine;
+pub use model::{EngineOptions, ModelFacts, inspect};
+
+#[cfg(test)]
+mod oracle_tests;
+#[cfg(test)]
+mod parity_tests;
+#[cfg(test)]
+mod throughput_tests;

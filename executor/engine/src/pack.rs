@@ -1,0 +1,136 @@
+//! Packing: tokens of many rows in one batch without padding, with positions, cumulative lengths and page tables.
+//! Pure bookkeeping; it computes nothing and allocates no pages.
+
+use crate::attention::BLOCK;
+use crate::kv::{KvWrite, PageId};
+
+/// A packed batch for a decoder. `T` tokens of `R` rows.
+#[derive(Debug, Default)]
+pub(crate) struct Pack {
+    /// Token ids, `[T]`.
+    pub(crate) ids: Vec<u32>,
+    /// Position ids, `[T]`.
+    pub(crate) positions: Vec<usize>,
+    /// Cumulative lengths, `[R + 1]`.
+    pub(crate) starts: Vec<usize>,
+    /// Tokens of each row that the cache already holds, `[R]`.
+    pub(crate) before: Vec<usize>,
+    /// Page tables, `[R]`, each long enough for the row with its new tokens.
+    pub(crate) tables: Vec<Vec<PageId>>,
+    /// Where keys and values go; a token may go to several pages.
+    pub(crate) writes: Vec<KvWrite>,
+    /// Tokens of the batch whose hidden state is asked for, ascending.
+    pub(crate) wanted: Vec<usize>,
+}
+
+impl Pack {
+    pub(crate) fn new() -> Self {
+        Self { starts: vec![0], ..Self::default() }
+    }
+
+    /// Tokens in the batch.
+    pub(crate) fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Adds a row's next tokens. `before` of the row are in the cache; `want_last` asks for the last token's hidden state.
+    /// Returns the row's first token in the batch.
+    pub(crate) fn push(&mut self, ids: &[u32], before: usize, table: &[PageId], want_last: bool) -> usize {
+        let first = self.ids.len();
+        self.ids.extend_from_slice(ids);
+        for (i, position) in (before..before + ids.len()).enumerate() {
+            self.positions.push(position);
+            self.writes.push(KvWrite { token: first + i, page: table[position / BLOCK], slot: position % BLOCK });
+        }
+        if want_last {
+            self.wanted.push(self.ids.len() - 1);
+        }
+        self.starts.push(self.ids.len());
+        self.before.push(before);
+        self.tables.push(table.to_vec());
+        first
+    }
+
+    /// Repeats in page `page` the writes of the row that began at `first`, for its tokens that share the page with
+    /// position `length`: so a row that continues it there, in this very batch, finds them in its own copy of the page.
+    pub(crate) fn mirror(&mut self, first: usize, length: usize, page: PageId) {
+        let page_start = length / BLOCK * BLOCK;
+        let end = self.starts.iter().copied().find(|start| *start > first).unwrap_or(first);
+        for token in first..end {
+            let position = self.positions[token];
+            if (page_start..length).contains(&position) {
+                self.writes.push(KvWrite { token, page, slot: position % BLOCK });
+            }
+        }
+    }
+
+    /// Brings `writes` into the order of pages, as the cache wants them.
+    pub(crate) fn finish(&mut self) {
+        self.writes.sort_unstable_by_key(|write| (write.page, write.slot));
+    }
+}
+
+/// Cuts rows of these lengths, longest first, into batches of at most `tokens_max` tokens (a longer row is alone).
+/// Returns indices into `lengths`; rows of similar length are together.
+pub(crate) fn batches(lengths: &[usize], tokens_max: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|row| std::cmp::Reverse(lengths[*row]));
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut tokens = usize::MAX;
+    for row in order {
+        if tokens.saturating_add(lengths[row]) > tokens_max {
+            batches.push(Vec::new());
+            tokens = 0;
+        }
+        tokens += lengths[row];
+        if let Some(batch) = batches.last_mut() {
+            batch.push(row);
+        }
+    }
+    batches
+}
+
+/// The longest common prefix of all `rows`, in tokens, shorter than each of them by at least one.
+pub(crate) fn common_prefix(rows: &[&[u32]]) -> usize {
+    let Some((first, rest)) = rows.split_first() else { return 0 };
+    let mut common = first.len().saturating_sub(1);
+    for row in rest {
+        let equal = first.iter().zip(row.iter()).take_while(|(a, b)| a == b).count();
+        common = common.min(equal).min(row.len().saturating_sub(1));
+    }
+    common
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_keep_the_budget_and_every_row() {
+        let lengths = [5, 100, 7, 7, 1, 0];
+        let cut = batches(&lengths, 14);
+        assert_eq!(cut, vec![vec![1], vec![2, 3], vec![0, 4, 5]]);
+        assert!(batches(&[], 14).is_empty());
+    }
+
+    #[test]
+    fn the_common_prefix_leaves_each_row_a_token() {
+        assert_eq!(common_prefix(&[&[1, 2, 3, 4], &[1, 2, 9, 4]]), 2);
+        assert_eq!(common_prefix(&[&[1, 2, 3], &[1, 2]]), 1);
+        assert_eq!(common_prefix(&[&[1, 2, 3], &[1, 2, 3]]), 2);
+        assert_eq!(common_prefix(&[]), 0);
+    }
+
+    #[test]
+    fn a_row_that_continues_another_gets_the_shared_pages_tail() {
+        let mut pack = Pack::new();
+        let first = pack.push(&[1, 2, 3, 4], 30, &[7, 8], true);
+        pack.mirror(first, 34, 9);
+        pack.push(&[5], 34, &[7, 9], true);
+        pack.finish();
+        let on_nine: Vec<_> = pack.writes.iter().filter(|w| w.page == 9).map(|w| (w.token, w.slot)).collect();
+        assert_eq!(on_nine, [(2, 0), (3, 1), (4, 2)]);
+        assert_eq!(pack.starts, [0, 4, 5]);
+        assert_eq!(pack.wanted, [3, 4]);
+    }
+}

@@ -1,0 +1,172 @@
+//! Prompts: a task's template and a request's values become token ids. A row's values are data: whatever they contain,
+//! they add no special token to the prompt. Decoder prompts are never cut; embedded texts are, as their models expect.
+
+use rayon::prelude::*;
+use rowmill_jobs::infer::{Piece, Request, RowError, RowErrorCode, Task};
+use rowmill_jobs::{Error, Result};
+
+use crate::chat::ChatTemplate;
+use crate::tokens::Tokens;
+
+/// A row's token ids, or why it has none.
+pub(crate) type Prompt = std::result::Result<Vec<u32>, RowError>;
+
+/// Makes prompts for one model.
+#[derive(Debug)]
+pub(crate) struct Prompter {
+    /// The model's tokenizer.
+    pub(crate) tokens: Tokens,
+    /// Its chat template, if it has one.
+    pub(crate) chat: Option<ChatTemplate>,
+    /// Tokens that end an answer, ascending.
+    pub(crate) ends: Vec<u32>,
+    /// The token that ends a turn: what follows an answer in the chat template.
+    pub(crate) end_of_turn: Option<u32>,
+    /// Rows of the embedding matrix: ids from here on mean nothing to the model.
+    pub(crate) vocab: usize,
+    /// Longest prompt (decoder: with at least one token of output).
+    pub(crate) context: usize,
+    /// Embedded texts are lower-cased first.
+    pub(crate) lower_case: bool,
+}
+
+/// Stands in for value `index` where a template is rendered without its values. Private-use characters: a model's
+/// template has no reason to touch them, and no reader to show them to.
+fn placeholder(index: usize) -> String {
+    format!("\u{F8F0}{index}\u{F8F1}")
+}
+
+impl Prompter {
+    /// Prompts for a decoder, one for each request. `Err` only for what is wrong with the task or the model.
+    pub(crate) fn decoder_prompts(&self, task: &Task, requests: &[Request]) -> Result<Vec<Prompt>> {
+        let trusted = self.encode_trusted(task)?;
+        requests.par_iter().map(|request| self.decoder_prompt(task, request, trusted)).collect()
+    }
+
+    /// Special tokens of a prompt that come from the template.
+    fn encode_trusted(&self, task: &Task) -> Result<usize> {
+        let text = join(&task.template, |index| Ok(placeholder(index)))?;
+        Ok(self.tokens.markers_in(&self.tokens.encode(&self.render(task, &text)?)?))
+    }
+
+    fn render(&self, task: &Task, user: &str) -> Result<String> {
+        match (&self.chat, &task.system) {
+            (Some(chat), system) => chat.prompt(system.as_deref(), user),
+            (None, Some(system)) => Ok(format!("{system}\n\n{user}")),
+            (None, None) => Ok(user.to_owned()),
+        }
+    }
+
+    fn decoder_prompt(&self, task: &Task, request: &Request, trusted: usize) -> Result<Prompt> {
+        let user = join(&task.template, |index| value(request, index).map(str::to_owned))?;
+        let mut ids = self.tokens.encode(&self.render(task, &user)?)?;
+        if self.tokens.markers_in(&ids) != trusted {
+            ids = self.encode_apart(task, request)?;
+        }
+        if self.chat.is_none() {
+            ids.splice(0..0, self.tokens.prefix.iter().copied());
+        }
+        if ids.len() >= self.context {
+            let (length, context) = (ids.len(), self.context);
+            return Ok(Err(RowError::new(
+                RowErrorCode::TooLong,
+                format!("the prompt has {length} tokens; the model takes {context} with its answer"),
+            )));
+        }
+        Ok(self.checked(ids))
+    }
+
+    /// The prompt of a row whose values look like special tokens. The template is rendered with placeholders, cut at its
+    /// own special tokens, and what lies between is encoded as text.
+    fn encode_apart(&self, task: &Task, request: &Request) -> Result<Vec<u32>> {
+        let text = join(&task.template, |index| {
+            // White space at the ends stays outside, where the template can trim it as it would have.
+            let value = value(request, index)?;
+            let core = value.trim();
+            let at = value.find(core).unwrap_or(0);
+            Ok(format!("{}{}{}", &value[..at], placeholder(index), &value[at + core.len()..]))
+        })?;
+        let rendered = self.render(task, &text)?;
+        let fill = |text: &str| {
+            let mut filled = String::new();
+            let mut rest = text;
+            while let Some((before, after)) = rest.split_once('\u{F8F0}') {
+                filled.push_str(before);
+                let named = after.split_once('\u{F8F1}').and_then(|(index, after)| Some((index.parse().ok()?, after)));
+                match named.and_then(|(index, after)| Some((request.values.get::<usize>(index)?, after))) {
+                    Some((value, after)) => {
+                        filled.push_str(value.trim());
+                        rest = after;
+                    }
+                    None => {
+                        filled.push('\u{F8F0}');
+                        rest = after;
+                    }
+                }
+            }
+            filled.push_str(rest);
+            filled
+        };
+        self.tokens.encode_with_data(&rendered, fill)
+    }
+
+    /// Texts for an encoder, one for each request, with its special tokens around them, cut to its length.
+    pub(crate) fn encoder_prompts(&self, task: &Task, requests: &[Request]) -> Result<Vec<Prompt>> {
+        requests
+            .par_iter()
+            .map(|request| {
+                let mut text = join(&task.template, |index| value(request, index).map(str::to_owned))?;
+                if self.lower_case {
+                    text = text.to_lowercase();
+                }
+                let mut body = self.tokens.encode(&text)?;
+                if self.tokens.markers_in(&body) > 0 {
+                    body = self.tokens.encode_data(&text)?;
+                }
+                let (prefix, suffix) = (&self.tokens.prefix, &self.tokens.suffix);
+                body.truncate(self.context.saturating_sub(prefix.len() + suffix.len()));
+                let ids = [prefix, &body, suffix].into_iter().flatten().copied().collect::<Vec<u32>>();
+                if ids.is_empty() {
+                    return Ok(Err(RowError::new(
+                        RowErrorCode::InvalidOutput,
+                        "an empty text has no tokens and no vector",
+                    )));
+                }
+                Ok(self.checked(ids))
+            })
+            .collect()
+    }
+
+    /// Token ids of labels, each alone.
+    pub(crate) fn labels(&self, labels: &[String]) -> Result<Vec<Vec<u32>>> {
+        labels.iter().map(|label| self.tokens.encode_data(label)).collect()
+    }
+
+    fn checked(&self, ids: Vec<u32>) -> Prompt {
+        match ids.iter().find(|id| **id as usize >= self.vocab) {
+            None => Ok(ids),
+            Some(id) => Err(RowError::new(
+                RowErrorCode::InvalidOutput,
+                format!("the tokenizer gave the token {id}, the model has {} of them", self.vocab),
+            )),
+        }
+    }
+}
+
+fn value(request: &Request, index: usize) -> Result<&str> {
+    request.values.get(index).map(String::as_str).ok_or_else(|| {
+        Error::internal(format!("a prompt asks for value {index}, a request has {}", request.values.len()))
+    })
+}
+
+/// The template's pieces with the values put in.
+fn join(template: &[Piece], value: impl Fn(usize) -> Result<String>) -> Result<String> {
+    let mut text = String::new();
+    for piece in template {
+        match piece {
+            Piece::Text(piece) => text.push_str(piece),
+            Piece::Value(index) => text.push_str(&value(*index)?),
+        }
+    }
+    Ok(text)
+}

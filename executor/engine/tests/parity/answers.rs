@@ -1,0 +1,156 @@
+//! Answers through the `Engine` trait: labels, vectors, JSON, order, errors of single rows, and calls that are given up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rowmill_engine::inspect;
+use rowmill_jobs::infer::{Answer, Engine, Outcome, RowErrorCode, TaskKind, TextFormat};
+use rowmill_jobs::plan::Ability;
+use serde_json::{Value, json};
+
+use crate::{engine, fixture, floats, reference, request, task};
+
+fn choose(labels: &Value) -> TaskKind {
+    TaskKind::Choose {
+        labels: labels.as_array().unwrap().iter().map(|label| label.as_str().unwrap().to_owned()).collect(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_are_scored_as_the_reference_does_from_every_kind_of_file() {
+    for (name, reference_file) in [
+        ("llama-tiny", "llama-tiny/reference.json"),
+        ("llama-tied", "llama-tied/reference.json"),
+        ("llama-tiny.gguf", "llama-tiny/reference.json"),
+        ("llama-tiny-q8_0.gguf", "llama-tiny-q8_0.reference.json"),
+    ] {
+        let engine = engine(name);
+        let reference = reference(reference_file);
+        let chats = reference["chat"].as_array().unwrap();
+        let task = task(choose(&chats[0]["labels"]));
+        for size in [1, 2, 7, 64] {
+            let requests = (0..size).map(|i| request(chats[i % chats.len()]["user"].as_str().unwrap())).collect();
+            let outcomes = engine.infer(&task, requests).await.unwrap();
+            assert_eq!(outcomes.len(), size);
+            for (i, outcome) in outcomes.into_iter().enumerate() {
+                let Answer::Choice { index, scores } = outcome.unwrap().answer else { panic!("not a choice") };
+                let expected = floats(&chats[i % chats.len()]["scores"]);
+                for (score, expected) in scores.iter().zip(&expected) {
+                    assert!((score - expected).abs() < 1e-3, "{name}: {scores:?} should be {expected:?}");
+                }
+                assert!(expected.iter().all(|score| *score <= expected[index]));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vectors_agree_with_sentence_transformers() {
+    for name in ["bert-tiny", "bert-cls"] {
+        let facts = inspect(&fixture(name)).unwrap();
+        assert_eq!(
+            (facts.abilities.as_slice(), facts.dimensions, facts.context_tokens),
+            (&[Ability::Embed][..], Some(48), 64)
+        );
+        let engine = engine(name);
+        let reference = reference(&format!("{name}/reference.json"));
+        let items = reference["items"].as_array().unwrap();
+        let requests = items.iter().map(|item| request(item["text"].as_str().unwrap())).collect();
+        let outcomes = engine.infer(&task(TaskKind::Embed), requests).await.unwrap();
+        for (item, outcome) in items.iter().zip(outcomes) {
+            let answered = outcome.unwrap();
+            let Answer::Vector(vector) = answered.answer else { panic!("not a vector") };
+            let cosine: f32 = vector.iter().zip(floats(&item["vector"])).map(|(a, b)| a * b).sum();
+            assert!(cosine > 0.9999, "{name}: cosine {cosine} for {}", item["text"]);
+            assert_eq!(answered.usage.input_tokens, item["ids"].as_array().unwrap().len() as u64);
+        }
+    }
+}
+
+fn schema() -> Value {
+    json!({"type": "object", "additionalProperties": false, "required": ["product", "severity", "open"], "properties": {
+        "product": {"type": "string", "maxLength": 6}, "severity": {"type": "integer", "minimum": 0, "maximum": 9},
+        "open": {"enum": ["yes", "no"]}}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_is_compact_and_valid_by_construction() {
+    for name in ["llama-tiny", "llama-tied", "llama-tiny.gguf"] {
+        let engine = engine(name);
+        let format = TextFormat::Json { schema: schema() };
+        let task = task(TaskKind::Complete { tokens_max: 200, format });
+        let requests = (0..12).map(|i| request(format!("ticket number {i}, it broke"))).collect();
+        for outcome in engine.infer(&task, requests).await.unwrap() {
+            let answered = outcome.unwrap();
+            let Answer::Text(text) = answered.answer else { panic!("not a text") };
+            let value: Value = serde_json::from_str(&text).unwrap();
+            let keys: Vec<&String> = value.as_object().unwrap().keys().collect();
+            assert_eq!(keys, ["product", "severity", "open"], "{text}");
+            assert!(value["product"].as_str().unwrap().chars().count() <= 6);
+            assert!((0..=9).contains(&value["severity"].as_i64().unwrap()));
+            assert!(text.starts_with("{\"product\":\"") && text.contains(",\"severity\":"), "{text}");
+            assert!(answered.usage.output_tokens > 3);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn output_that_is_cut_is_an_error_and_never_short_text() {
+    let engine = engine("llama-tiny");
+    for format in [TextFormat::Free, TextFormat::Json { schema: schema() }] {
+        let task = task(TaskKind::Complete { tokens_max: 3, format });
+        let error = engine.infer(&task, vec![request("Hello")]).await.unwrap().remove(0).unwrap_err();
+        assert_eq!(error.code, RowErrorCode::Truncated);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_rows_trouble_is_its_own_and_equal_rows_are_computed_once() {
+    let engine = engine("llama-tiny");
+    let task = task(TaskKind::Choose { labels: vec!["yes".into(), "no".into()] });
+    let requests = vec![request("fine"), request("long ".repeat(2000)), request("fine"), request("")];
+    let outcomes: Vec<Outcome> = engine.infer(&task, requests).await.unwrap();
+    assert_eq!(outcomes[1].as_ref().unwrap_err().code, RowErrorCode::TooLong);
+    let (first, again) = (outcomes[0].as_ref().unwrap(), outcomes[2].as_ref().unwrap());
+    assert_eq!(first.answer, again.answer);
+    assert_eq!(again.usage.cached_tokens, again.usage.input_tokens);
+    assert!(outcomes[3].is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_calls_at_once_and_calls_given_up_leave_the_engine_well() {
+    let engine = Arc::new(engine("llama-tiny"));
+    let task = task(TaskKind::Complete { tokens_max: 24, format: TextFormat::Free });
+    let expected = engine.infer(&task, vec![request("Hello 😀")]).await.unwrap();
+    for _ in 0..3 {
+        let requests = (0..200).map(|i| request(format!("row {i} of a call nobody waits for"))).collect();
+        let given_up = engine.infer(&task, requests);
+        assert!(tokio::time::timeout(Duration::from_millis(3), given_up).await.is_err());
+    }
+    let calls: Vec<_> = (0..20)
+        .map(|i| {
+            let (engine, task) = (Arc::clone(&engine), Arc::clone(&task));
+            tokio::spawn(
+                async move { engine.infer(&task, vec![request("Hello 😀"), request(format!("row {i}"))]).await },
+            )
+        })
+        .collect();
+    for call in calls {
+        let outcomes = call.await.unwrap().unwrap();
+        assert_eq!(outcomes.len(), 2);
+        let answers = |outcome: &Outcome| outcome.clone().map(|answered| answered.answer);
+        assert_eq!(answers(&outcomes[0]), answers(&expected[0]));
+    }
+    assert_eq!(engine.infer(&task, Vec::new()).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_the_model_cannot_do_is_an_error_of_the_call() {
+    let error = engine("bert-tiny").infer(&task(choose(&json!(["a", "b"]))), vec![request("x")]).await.unwrap_err();
+    assert!(error.to_string().contains("makes vectors"), "{}", error.report());
+    let error = engine("llama-tiny").infer(&task(TaskKind::Embed), vec![request("x")]).await.unwrap_err();
+    assert!(error.to_string().contains("does not make vectors"), "{}", error.report());
+    let same = task(TaskKind::Choose { labels: vec!["a".into(), "a".into()] });
+    let error = engine("llama-tiny").infer(&same, vec![request("x")]).await.unwrap_err();
+    assert!(error.to_string().contains("labels 1 and 2"), "{}", error.report());
+}

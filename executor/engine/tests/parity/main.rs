@@ -1,0 +1,38 @@
+//! The engine through its public face: parity with reference numbers, and
+//! every refusal. Fixtures are described in tests/fixtures/make_fixtures.py.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod answers;
+mod refusals;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rowmill_engine::{CandleEngine, EngineOptions};
+use rowmill_jobs::infer::{Piece, Request, Task, TaskKind};
+use serde_json::Value;
+
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+pub fn reference(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
+}
+
+pub fn engine(name: &str) -> CandleEngine {
+    CandleEngine::load(name, &fixture(name), &EngineOptions::default()).unwrap()
+}
+
+pub fn task(kind: TaskKind) -> Arc<Task> {
+    Arc::new(Task { model: "m".into(), kind, system: None, template: vec![Piece::Value(0)] })
+}
+
+pub fn request(value: impl Into<String>) -> Request {
+    Request { values: vec![value.into()] }
+}
+
+pub fn floats(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+}

@@ -1,0 +1,134 @@
+//! What the engine refuses, and that it says the file, what is wrong and what to do; `inspect` and `load` alike.
+
+use std::path::Path;
+
+use rowmill_engine::{CandleEngine, EngineOptions, inspect};
+use rowmill_jobs::spec::Dtype;
+use tempfile::TempDir;
+
+use crate::fixture;
+
+fn copy(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+    }
+    folder
+}
+
+/// Both faces refuse; the report contains all of `words`.
+fn refused(source: &Path, words: &[&str]) {
+    let reports = [
+        inspect(source).unwrap_err().report(),
+        CandleEngine::load("m", source, &EngineOptions::default()).unwrap_err().report(),
+    ];
+    for report in reports {
+        for word in words {
+            assert!(report.contains(word), "`{word}` is not in:\n{report}");
+        }
+        assert!(report.contains("hint:"), "no hint in:\n{report}");
+    }
+}
+
+fn edit_config(folder: &TempDir, from: &str, to: &str) {
+    let path = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(path, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn missing_files_are_named() {
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let folder = copy("llama-tiny");
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+        refused(folder.path(), &[name, &folder.path().display().to_string()]);
+    }
+    refused(Path::new("/nowhere/at/all"), &["/nowhere/at/all"]);
+}
+
+#[test]
+fn truncated_and_corrupt_weights_are_found_in_the_header() {
+    for keep in [0, 5, 200, 100_000] {
+        let folder = copy("llama-tiny");
+        let path = folder.path().join("model.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..keep]).unwrap();
+        refused(folder.path(), &["model.safetensors", "not downloaded whole"]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let bytes = std::fs::read(fixture("llama-tiny.gguf")).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    refused(&path, &["model.gguf", "not downloaded whole"]);
+    std::fs::write(&path, &bytes[..100]).unwrap();
+    refused(&path, &["model.gguf", "not downloaded whole"]);
+    std::fs::write(&path, b"nothing like it").unwrap();
+    refused(&path, &["model.gguf"]);
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_named_with_both_shapes() {
+    let folder = copy("llama-tiny");
+    edit_config(&folder, "\"intermediate_size\": 96", "\"intermediate_size\": 128");
+    refused(folder.path(), &["model.layers.0.mlp.gate_proj.weight", "[96, 64]", "[128, 64]"]);
+    let folder = copy("bert-tiny");
+    edit_config(&folder, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    refused(folder.path(), &["encoder.layer.2.attention.self.query.weight", "missing"]);
+}
+
+#[test]
+fn unsupported_architectures_are_refused_with_the_supported_ones() {
+    let folder = copy("llama-tiny");
+    edit_config(&folder, "LlamaForCausalLM", "MambaForCausalLM");
+    refused(folder.path(), &["MambaForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM", "BertModel"]);
+    let folder = copy("llama-tied");
+    edit_config(&folder, "\"llama3\"", "\"yarn\"");
+    refused(folder.path(), &["rope_type", "yarn"]);
+}
+
+#[test]
+fn pickle_is_refused_under_any_name() {
+    let words = ["safetensors and GGUF only; convert with"];
+    for name in ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"] {
+        let folder = copy("llama-tiny");
+        std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+        std::fs::write(folder.path().join(name), b"PK\x03\x04 and so on").unwrap();
+        refused(folder.path(), &[name, words[0]]);
+        refused(&folder.path().join(name), &[name, words[0]]);
+    }
+    for magic in [&b"PK\x03\x04\x00\x00\x08\x08"[..], b"\x80\x02\x8a\x0al\xfc\x9c\x46"] {
+        let folder = copy("llama-tiny");
+        std::fs::write(folder.path().join("model.safetensors"), magic).unwrap();
+        refused(folder.path(), &["model.safetensors", words[0]]);
+    }
+}
+
+#[test]
+fn shards_are_read_through_their_index_and_missing_ones_are_named() {
+    let folder = copy("llama-tiny");
+    std::fs::rename(folder.path().join("model.safetensors"), folder.path().join("model-00001-of-00001.safetensors"))
+        .unwrap();
+    let index = folder.path().join("model.safetensors.index.json");
+    std::fs::write(&index, r#"{"weight_map":{"a":"model-00001-of-00001.safetensors"}}"#).unwrap();
+    let facts = inspect(folder.path()).unwrap();
+    assert!(
+        facts.files.contains(&index) && facts.files.is_sorted() && facts.files.iter().all(|file| file.is_absolute())
+    );
+    assert!(CandleEngine::load("m", folder.path(), &EngineOptions::default()).is_ok());
+    std::fs::write(&index, r#"{"weight_map":{"a":"model-00002-of-00002.safetensors"}}"#).unwrap();
+    refused(folder.path(), &["model-00002-of-00002.safetensors", "missing"]);
+    std::fs::write(&index, r#"{"weight_map":{"a":"../model.safetensors"}}"#).unwrap();
+    assert!(inspect(folder.path()).unwrap_err().report().contains("../model.safetensors"));
+}
+
+#[test]
+fn number_types_work_or_are_refused() {
+    let load =
+        |dtype| CandleEngine::load("m", &fixture("llama-tiny"), &EngineOptions { dtype, ..EngineOptions::default() });
+    assert!(load(Dtype::F16).is_ok());
+    assert!(load(Dtype::Bf16).unwrap_err().report().contains("dtype = 'auto'"));
+}

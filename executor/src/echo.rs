@@ -1,0 +1,170 @@
+//! [`EchoEngine`]: answers without a model, deterministically. For dry runs of a pipeline, for tests and for measuring
+//! the machinery around a model. Never a fallback: a job gets it only by `engine = 'echo'`.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rowmill_jobs::Result;
+use rowmill_jobs::infer::{
+    Answer, Answered, Engine, Outcome, Piece, Request, RowError, RowErrorCode, Task, TaskKind, TextFormat, Usage,
+};
+use serde_json::{Map, Value};
+
+/// Answers text with itself, labels with the first, vectors from a hash of the text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EchoEngine {
+    /// Time each request takes; requests of one call are answered one after another.
+    pub delay: Duration,
+    /// Share of requests, from 0 to 1, that end in a row error; which ones depends on their content only.
+    pub fail_ratio: f64,
+    /// Length of vectors.
+    pub dimensions: usize,
+}
+
+#[async_trait]
+impl Engine for EchoEngine {
+    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay * u32::try_from(requests.len()).unwrap_or(u32::MAX)).await;
+        }
+        Ok(requests.into_iter().map(|request| self.answer(task, request)).collect())
+    }
+}
+
+impl EchoEngine {
+    fn answer(&self, task: &Task, request: Request) -> Outcome {
+        if self.fail_ratio > 0.0 && unit_hash(&request) < self.fail_ratio {
+            return Err(RowError::new(RowErrorCode::Injected, "the echo engine was told to fail by its fail_ratio"));
+        }
+        let mut usage = Usage::default();
+        let answer = match &task.kind {
+            TaskKind::Complete { format: TextFormat::Free, .. } => Answer::Text(prompt(task, request)),
+            TaskKind::Complete { format: TextFormat::Json { schema }, .. } => {
+                Answer::Text(smallest(schema).to_string())
+            }
+            TaskKind::Choose { labels } => Answer::Choice { index: 0, scores: first_only(labels.len()) },
+            TaskKind::Embed => Answer::Vector(vector(&prompt(task, request), self.dimensions)),
+        };
+        if let Answer::Text(text) = &answer {
+            usage.input_tokens = text.split_ascii_whitespace().count() as u64;
+            usage.output_tokens = usage.input_tokens;
+        }
+        Ok(Answered { answer, usage })
+    }
+}
+
+/// The whole prompt. A prompt that is one value moves it instead of copying.
+fn prompt(task: &Task, mut request: Request) -> String {
+    if let ([Piece::Value(0)], [value]) = (task.template.as_slice(), request.values.as_mut_slice()) {
+        return std::mem::take(value);
+    }
+    let piece = |piece| match piece {
+        &Piece::Value(index) => request.values.get(index).map_or("", String::as_str),
+        Piece::Text(text) => text,
+    };
+    task.template.iter().map(piece).collect()
+}
+
+/// A number in [0, 1) that depends on the request's content only.
+fn unit_hash(request: &Request) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    request.hash(&mut hasher);
+    hasher.finish() as f64 / (u64::MAX as f64 + 1.0)
+}
+
+fn first_only(labels: usize) -> Vec<f32> {
+    (0..labels).map(|label| if label == 0 { 1.0 } else { 0.0 }).collect()
+}
+
+/// A vector of length 1 from a hash of the text.
+fn vector(text: &str, dimensions: usize) -> Vec<f32> {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let mut state = hasher.finish();
+    let raw: Vec<f32> = (0..dimensions)
+        .map(|_| {
+            // splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014)
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect();
+    let length = raw.iter().map(|x| x * x).sum::<f32>().sqrt().max(f32::MIN_POSITIVE);
+    raw.into_iter().map(|x| x / length).collect()
+}
+
+/// The plainest value that a JSON Schema of the kind Rowmill makes allows: null where it may be null.
+fn smallest(schema: &Value) -> Value {
+    if let Some(choice) = schema.get("enum").and_then(|values| values.get(0)) {
+        return choice.clone();
+    }
+    let types: Vec<&str> = match schema.get("type") {
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).collect(),
+        _ => return Value::Null,
+    };
+    match types.as_slice() {
+        many if many.contains(&"null") => Value::Null,
+        ["object", ..] => {
+            let properties = schema.get("properties").and_then(Value::as_object);
+            let fields = properties.into_iter().flatten().map(|(name, field)| (name.clone(), smallest(field)));
+            Value::Object(fields.collect::<Map<_, _>>())
+        }
+        ["array", ..] => Value::Array(Vec::new()),
+        ["string", ..] => Value::String(String::new()),
+        ["boolean", ..] => Value::Bool(false),
+        ["integer" | "number", ..] => Value::from(0),
+        _ => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(fail_ratio: f64) -> EchoEngine {
+        EchoEngine { delay: Duration::ZERO, fail_ratio, dimensions: 8 }
+    }
+
+    fn task(kind: TaskKind) -> Arc<Task> {
+        let template = vec![Piece::Text("say: ".into()), Piece::Value(0)];
+        Arc::new(Task { model: "e".into(), kind, system: None, template })
+    }
+
+    fn requests(count: usize) -> Vec<Request> {
+        (0..count).map(|i| Request { values: vec![format!("row {i}")] }).collect()
+    }
+
+    #[tokio::test]
+    async fn answers_depend_on_content_only() {
+        let free = task(TaskKind::Complete { tokens_max: 1, format: TextFormat::Free });
+        let outcomes = engine(0.0).infer(&free, requests(2)).await.unwrap();
+        assert_eq!(outcomes[1].as_ref().unwrap().answer, Answer::Text("say: row 1".into()));
+
+        let embed = task(TaskKind::Embed);
+        let once = engine(0.0).infer(&embed, requests(3)).await.unwrap();
+        let Ok(Answered { answer: Answer::Vector(vector), .. }) = &once[2] else { panic!() };
+        assert!((vector.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+        assert_eq!(once, engine(0.0).infer(&embed, requests(3)).await.unwrap());
+        assert_ne!(once[0], once[1]);
+    }
+
+    #[tokio::test]
+    async fn fails_about_the_ratio_it_was_told() {
+        let free = task(TaskKind::Complete { tokens_max: 1, format: TextFormat::Free });
+        let outcomes = engine(0.1).infer(&free, requests(10_000)).await.unwrap();
+        let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+        assert!((800..1200).contains(&failed), "{failed}");
+    }
+
+    #[test]
+    fn json_is_the_plainest_that_the_schema_allows() {
+        let schema = serde_json::json!({"type": "object", "properties": {
+            "a": {"type": ["string", "null"]}, "b": {"type": "integer"}, "c": {"enum": ["x", "y"]}
+        }});
+        assert_eq!(smallest(&schema).to_string(), r#"{"a":null,"b":0,"c":"x"}"#);
+    }
+}

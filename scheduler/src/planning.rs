@@ -1,0 +1,196 @@
+//! Makes a run's plan and pins it: inputs from footers, staged results where rows cannot be cut as they are, shards,
+//! models. The first plan that is stored is the run's plan; whoever comes later adopts it.
+
+use std::path::Path;
+
+use rowmill_jobs::infer::TaskKind;
+use rowmill_jobs::plan::{ModelPin, PLAN_VERSION, Plan, Shard, TableInput};
+use rowmill_jobs::spec::{JobSpec, TableFormat, TableSpec};
+use rowmill_jobs::store::{self, Payload, Store};
+use rowmill_jobs::{Error, Result, layout};
+use rowmill_sql::{Call, CompiledJob, Source, compile, discover_inputs};
+
+use crate::claim::{Supersede, claim};
+use crate::split::{ShardSize, split};
+
+/// A job's plan with what is needed to run it.
+#[derive(Debug)]
+pub struct Planned {
+    /// The run's plan.
+    pub plan: Plan,
+    /// The job, compiled against the plan's inputs.
+    pub compiled: CompiledJob,
+}
+
+/// What is known before anything is pinned or staged.
+#[derive(Debug)]
+pub struct Draft {
+    /// The tables' files.
+    pub inputs: Vec<TableInput>,
+    /// The job, compiled against them.
+    pub compiled: CompiledJob,
+    /// Shards, unless the query must be staged first.
+    pub shards: Option<Vec<Shard>>,
+}
+
+/// Reads the inputs' footers and compiles the job. Writes nothing.
+///
+/// `on_file(done, total)` is told how far reading footers is.
+///
+/// # Errors
+/// Whatever is wrong with the job, its tables or its models.
+pub async fn draft(job: &JobSpec, models: &[ModelPin], on_file: impl Fn(usize, usize) + Send + Sync) -> Result<Draft> {
+    let inputs = discover_inputs(job, on_file).await?;
+    let compiled = compile(job, &inputs, None, models).await?;
+    let shards = match compiled.source() {
+        Source::Table { index } => Some(split(&inputs[index].files, shard_size(job, compiled.calls(), models))),
+        Source::Staged { .. } => None,
+    };
+    Ok(Draft { inputs, compiled, shards })
+}
+
+/// Pins a draft as the run's plan, staging its query first if it must be; or adopts the plan that somebody else pinned
+/// in the meantime.
+///
+/// `scratch` is an empty folder for staged files on their way to the store.
+///
+/// # Errors
+/// The date belongs to another run; the store or the query fails.
+pub async fn pin(
+    store: &dyn Store,
+    run: RunId<'_>,
+    draft: Draft,
+    models: &[ModelPin],
+    scratch: &Path,
+) -> Result<Planned> {
+    let job = run.job;
+    claim(store, &job.logical_date, run.run_key, run.supersede).await?;
+    let Draft { inputs, compiled, shards } = draft;
+    let (staged, compiled, shards) = match shards {
+        Some(shards) => (None, compiled, shards),
+        None => {
+            let staged = stage(store, run.run_key, job, &compiled, scratch).await?;
+            let compiled = compile(job, &inputs, Some(&staged), models).await?;
+            let shards = split(&staged.files, shard_size(job, compiled.calls(), models));
+            (Some(staged), compiled, shards)
+        }
+    };
+    let plan = Plan {
+        version: PLAN_VERSION,
+        rowmill: env!("CARGO_PKG_VERSION").into(),
+        run_key: run.run_key.into(),
+        job: job.clone(),
+        inputs,
+        staged,
+        models: models.to_vec(),
+        output_schema: compiled.output_schema(),
+        shards,
+    };
+    match store::create_json(store, &layout::plan(run.run_key), &plan).await? {
+        store::Put::Created => Ok(Planned { plan, compiled }),
+        store::Put::Exists => match stored(store, run.run_key).await? {
+            // Ours after all: the write was applied though its answer was lost.
+            Some(stored) if stored == plan => Ok(Planned { plan, compiled }),
+            Some(stored) => adopt(stored).await,
+            None => Err(Error::temporary("the store reports a plan but does not show it").with("run", run.run_key)),
+        },
+    }
+}
+
+/// Which run is planned, and what it may do to another run of its date.
+#[derive(Debug, Clone, Copy)]
+pub struct RunId<'a> {
+    /// The job.
+    pub job: &'a JobSpec,
+    /// The run's name.
+    pub run_key: &'a str,
+    /// Whether it may take the date over.
+    pub supersede: Supersede,
+}
+
+/// The run's stored plan, if it has one.
+///
+/// # Errors
+/// The store does not answer, or the plan is of another version.
+pub async fn stored(store: &dyn Store, run_key: &str) -> Result<Option<Plan>> {
+    let Some(plan) = store::get_json::<Plan>(store, &layout::plan(run_key)).await? else { return Ok(None) };
+    if plan.version != PLAN_VERSION {
+        return Err(Error::invalid(format!(
+            "the run was planned by Rowmill {}, which this version cannot continue",
+            plan.rowmill
+        ))
+        .with("run", run_key)
+        .hint("finish it with that version, or start again with --rerun ID"));
+    }
+    Ok(Some(plan))
+}
+
+/// Compiles a stored plan's job against the inputs it pins.
+///
+/// # Errors
+/// The plan cannot be compiled by this version.
+pub async fn adopt(plan: Plan) -> Result<Planned> {
+    let compiled = compile(&plan.job, &plan.inputs, plan.staged.as_ref(), &plan.models).await?;
+    if compiled.output_schema() != plan.output_schema {
+        return Err(Error::invalid("this version would write other columns than the run's plan says")
+            .with("run", &plan.run_key)
+            .with("planned by", &plan.rowmill)
+            .hint("finish it with that version, or start again with --rerun ID"));
+    }
+    Ok(Planned { plan, compiled })
+}
+
+/// Runs the part of the query below its AI calls once and stores the result as Parquet under the run.
+async fn stage(
+    store: &dyn Store,
+    run_key: &str,
+    job: &JobSpec,
+    compiled: &CompiledJob,
+    scratch: &Path,
+) -> Result<TableInput> {
+    // Another scheduler may stage the same query; each writes under a name of its own and the stored plan picks one.
+    let attempt = ulid::Ulid::new().to_string().to_lowercase();
+    for (index, file) in compiled.stage(scratch).await?.iter().enumerate() {
+        let name = layout::staged(run_key, &attempt, index);
+        store::create(store, &name, &Payload::File(file.path.clone())).await?;
+    }
+    let first = layout::staged(run_key, &attempt, 0);
+    let folder = first.rsplit_once('/').map_or("", |(folder, _)| folder);
+    staged_table(job, compiled, &format!("{}{folder}/", store.url())).await
+}
+
+/// The table of staged files in a folder, with its footers read. `folder` is a URL that ends in `/`.
+///
+/// # Errors
+/// The files cannot be read.
+pub async fn staged_table(job: &JobSpec, compiled: &CompiledJob, folder: &str) -> Result<TableInput> {
+    let table = TableSpec {
+        name: "staged".into(),
+        format: TableFormat::Parquet,
+        location: folder.into(),
+        columns: Vec::new(),
+        partition_columns: Vec::new(),
+        options: Default::default(),
+    };
+    let pinned = discover_inputs(&JobSpec { tables: vec![table], ..job.clone() }, |_, _| ()).await?;
+    let pinned = pinned.into_iter().next().ok_or_else(|| Error::internal("the staged query result cannot be found"))?;
+    compiled.staged_input(pinned.files)
+}
+
+/// Rows that are a few minutes of work, by the slowest kind of call: generating is slower than reading a prompt, and
+/// without a model only the machinery's own cost per shard counts.
+fn shard_size(job: &JobSpec, calls: &[Call], models: &[ModelPin]) -> ShardSize {
+    const GENERATING: u64 = 2_000;
+    const READING: u64 = 10_000;
+    const WITHOUT_MODEL: u64 = 250_000;
+    let rows = calls
+        .iter()
+        .filter(|call| models.iter().any(|model| model.name == call.task.model && model.engine != "echo"))
+        .map(|call| match call.task.kind {
+            TaskKind::Complete { .. } => GENERATING,
+            TaskKind::Choose { .. } | TaskKind::Embed => READING,
+        })
+        .min()
+        .unwrap_or(WITHOUT_MODEL);
+    ShardSize::new(job.shard_rows.unwrap_or(rows))
+}

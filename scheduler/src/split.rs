@@ -1,0 +1,118 @@
+//! Cuts a table into shards along its row groups, from footers alone. Pure: the same footers give the same shards.
+
+use rowmill_jobs::plan::{InputFile, Shard, Slice};
+
+/// How large a shard may get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardSize {
+    /// Most input rows.
+    pub rows_max: u64,
+    /// Most uncompressed input bytes, as far as row groups can be cut evenly.
+    pub bytes_max: u64,
+}
+
+/// Uncompressed input bytes of a shard: keeps parts well below the 256 MiB that one PUT carries, unless the model writes
+/// far more than it reads.
+const BYTES_MAX: u64 = 128 << 20;
+
+impl ShardSize {
+    /// A few minutes of work: `rows` is the job's own wish, else what the kinds of calls suggest.
+    pub fn new(rows: u64) -> Self {
+        Self { rows_max: rows.max(1), bytes_max: BYTES_MAX }
+    }
+}
+
+/// Cuts files into shards. Row groups are kept whole where they fit; a larger one is cut into equal runs of rows. Every
+/// row is in exactly one shard, in the order of the files; a table without rows gives one empty shard, so that its
+/// output still has a file with a schema.
+pub fn split(files: &[InputFile], size: ShardSize) -> Vec<Shard> {
+    let mut shards: Vec<Vec<Slice>> = vec![Vec::new()];
+    let (mut rows, mut bytes) = (0, 0);
+    for (file, row_group, group) in row_groups(files) {
+        let pieces = group.rows.div_ceil(size.rows_max).max(group.bytes.div_ceil(size.bytes_max)).clamp(1, group.rows);
+        for piece in 0..pieces {
+            // Multiplying before dividing spreads the remainder, so that pieces differ by one row at most.
+            let first_row = group.rows * piece / pieces;
+            let piece_rows = group.rows * (piece + 1) / pieces - first_row;
+            let piece_bytes = group.bytes / pieces;
+            if rows > 0 && (rows + piece_rows > size.rows_max || bytes + piece_bytes > size.bytes_max) {
+                shards.push(Vec::new());
+                (rows, bytes) = (0, 0);
+            }
+            if let Some(shard) = shards.last_mut() {
+                shard.push(Slice { file, row_group, first_row, rows: piece_rows });
+            }
+            rows += piece_rows;
+            bytes += piece_bytes;
+        }
+    }
+    (0..).zip(shards).map(|(index, slices)| Shard { index, slices }).collect()
+}
+
+/// Row groups that have rows, with the indices of their file and of themselves.
+fn row_groups(files: &[InputFile]) -> impl Iterator<Item = (u32, u32, rowmill_jobs::plan::RowGroup)> {
+    (0..).zip(files).flat_map(|(file, input)| {
+        (0..)
+            .zip(&input.row_groups)
+            .filter(|(_, group)| group.rows > 0)
+            .map(move |(index, group)| (file, index, *group))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rowmill_jobs::plan::RowGroup;
+
+    fn file(row_groups: &[(u64, u64)]) -> InputFile {
+        InputFile {
+            url: "file:///t.parquet".into(),
+            bytes: 1,
+            etag: None,
+            modified: String::new(),
+            partition_values: Vec::new(),
+            row_groups: row_groups.iter().map(|&(rows, bytes)| RowGroup { rows, bytes }).collect(),
+        }
+    }
+
+    fn size(rows_max: u64, bytes_max: u64) -> ShardSize {
+        ShardSize { rows_max, bytes_max }
+    }
+
+    /// Every row of every row group once, in order, whatever the sizes are.
+    #[test]
+    fn every_row_is_in_exactly_one_shard() {
+        let files = [file(&[(7, 70), (0, 0), (1000, 9), (3, 900_000)]), file(&[]), file(&[(1, 1), (64, 64)])];
+        for rows_max in [1, 2, 3, 10, 64, 999, 1000, 10_000] {
+            for bytes_max in [1, 100, 1 << 40] {
+                let shards = split(&files, size(rows_max, bytes_max));
+                let mut expected = row_groups(&files).map(|(file, group, footer)| (file, group, 0, footer.rows));
+                let mut current = expected.next();
+                for (index, shard) in shards.iter().enumerate() {
+                    assert_eq!(shard.index as usize, index);
+                    assert!(shard.rows() <= rows_max, "{rows_max} {shard:?}");
+                    for slice in &shard.slices {
+                        let (file, group, next, rows) = current.unwrap();
+                        assert_eq!((slice.file, slice.row_group, slice.first_row), (file, group, next));
+                        assert!(slice.rows > 0);
+                        let next = next + slice.rows;
+                        current = if next == rows { expected.next() } else { Some((file, group, next, rows)) };
+                    }
+                }
+                assert_eq!(current, None);
+            }
+        }
+    }
+
+    #[test]
+    fn whole_row_groups_stay_together_and_large_ones_are_cut_evenly() {
+        let shards = split(&[file(&[(40, 1), (40, 1), (40, 1), (250, 1)])], size(100, 1 << 30));
+        let rows: Vec<u64> = shards.iter().map(Shard::rows).collect();
+        assert_eq!(rows, [80, 40, 83, 83, 84]);
+    }
+
+    #[test]
+    fn an_empty_table_is_one_empty_shard() {
+        assert_eq!(split(&[], size(10, 10)), [Shard { index: 0, slices: Vec::new() }]);
+    }
+}

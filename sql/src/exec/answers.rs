@@ -1,0 +1,339 @@
+//! Outcomes of an engine as two Arrow columns: answers of the call's type, and errors. It also looks rows' answers up, so
+//! that rows with the same question share one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, BooleanBuilder, FixedSizeListArray, Float32Array, Float64Builder, NullBufferBuilder,
+    StringBuilder, StructArray, UInt32Builder, new_null_array,
+};
+use arrow::compute::{interleave, take};
+use arrow::datatypes::{DataType, Field, Fields};
+use datafusion::common::{DataFusionError, Result, internal_datafusion_err, internal_err};
+use rowmill_jobs::infer::{Answer, Outcome, RowError, RowErrorCode, TaskKind, Usage};
+use serde_json::Value;
+
+use super::desk::{Place, VALUE_BYTES_MAX};
+use super::json_rows;
+use crate::functions::Returns;
+use crate::plan::infer_node::error_type;
+
+/// What answers become: the call's shape and its Arrow type.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    /// What the answer means.
+    pub(crate) returns: Returns,
+    /// Type of the column.
+    pub(crate) data_type: DataType,
+}
+
+impl Shape {
+    /// The column type of an answer; `dimensions` is the model's, for vectors.
+    pub(crate) fn data_type_of(returns: &Returns, dimensions: Option<u32>) -> Option<DataType> {
+        Some(match returns {
+            Returns::Text | Returns::Label { with_score: false } => DataType::Utf8,
+            Returns::Struct(fields) => DataType::Struct(fields.clone()),
+            Returns::Label { with_score: true } => DataType::Struct(Fields::from(vec![
+                Field::new("label", DataType::Utf8, true),
+                Field::new("score", DataType::Float64, true),
+            ])),
+            Returns::YesNo => DataType::Boolean,
+            Returns::Vector => {
+                let length = i32::try_from(dimensions?).ok().filter(|length| *length > 0)?;
+                DataType::FixedSizeList(Arc::new(Field::new_list_field(DataType::Float32, true)), length)
+            }
+        })
+    }
+}
+
+/// The answers of one window to one desk's requests.
+#[derive(Debug, Clone)]
+pub(super) struct Answers {
+    /// One row for each request.
+    pub(super) values: ArrayRef,
+    /// One row for each request; absent if none failed.
+    pub(super) errors: Option<ArrayRef>,
+    /// Tokens of all.
+    pub(super) usage: Usage,
+}
+
+impl Answers {
+    /// Bytes that keeping them takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.values.get_array_memory_size() + self.errors.as_ref().map_or(0, |errors| errors.get_array_memory_size())
+    }
+}
+
+/// Turns outcomes into columns.
+pub(super) fn from_outcomes(outcomes: Vec<Outcome>, kind: &TaskKind, shape: &Shape) -> Result<Answers> {
+    let mut usage = Usage::default();
+    let mut errors: Vec<(usize, RowError)> = Vec::new();
+    let rows = outcomes.len();
+    let mut answers = outcomes.into_iter().enumerate().map(|(row, outcome)| match outcome {
+        Ok(answered) => {
+            usage += answered.usage;
+            Some(answered.answer)
+        }
+        Err(error) => {
+            errors.push((row, error));
+            None
+        }
+    });
+    let (values, misfits) = match (&shape.returns, kind) {
+        (Returns::Text, _) => texts(&mut answers, rows)?,
+        (Returns::Struct(_), _) => objects(&mut answers, rows, &shape.data_type)?,
+        (Returns::Label { with_score }, TaskKind::Choose { labels }) => {
+            choices(&mut answers, rows, labels, *with_score, &shape.data_type)?
+        }
+        (Returns::YesNo, _) => yes_or_no(&mut answers, rows)?,
+        (Returns::Vector, _) => vectors(&mut answers, rows, &shape.data_type)?,
+        _ => return internal_err!("an answer of a kind that was not asked for"),
+    };
+    errors.extend(misfits);
+    let errors = (!errors.is_empty()).then(|| error_rows(errors, rows)).transpose()?;
+    Ok(Answers { values, errors, usage })
+}
+
+type Column = (ArrayRef, Vec<(usize, RowError)>);
+
+fn wrong_kind<T>() -> Result<T> {
+    internal_err!("the engine gave an answer of another kind")
+}
+
+fn texts(answers: &mut dyn Iterator<Item = Option<Answer>>, rows: usize) -> Result<Column> {
+    let mut builder = StringBuilder::with_capacity(rows, rows * 32);
+    for answer in answers {
+        match answer {
+            Some(Answer::Text(text)) => builder.append_value(text),
+            Some(_) => return wrong_kind(),
+            None => builder.append_null(),
+        }
+    }
+    Ok((Arc::new(builder.finish()), Vec::new()))
+}
+
+fn objects(answers: &mut dyn Iterator<Item = Option<Answer>>, rows: usize, data_type: &DataType) -> Result<Column> {
+    let mut parsed: Vec<Option<Value>> = Vec::with_capacity(rows);
+    let mut misfits = Vec::new();
+    for (row, answer) in answers.enumerate() {
+        parsed.push(match answer {
+            Some(Answer::Text(text)) => match json_rows::parse(&text, data_type) {
+                Ok(value) => Some(value),
+                Err(message) => {
+                    misfits.push((row, RowError::new(RowErrorCode::InvalidOutput, message)));
+                    None
+                }
+            },
+            Some(_) => return wrong_kind(),
+            None => None,
+        });
+    }
+    let values: Vec<Option<&Value>> = parsed.iter().map(Option::as_ref).collect();
+    Ok((json_rows::build(&values, data_type)?, misfits))
+}
+
+fn choices(
+    answers: &mut dyn Iterator<Item = Option<Answer>>,
+    rows: usize,
+    labels: &[String],
+    with_score: bool,
+    data_type: &DataType,
+) -> Result<Column> {
+    let mut names = StringBuilder::with_capacity(rows, rows * 8);
+    let mut scores = Float64Builder::with_capacity(if with_score { rows } else { 0 });
+    let mut valid = NullBufferBuilder::new(rows);
+    for answer in answers {
+        let (label, score) = match answer {
+            Some(Answer::Choice { index, scores }) => match (labels.get(index), scores.get(index)) {
+                (Some(label), Some(score)) => (Some(label), Some(f64::from(*score))),
+                _ => return internal_err!("the engine chose a label that was not asked for"),
+            },
+            Some(_) => return wrong_kind(),
+            None => (None, None),
+        };
+        names.append_option(label);
+        if with_score {
+            scores.append_option(score);
+            valid.append(label.is_some());
+        }
+    }
+    let names: ArrayRef = Arc::new(names.finish());
+    match data_type {
+        DataType::Struct(fields) => {
+            let children: Vec<ArrayRef> = vec![names, Arc::new(scores.finish())];
+            Ok((Arc::new(StructArray::try_new(fields.clone(), children, valid.finish())?), Vec::new()))
+        }
+        _ => Ok((names, Vec::new())),
+    }
+}
+
+fn yes_or_no(answers: &mut dyn Iterator<Item = Option<Answer>>, rows: usize) -> Result<Column> {
+    let mut builder = BooleanBuilder::with_capacity(rows);
+    for answer in answers {
+        match answer {
+            Some(Answer::Choice { index, .. }) => builder.append_value(index == 0),
+            Some(_) => return wrong_kind(),
+            None => builder.append_null(),
+        }
+    }
+    Ok((Arc::new(builder.finish()), Vec::new()))
+}
+
+fn vectors(answers: &mut dyn Iterator<Item = Option<Answer>>, rows: usize, data_type: &DataType) -> Result<Column> {
+    let DataType::FixedSizeList(item, length) = data_type else { return wrong_kind() };
+    let width = usize::try_from(*length).map_err(|error| internal_datafusion_err!("{error}"))?;
+    let mut flat: Vec<f32> = Vec::with_capacity(rows * width);
+    let mut valid = NullBufferBuilder::new(rows);
+    for answer in answers {
+        match answer {
+            Some(Answer::Vector(vector)) if vector.len() == width => {
+                flat.extend_from_slice(&vector);
+                valid.append_non_null();
+            }
+            Some(Answer::Vector(vector)) => {
+                return internal_err!("the engine gave {} dimensions, not {width}", vector.len());
+            }
+            Some(_) => return wrong_kind(),
+            None => {
+                flat.resize(flat.len() + width, 0.0);
+                valid.append_null();
+            }
+        }
+    }
+    let list =
+        FixedSizeListArray::try_new(Arc::clone(item), *length, Arc::new(Float32Array::from(flat)), valid.finish())?;
+    Ok((Arc::new(list), Vec::new()))
+}
+
+/// An error column with these rows' errors.
+fn error_rows(mut errors: Vec<(usize, RowError)>, rows: usize) -> Result<ArrayRef> {
+    errors.sort_by_key(|(row, _)| *row);
+    let (mut codes, mut messages) = (StringBuilder::new(), StringBuilder::new());
+    let mut valid = NullBufferBuilder::new(rows);
+    let mut errors = errors.into_iter().peekable();
+    for row in 0..rows {
+        let error = errors.next_if(|(at, _)| *at == row).map(|(_, error)| error);
+        codes.append_option(error.as_ref().map(|error| error.code.as_str()));
+        valid.append(error.is_some());
+        messages.append_option(error.map(|error| error.message));
+    }
+    let DataType::Struct(fields) = error_type() else { return internal_err!("an error is a struct") };
+    let children: Vec<ArrayRef> = vec![Arc::new(codes.finish()), Arc::new(messages.finish())];
+    Ok(Arc::new(StructArray::try_new(fields, children, valid.finish())?))
+}
+
+/// The answers that later windows may refer to, by window.
+#[derive(Debug, Default)]
+pub(super) struct Shelf(HashMap<u32, Answers>);
+
+impl Shelf {
+    /// Keeps a window's answers.
+    pub(super) fn keep(&mut self, window: u32, answers: Answers) {
+        self.0.insert(window, answers);
+    }
+
+    /// Value and error column for rows whose answers are at `places`; `own` are the answers of `window` itself.
+    pub(super) fn columns(
+        &self,
+        places: &[Place],
+        window: u32,
+        own: Option<&Answers>,
+        data_type: &DataType,
+    ) -> Result<(ArrayRef, ArrayRef)> {
+        let rows = places.len();
+        let in_order = own.is_some_and(|own| own.values.len() == rows)
+            && places.iter().enumerate().all(|(row, place)| matches!(place, Place::At { window: w, index } if *w == window && *index as usize == row));
+        if let Some(own) = own.filter(|_| in_order) {
+            let errors = own.errors.clone().unwrap_or_else(|| new_null_array(&error_type(), rows));
+            return Ok((Arc::clone(&own.values), errors));
+        }
+        let local = places.iter().all(|place| match place {
+            Place::At { window: w, .. } => *w == window,
+            Place::Nothing => true,
+            Place::TooLarge => false,
+        });
+        match own {
+            Some(own) if local => take_own(places, own),
+            None if places.iter().all(|place| *place == Place::Nothing) => {
+                Ok((new_null_array(data_type, rows), new_null_array(&error_type(), rows)))
+            }
+            _ => self.gather(places, window, own, data_type),
+        }
+    }
+
+    fn gather(
+        &self,
+        places: &[Place],
+        window: u32,
+        own: Option<&Answers>,
+        data_type: &DataType,
+    ) -> Result<(ArrayRef, ArrayRef)> {
+        const NOTHING: (usize, usize) = (0, 0);
+        let null_value = new_null_array(data_type, 1);
+        let null_error = new_null_array(&error_type(), 1);
+        let too_large = error_rows(
+            vec![(0, RowError::new(RowErrorCode::TooLarge, format!("a value has more than {VALUE_BYTES_MAX} bytes")))],
+            1,
+        )?;
+        let mut values: Vec<&dyn Array> = vec![null_value.as_ref()];
+        let mut errors: Vec<&dyn Array> = vec![null_error.as_ref(), too_large.as_ref()];
+        // Where each window's columns stand in `values` and, if it has any, in `errors`.
+        let mut slots: HashMap<u32, (usize, Option<usize>)> = HashMap::new();
+        let (mut value_at, mut error_at) = (Vec::with_capacity(places.len()), Vec::with_capacity(places.len()));
+        for place in places {
+            match place {
+                Place::Nothing => {
+                    value_at.push(NOTHING);
+                    error_at.push(NOTHING);
+                }
+                Place::TooLarge => {
+                    value_at.push(NOTHING);
+                    error_at.push((1, 0));
+                }
+                Place::At { window: w, index } => {
+                    let slot = match slots.get(w) {
+                        Some(slot) => *slot,
+                        None => {
+                            let answers = if *w == window { own } else { self.0.get(w) };
+                            let answers = answers
+                                .ok_or_else(|| internal_datafusion_err!("the answers of window {w} are gone"))?;
+                            values.push(answers.values.as_ref());
+                            let error_slot = answers.errors.as_ref().map(|array| {
+                                errors.push(array.as_ref());
+                                errors.len() - 1
+                            });
+                            let slot = (values.len() - 1, error_slot);
+                            slots.insert(*w, slot);
+                            slot
+                        }
+                    };
+                    value_at.push((slot.0, *index as usize));
+                    error_at.push(slot.1.map_or(NOTHING, |error_slot| (error_slot, *index as usize)));
+                }
+            }
+        }
+        let values = interleave(&values, &value_at)?;
+        let no_errors = error_at.iter().all(|at| *at == NOTHING);
+        let errors =
+            if no_errors { new_null_array(&error_type(), places.len()) } else { interleave(&errors, &error_at)? };
+        Ok((values, errors))
+    }
+}
+
+fn take_own(places: &[Place], own: &Answers) -> Result<(ArrayRef, ArrayRef)> {
+    let mut indices = UInt32Builder::with_capacity(places.len());
+    for place in places {
+        match place {
+            Place::At { index, .. } => indices.append_value(*index),
+            _ => indices.append_null(),
+        }
+    }
+    let indices = indices.finish();
+    let values = take(&own.values, &indices, None).map_err(DataFusionError::from)?;
+    let errors = match &own.errors {
+        Some(errors) => take(errors, &indices, None)?,
+        None => new_null_array(&error_type(), places.len()),
+    };
+    Ok((values, errors))
+}

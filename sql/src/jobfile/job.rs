@@ -1,0 +1,103 @@
+//! `CREATE JOB`: its options, and the [`JobSpec`] they make. The query's AI calls are checked by `functions`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use datafusion::sql::sqlparser::ast::Query;
+use rowmill_jobs::Result;
+use rowmill_jobs::error::closest;
+use rowmill_jobs::spec::{JobSpec, ModelSpec, TableSpec};
+
+use super::absolute_url;
+use super::options::Options;
+use super::render::Rendered;
+use super::statements::JobStatement;
+
+/// Options of the design that this version lacks.
+const LATER: [&str; 5] = ["spill_to", "spill_when", "deadline", "never_send", "max_cost_usd"];
+/// Share of rows with errors that a run may be published with, if the job does not say.
+const ERROR_RATIO_DEFAULT: f64 = 0.01;
+
+/// Reads the statement; the query comes back as its syntax tree too.
+pub(super) fn read(
+    source: &Rendered,
+    folder: &Path,
+    statement: JobStatement,
+    tables: Vec<TableSpec>,
+    models: Vec<ModelSpec>,
+    params: &BTreeMap<String, String>,
+) -> Result<(JobSpec, Box<Query>)> {
+    let mut options =
+        Options::new(source, format!("CREATE JOB {}", statement.name), statement.name_at, statement.options)?;
+    let Some((output, output_at)) = options.text("output")? else {
+        return Err(options.missing("output", "output = 's3://bucket/folder/' or a folder relative to the job file"));
+    };
+    let output =
+        absolute_url(folder, &output, Some(true)).map_err(|error| options.error(output_at, error.to_string()))?;
+    if let Some(table) = tables.iter().find(|table| table.location == output) {
+        return Err(options
+            .error(output_at, format!("the output is the folder that table `{}` is read from", table.name))
+            .hint("write to a folder of its own"));
+    }
+    let Some((logical_date, date_at)) = options.text("logical_date")? else {
+        return Err(options.missing("logical_date", "logical_date = '{{ ds }}', and run with --param ds=2026-11-20"));
+    };
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | '+' | '-');
+    if logical_date.is_empty() || !logical_date.chars().all(safe) || logical_date.chars().all(|c| c == '.') {
+        return Err(options
+            .error(date_at, "a logical date has letters, digits and . _ : + - only")
+            .hint("for example 2026-11-20 or 2026-11-20T06"));
+    }
+    let key = match options.text("key")? {
+        None => Vec::new(),
+        Some((text, at)) => {
+            let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+            if let Some(index) = (0..names.len()).find(|i| names[*i].is_empty() || names[..*i].contains(&names[*i])) {
+                return Err(options
+                    .error(
+                        at,
+                        if names[index].is_empty() { "an empty name in `key`" } else { "a name stands twice in `key`" },
+                    )
+                    .hint("key = 'ticket_id' or key = 'shop, ticket_id'"));
+            }
+            names
+        }
+    };
+    let model = match options.text("model")? {
+        None => None,
+        Some((name, at)) => match models.iter().find(|model| model.name.eq_ignore_ascii_case(&name)) {
+            Some(model) => Some(model.name.clone()),
+            None => {
+                let error = options.error(at, format!("there is no model `{name}`"));
+                return Err(match closest(&name, models.iter().map(|model| model.name.as_str())) {
+                    Some(close) => error.hint(format!("did you mean '{close}'?")),
+                    None => {
+                        error.hint(format!("define it: CREATE MODEL {name} WITH (engine = 'candle', source = '…')"))
+                    }
+                });
+            }
+        },
+    };
+    let shard_rows = options.count("shard_rows", 1)?;
+    let max_error_ratio = options.ratio("max_error_ratio")?.unwrap_or(ERROR_RATIO_DEFAULT);
+    options.finish(&LATER)?;
+    let spec = JobSpec {
+        name: statement.name,
+        file: source.file.clone(),
+        tables,
+        models,
+        query: statement.query.text,
+        query_start: {
+            let place = source.locate(statement.query.start.0, statement.query.start.1);
+            (place.line, place.column)
+        },
+        output,
+        logical_date,
+        key,
+        model,
+        shard_rows,
+        max_error_ratio,
+        params: params.clone(),
+    };
+    Ok((spec, statement.query.ast))
+}

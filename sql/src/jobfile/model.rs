@@ -1,0 +1,104 @@
+//! `CREATE MODEL`: engines and their options. It knows which engines this version has; it opens no weights.
+
+use std::path::Path;
+
+use rowmill_jobs::Result;
+use rowmill_jobs::spec::{Dtype, EngineSpec, ModelSpec, Pooling};
+
+use super::absolute_url;
+use super::options::{Options, Place};
+use super::render::Rendered;
+use super::statements::ModelStatement;
+
+/// Engines that the design has and this version lacks.
+const LATER_ENGINES: [&str; 11] = [
+    "openai",
+    "azure",
+    "anthropic",
+    "bedrock",
+    "vertex",
+    "gemini",
+    "groq",
+    "deepseek",
+    "mistral",
+    "together",
+    "compatible",
+];
+
+/// Reads one statement.
+pub(super) fn read(source: &Rendered, folder: &Path, statement: ModelStatement) -> Result<ModelSpec> {
+    let owner = format!("CREATE MODEL {}", statement.name);
+    let mut options = Options::new(source, owner, statement.name_at, statement.options)?;
+    let engine_hint = "engine = 'candle' runs open weights on this machine, engine = 'echo' answers without a model";
+    let Some((engine, engine_at)) = options.text("engine")? else { return Err(options.missing("engine", engine_hint)) };
+    let engine = match engine.to_lowercase().as_str() {
+        "candle" => candle(&mut options, folder)?,
+        "echo" => echo(&mut options)?,
+        later if LATER_ENGINES.contains(&later) => {
+            return Err(options
+                .error(engine_at, format!("engine '{engine}' is not supported by this version"))
+                .hint("this version has 'candle' and 'echo'"));
+        }
+        _ => {
+            return Err(options
+                .error(engine_at, format!("there is no engine '{engine}'"))
+                .hint("this version has 'candle' and 'echo'"));
+        }
+    };
+    options.finish(&[])?;
+    Ok(ModelSpec { name: statement.name, engine })
+}
+
+fn candle(options: &mut Options<'_>, folder: &Path) -> Result<EngineSpec> {
+    let Some((source, source_at)) = options.text("source")? else {
+        return Err(options.missing("source", "source = 'hf://owner/name', a folder with safetensors, or a .gguf file"));
+    };
+    let source = model_source(options, folder, &source, source_at)?;
+    let revision = match options.text("revision")? {
+        Some((revision, at)) => {
+            let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+            if revision.is_empty() || !revision.chars().all(safe) {
+                return Err(options.error(at, "a revision is 40 hex digits, a branch or a tag"));
+            }
+            if !source.starts_with("hf://") {
+                return Err(options.error(at, "a revision belongs to an hf:// source only"));
+            }
+            Some(revision)
+        }
+        None => None,
+    };
+    let dtype = options
+        .word("dtype", &[("auto", Dtype::Auto), ("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16)])?;
+    let context_tokens = options.count("context_tokens", 16)?.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
+    let pooling =
+        options.word("pooling", &[("mean", Pooling::Mean), ("cls", Pooling::Cls), ("last", Pooling::Last)])?;
+    Ok(EngineSpec::Candle { source, revision, dtype: dtype.unwrap_or_default(), context_tokens, pooling })
+}
+
+fn model_source(options: &Options<'_>, folder: &Path, text: &str, at: Place) -> Result<String> {
+    if let Some(name) = text.strip_prefix("hf://") {
+        if name.split('/').filter(|part| !part.is_empty()).count() < 2 {
+            return Err(options
+                .error(at, format!("'{text}' does not name a model of the hub"))
+                .hint("hf://owner/name, or hf://owner/name/file.gguf"));
+        }
+        return Ok(text.to_owned());
+    }
+    let url = absolute_url(folder, text, None).map_err(|error| {
+        options
+            .error(at, error.to_string())
+            .hint(error.hint_text().unwrap_or("a path, hf://, s3:// or file://").to_owned())
+    })?;
+    // Folders and files of this machine are plain paths, so that the same source reads the same whether it exists or not.
+    match url::Url::parse(&url).ok().filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok()) {
+        Some(path) => Ok(path.display().to_string().trim_end_matches('/').to_owned()),
+        None => Ok(url),
+    }
+}
+
+fn echo(options: &mut Options<'_>) -> Result<EngineSpec> {
+    let delay_ms = options.count("delay_ms", 0)?.unwrap_or(0);
+    let fail_ratio = options.ratio("fail_ratio")?.unwrap_or(0.0);
+    let dimensions = options.count("dimensions", 1)?.unwrap_or(64);
+    Ok(EngineSpec::Echo { delay_ms, fail_ratio, dimensions: u32::try_from(dimensions).unwrap_or(u32::MAX).min(65_536) })
+}

@@ -1,0 +1,419 @@
+//! [`CompiledJob`]: a job with its inputs and models, ready to be staged and run. Compiling the same job over the same
+//! pins gives the same plan in every process.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use datafusion::common::DFSchema;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::datasource::provider_as_source;
+use datafusion::error::Result as PlanResult;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, col};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
+use datafusion::prelude::SessionConfig;
+use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use rowmill_jobs::infer::{Engine, Task};
+use rowmill_jobs::plan::{InputFile, ModelPin, RowGroup, Slice, TableInput};
+use rowmill_jobs::spec::JobSpec;
+use rowmill_jobs::{Error, Result};
+
+use super::chain;
+use super::classify::{Base, base_of, classify};
+use super::diagnose::{Diagnosis, running};
+use super::lift::{ERRORS, lift};
+use super::session;
+use crate::exec::infer_exec::{InferPlanner, Service};
+use crate::exec::shape_of;
+use crate::exec::{Observer, Progress, Totals};
+use crate::functions::{self, CallSpec, OWN_PREFIX, Places, Returns};
+use crate::output::rows::RowStream;
+use crate::output::stage::{self, StagedFile};
+use crate::source::infer_schema::plain;
+use crate::source::pinned::Trouble;
+use crate::source::table::{PinnedTable, Scope};
+
+/// Name of the staged table.
+const STAGED: &str = "__staged";
+/// A batch's rows take about this many bytes.
+const BATCH_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What the shards of a job read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Rows of one Parquet table, which can be cut along its row groups.
+    Table {
+        /// Index into the inputs the job was compiled with.
+        index: usize,
+    },
+    /// The result of the base query, which has to be staged first.
+    Staged {
+        /// Why, in words for people.
+        why: String,
+    },
+}
+
+/// One AI call of a compiled job.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Output columns it feeds, or `WHERE`.
+    pub column: String,
+    /// The function's name.
+    pub function: String,
+    /// What the engine is asked.
+    pub task: Arc<Task>,
+}
+
+/// A job over pinned inputs and models.
+#[derive(Debug)]
+pub struct CompiledJob {
+    plan: LogicalPlan,
+    base: LogicalPlan,
+    source: Source,
+    sharded: Option<TableInput>,
+    calls: Vec<Call>,
+    specs: Arc<Vec<CallSpec>>,
+    output: SchemaRef,
+    runtime: Arc<RuntimeEnv>,
+    trouble: Arc<Trouble>,
+}
+
+/// Compiles a job. `staged` is its base query's result, once there is one.
+///
+/// # Errors
+/// With a location, whatever is wrong with the query, and what models cannot do.
+pub async fn compile(
+    spec: &JobSpec,
+    inputs: &[TableInput],
+    staged: Option<&TableInput>,
+    models: &[ModelPin],
+) -> Result<CompiledJob> {
+    let mut ast = parse(spec)?;
+    let written = ast.clone();
+    let places = Places::InQuery(spec);
+    let calls = functions::rewrite(&mut ast, spec, &places)?;
+    let types = check_models(&calls, models, &places)?;
+    let diagnosis = Diagnosis { job: spec, ast: &written, calls: &calls };
+    let trouble = Arc::new(Trouble::default());
+    let read: Vec<&TableInput> = staged.map_or_else(|| inputs.iter().collect(), |staged| vec![staged]);
+    let runtime = session::runtime(&read, &trouble).await?;
+    let context = session::context(Arc::clone(&runtime), &calls, &types);
+    for table in &spec.tables {
+        let input = inputs
+            .iter()
+            .find(|input| input.table == table.name)
+            .ok_or_else(|| Error::internal(format!("table `{}` has no pinned input", table.name)))?;
+        refuse_own_names(input)?;
+        context
+            .register_table(table.name.as_str(), Arc::new(PinnedTable::new(table, input)?))
+            .map_err(|error| diagnosis.planning(error))?;
+    }
+    let state = context.state();
+    let statement = Statement::Statement(Box::new(SqlStatement::Query(ast)));
+    let plan = state.statement_to_plan(statement).await.map_err(|error| diagnosis.planning(error))?;
+    let plan = state
+        .analyzer()
+        .execute_and_check(plan, state.config_options(), |_, _| {})
+        .map_err(|error| diagnosis.planning(error))?;
+    let names = output_names(plan.schema(), spec, &diagnosis)?;
+    let chain = chain::read(&plan).map_err(|refusal| diagnosis.refusal(refusal))?;
+    let lifted = lift(chain, &names).map_err(|error| diagnosis.planning(error))?;
+    let plan = state.optimize(&lifted.plan).map_err(|error| diagnosis.planning(error))?;
+    let base = base_of(&plan).cloned().ok_or_else(|| Error::internal("the optimised plan has lost its base"))?;
+    let source = match classify(&base).map_err(|error| diagnosis.planning(error))? {
+        Base::RowLocal { table } if staged.is_none() => Source::Table {
+            index: inputs
+                .iter()
+                .position(|input| input.table == table)
+                .ok_or_else(|| Error::internal(format!("table `{table}` has no pinned input")))?,
+        },
+        Base::RowLocal { .. } => Source::Staged { why: "the plan says so".to_owned() },
+        Base::Mixed(why) => Source::Staged { why: why.to_owned() },
+    };
+    let plan = match staged {
+        Some(staged) => over_staged(&plan, &base, staged).map_err(|error| diagnosis.planning(error))?,
+        None => plan,
+    };
+    let sharded = match (&source, staged) {
+        (_, Some(staged)) => Some(staged.clone()),
+        (Source::Table { index }, None) => inputs.get(*index).cloned(),
+        (Source::Staged { .. }, None) => None,
+    };
+    let output = Arc::new(plan.schema().as_arrow().clone());
+    let public = lifted
+        .calls
+        .into_iter()
+        .map(|(index, column)| Call {
+            column,
+            function: calls[index].function.to_owned(),
+            task: Arc::clone(&calls[index].task),
+        })
+        .collect();
+    let job = CompiledJob {
+        plan,
+        base,
+        source,
+        sharded,
+        calls: public,
+        specs: Arc::new(calls.clone()),
+        output,
+        runtime,
+        trouble,
+    };
+    // Whatever physical planning does not like is said now, not by the first shard.
+    job.physical(session::config(1, session::BATCH_ROWS, None), None, &job.plan)
+        .await
+        .map_err(|error| diagnosis.planning(error))?;
+    Ok(job)
+}
+
+impl CompiledJob {
+    /// The output's Arrow schema as Arrow's own JSON, `_errors` included.
+    pub fn output_schema(&self) -> serde_json::Value {
+        serde_json::to_value(self.output.as_ref()).unwrap_or_default()
+    }
+
+    /// The output's Arrow schema, `_errors` included.
+    pub fn arrow_schema(&self) -> SchemaRef {
+        Arc::clone(&self.output)
+    }
+
+    /// What the shards read.
+    pub fn source(&self) -> Source {
+        self.source.clone()
+    }
+
+    /// The AI calls.
+    pub fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+
+    /// The staged table that files made by [`CompiledJob::stage`] are; for [`compile`] and for the plan.
+    ///
+    /// # Errors
+    /// Kind `Internal` if the base query's schema cannot be written as JSON.
+    pub fn staged_input(&self, files: Vec<InputFile>) -> Result<TableInput> {
+        let base = staged_plan(&self.base).map_err(running)?;
+        let schema = serde_json::to_value(base.schema().as_arrow())
+            .map_err(|error| Error::internal("a schema as JSON").caused_by(error))?;
+        Ok(TableInput { table: STAGED.to_owned(), schema, files })
+    }
+
+    /// Runs the base query once and writes its rows, in their order, as Parquet files into a local folder.
+    ///
+    /// # Errors
+    /// What reading the inputs, the query or writing the folder can meet.
+    pub async fn stage(&self, folder: &Path) -> Result<Vec<StagedFile>> {
+        let partitions = std::thread::available_parallelism().map_or(1, usize::from);
+        let work = async {
+            let plan = staged_plan(&self.base)?;
+            let (physical, config) =
+                self.physical(session::config(partitions, session::BATCH_ROWS, None), None, &plan).await?;
+            execute_stream(physical, self.task_context(config))
+        };
+        let rows = work.await.map_err(|error| self.failed(error))?;
+        stage::write(rows, folder, |error| self.failed(error)).await
+    }
+
+    /// Runs the job over exactly these rows of its source: a stream of the output's rows, in the input's order.
+    ///
+    /// # Errors
+    /// Kind `Internal` if the job has to be staged first. What happens while rows are read comes from the stream.
+    pub fn run(&self, slices: &[Slice], engine: Arc<dyn Engine>, counters: Arc<dyn Observer>) -> Result<RowStream> {
+        let Some(input) = &self.sharded else {
+            return Err(Error::internal("a job was run before its base query was staged"));
+        };
+        let scope = Scope { table: input.table.clone(), slices: slices.to_vec() };
+        let config = session::config(1, batch_rows(input, slices), Some(scope));
+        let totals = Arc::new(Totals::new(counters));
+        let service = Service { engine: Some(engine), totals: Arc::clone(&totals) };
+        let planner = self.planner(Some(service));
+        let (plan, runtime) = (self.plan.clone(), Arc::clone(&self.runtime));
+        let start = async move {
+            let state = session::state(runtime, config);
+            let physical = planner.create_physical_plan(&plan, &state).await?;
+            execute_stream(physical, state.task_ctx())
+        };
+        let trouble = Arc::clone(&self.trouble);
+        let failed = move |error| trouble.take().unwrap_or_else(|| running(error));
+        Ok(RowStream::new(Arc::clone(&self.output), start, totals, failed))
+    }
+
+    /// The physical plan of a run, for tests and `--explain`.
+    ///
+    /// # Errors
+    /// What planning meets.
+    pub async fn explain(&self) -> Result<String> {
+        let (physical, _) =
+            self.physical(session::config(1, session::BATCH_ROWS, None), None, &self.plan).await.map_err(running)?;
+        Ok(datafusion::physical_plan::displayable(physical.as_ref()).indent(false).to_string())
+    }
+
+    fn planner(&self, service: Option<Service>) -> DefaultPhysicalPlanner {
+        let service =
+            service.unwrap_or_else(|| Service { engine: None, totals: Arc::new(Totals::new(Arc::new(Unheard))) });
+        DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(InferPlanner {
+            calls: Arc::clone(&self.specs),
+            service,
+        })])
+    }
+
+    async fn physical(
+        &self,
+        config: SessionConfig,
+        service: Option<Service>,
+        plan: &LogicalPlan,
+    ) -> PlanResult<(Arc<dyn ExecutionPlan>, SessionConfig)> {
+        let state = session::state(Arc::clone(&self.runtime), config.clone());
+        Ok((self.planner(service).create_physical_plan(plan, &state).await?, config))
+    }
+
+    fn task_context(&self, config: SessionConfig) -> Arc<datafusion::execution::TaskContext> {
+        session::state(Arc::clone(&self.runtime), config).task_ctx()
+    }
+
+    fn failed(&self, error: datafusion::error::DataFusionError) -> Error {
+        self.trouble.take().unwrap_or_else(|| running(error))
+    }
+}
+
+/// Nobody listens to a plan that is only looked at.
+struct Unheard;
+
+impl Observer for Unheard {
+    fn window(&self, _progress: &Progress) {}
+}
+
+fn parse(spec: &JobSpec) -> Result<Box<Query>> {
+    let failed = |message: String| {
+        let (message, at) = crate::jobfile::split_place(&message);
+        Places::InQuery(spec).error(at.unwrap_or((1, 1)), message)
+    };
+    let mut parser = DFParserBuilder::new(spec.query.as_str())
+        .with_dialect(&GenericDialect {})
+        .with_recursion_limit(crate::jobfile::DEPTH_MAX)
+        .build()
+        .map_err(|error| failed(error.to_string()))?;
+    parser.parser.parse_query().map_err(|error| failed(error.to_string()))
+}
+
+/// The calls' answer types; every model must exist and be able to do what its calls ask.
+fn check_models(calls: &[CallSpec], models: &[ModelPin], places: &Places<'_>) -> Result<Vec<DataType>> {
+    calls
+        .iter()
+        .map(|call| {
+            let model = models
+                .iter()
+                .find(|model| model.name == call.task.model)
+                .ok_or_else(|| Error::internal(format!("model `{}` was not pinned", call.task.model)))?;
+            if !model.abilities.contains(&call.ability()) {
+                let able: Vec<String> = functions::signature::SIGNATURES
+                    .iter()
+                    .filter(|signature| model.abilities.contains(&functions::ability_of(signature.name)))
+                    .map(|signature| signature.name.to_owned())
+                    .collect();
+                return Err(places
+                    .error(
+                        call.at,
+                        format!("model `{}` ({}) cannot answer {}", model.name, model.architecture, call.function),
+                    )
+                    .hint(format!("it can answer {}; name another model with model => '…'", able.join(", "))));
+            }
+            shape_of(&call.returns, model.dimensions).ok_or_else(|| {
+                debug_assert_eq!(call.returns, Returns::Vector);
+                Error::internal(format!("the dimensions of model `{}` are not known", model.name))
+            })
+        })
+        .collect()
+}
+
+fn refuse_own_names(input: &TableInput) -> Result<()> {
+    let schema: Schema = serde_json::from_value(input.schema.clone()).map_err(|error| {
+        Error::internal(format!("the schema of table `{}` cannot be read", input.table)).caused_by(error)
+    })?;
+    match schema.fields().iter().find(|field| field.name().starts_with(OWN_PREFIX)) {
+        Some(field) => Err(Error::invalid(format!(
+            "column `{}`: names that start with `{OWN_PREFIX}` are Rowmill's own",
+            field.name()
+        ))
+        .with("table", &input.table)
+        .hint("rename the column where the table is written")),
+        None => Ok(()),
+    }
+}
+
+/// Names of the output columns; each once, none of Rowmill's own, and the job's key among them.
+fn output_names(schema: &DFSchema, spec: &JobSpec, diagnosis: &Diagnosis<'_>) -> Result<Vec<String>> {
+    let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
+    for (index, name) in names.iter().enumerate() {
+        let at = diagnosis.find(name).unwrap_or((1, 1));
+        if name.eq_ignore_ascii_case(ERRORS) || name.starts_with(OWN_PREFIX) {
+            return Err(diagnosis
+                .at(at, format!("an output column is called `{name}`: this name is Rowmill's own"))
+                .hint("rename it with AS, or leave it out: SELECT * EXCEPT (_errors)"));
+        }
+        if names[..index].iter().any(|earlier| earlier == name) {
+            return Err(diagnosis
+                .at(at, format!("two output columns are called `{name}`"))
+                .hint("give one another name: expression AS name"));
+        }
+    }
+    match spec.key.iter().find(|key| !names.contains(key)) {
+        Some(key) => Err(diagnosis
+            .at((1, 1), format!("the job's key `{key}` is not an output column"))
+            .hint(format!("select it; the output columns are: {}", names.join(", ")))),
+        None => Ok(names),
+    }
+}
+
+/// The base query with columns named by position: names of a join's columns need not differ.
+fn staged_plan(base: &LogicalPlan) -> PlanResult<LogicalPlan> {
+    let mut exprs: Vec<Expr> = Vec::new();
+    for (index, (qualifier, field)) in base.schema().iter().enumerate() {
+        let column = Expr::from((qualifier, field));
+        let wanted = plain(field.data_type());
+        exprs.push(if wanted == *field.data_type() { column } else { cast(column, wanted) }.alias(format!("c{index}")));
+    }
+    if exprs.is_empty() {
+        // Parquet needs a column to count rows by.
+        exprs.push(datafusion::logical_expr::lit(1i32).alias("c0"));
+    }
+    LogicalPlanBuilder::from(base.clone()).project(exprs)?.build()
+}
+
+/// The plan with its base replaced by the staged table.
+fn over_staged(plan: &LogicalPlan, base: &LogicalPlan, staged: &TableInput) -> PlanResult<LogicalPlan> {
+    let table =
+        PinnedTable::staged(staged).map_err(|error| datafusion::error::DataFusionError::External(Box::new(error)))?;
+    let mut exprs: Vec<Expr> = Vec::new();
+    for (index, (qualifier, field)) in base.schema().iter().enumerate() {
+        let column = col(format!("c{index}"));
+        let staged_type = plain(field.data_type());
+        let column = if staged_type == *field.data_type() { column } else { cast(column, field.data_type().clone()) };
+        exprs.push(column.alias_qualified(qualifier.cloned(), field.name()));
+    }
+    let scan = LogicalPlanBuilder::scan(STAGED, provider_as_source(Arc::new(table)), None)?.project(exprs)?.build()?;
+    let replaced = plan.clone().transform_down(|node| {
+        Ok(if node == *base {
+            Transformed::new(scan.clone(), true, datafusion::common::tree_node::TreeNodeRecursion::Stop)
+        } else {
+            Transformed::no(node)
+        })
+    })?;
+    Ok(replaced.data)
+}
+
+/// Rows of a batch so that it takes about [`BATCH_BYTES`].
+fn batch_rows(input: &TableInput, slices: &[Slice]) -> usize {
+    let group = |slice: &Slice| -> Option<RowGroup> {
+        input.files.get(slice.file as usize)?.row_groups.get(slice.row_group as usize).copied()
+    };
+    let (rows, bytes) =
+        slices.iter().filter_map(group).fold((0, 0), |(rows, bytes), group| (rows + group.rows, bytes + group.bytes));
+    let row_bytes = (bytes / rows.max(1)).max(1);
+    usize::try_from(BATCH_BYTES / row_bytes).unwrap_or(session::BATCH_ROWS).clamp(64, session::BATCH_ROWS)
+}

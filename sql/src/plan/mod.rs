@@ -1,0 +1,11 @@
+//! From a job to plans: DataFusion's logical plan, AI calls lifted out of it, and what of it is row-local. `job.rs` is the
+//! face of it.
+
+pub(crate) mod chain;
+mod classify;
+mod diagnose;
+pub(crate) mod errors_column;
+pub(crate) mod infer_node;
+pub mod job;
+mod lift;
+mod session;

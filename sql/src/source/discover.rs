@@ -1,0 +1,269 @@
+//! Finds each table's files, pins them (size, entity tag, row groups) and agrees on one schema a table. Lists and reads
+//! footers only; the same folder gives the same answer in the same order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arrow::datatypes::{Field, Schema};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::parser::Parser;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
+use rowmill_jobs::plan::{InputFile, RowGroup, TableInput};
+use rowmill_jobs::spec::{JobSpec, TableFormat, TableSpec};
+use rowmill_jobs::{Error, Result};
+use url::Url;
+
+use super::storage::{object_store_for, root_of, url_of};
+use super::{footer, infer_schema};
+use crate::functions::sql_type;
+
+/// Footers read at the same time.
+const FOOTERS_AT_ONCE: usize = 32;
+/// A table of more files than this was not meant.
+const FILES_MAX: usize = 100_000;
+/// Bytes of a CSV or JSON file that its columns are guessed from.
+const HEAD_BYTES: u64 = 1024 * 1024;
+
+/// Finds and pins the files of all tables. `on_file(done, found)` is called after each.
+///
+/// # Errors
+/// Names the table and file: nothing there, not readable, or of another schema than the first file.
+pub async fn discover_inputs(spec: &JobSpec, on_file: impl Fn(usize, usize) + Send + Sync) -> Result<Vec<TableInput>> {
+    let mut listed = Vec::new();
+    for table in &spec.tables {
+        listed.push((table, list(table).await.map_err(|error| error.with("table", &table.name))?));
+    }
+    let found: usize = listed.iter().map(|(_, (_, files))| files.len()).sum();
+    let done = AtomicUsize::new(0);
+    on_file(0, found);
+    let mut inputs = Vec::new();
+    for (table, (store, files)) in listed {
+        let read: Vec<(InputFile, Option<Schema>)> = stream::iter(files.into_iter().map(|meta| {
+            let (store, on_file, done) = (&store, &on_file, &done);
+            async move {
+                let read = pin(table, store, meta).await;
+                on_file(done.fetch_add(1, Ordering::Relaxed) + 1, found);
+                read
+            }
+        }))
+        .buffered(FOOTERS_AT_ONCE)
+        .try_collect()
+        .await
+        .map_err(|error: Error| error.with("table", &table.name))?;
+        inputs.push(agree(table, read).map_err(|error| error.with("table", &table.name))?);
+    }
+    Ok(inputs)
+}
+
+/// The table's files, sorted by path.
+async fn list(table: &TableSpec) -> Result<(Arc<dyn ObjectStore>, Vec<ObjectMeta>)> {
+    let (store, prefix) = object_store_for(&table.location).await?;
+    let nothing = |what: &str| {
+        Error::invalid(format!("{what}: {}", shown(&table.location)))
+            .hint("check LOCATION, and whether the data of this day has arrived")
+    };
+    let failed = |error: object_store::Error| match error {
+        object_store::Error::NotFound { .. } => nothing("there is no such file"),
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+            Error::invalid(format!("the store denies access to {}", table.location)).caused_by(error)
+        }
+        other => Error::temporary(format!("cannot list {}", table.location)).caused_by(other),
+    };
+    if !table.location.ends_with('/') {
+        return match store.head(&prefix).await {
+            Ok(meta) => Ok((store, vec![meta])),
+            // `s3://bucket/folder` without the slash is a folder more often than a mistake.
+            Err(object_store::Error::NotFound { .. }) if table.location.starts_with("s3://") => {
+                folder(store, &prefix, table)
+                    .await
+                    .map_err(failed)?
+                    .ok_or_else(|| nothing("there is no such file or folder"))
+            }
+            Err(error) => Err(failed(error)),
+        };
+    }
+    let found = folder(store, &prefix, table).await.map_err(failed)?;
+    found.ok_or_else(|| nothing("the folder has no files"))
+}
+
+type Listed = (Arc<dyn ObjectStore>, Vec<ObjectMeta>);
+
+async fn folder(store: Arc<dyn ObjectStore>, prefix: &Path, table: &TableSpec) -> object_store::Result<Option<Listed>> {
+    let mut files: Vec<ObjectMeta> = store
+        .list(Some(prefix))
+        .try_filter(|meta| std::future::ready(meta.size > 0 && !is_hidden(prefix, &meta.location, table.format)))
+        .take(FILES_MAX)
+        .try_collect()
+        .await?;
+    files.sort_by(|a, b| a.location.cmp(&b.location));
+    Ok((!files.is_empty()).then_some((store, files)))
+}
+
+/// `_SUCCESS`, `_plan.json`, `.part.crc`, and everything in folders named so.
+fn is_hidden(prefix: &Path, path: &Path, format: TableFormat) -> bool {
+    let Some(parts) = path.prefix_match(prefix) else { return true };
+    let mut last = String::new();
+    for part in parts {
+        let name = part.as_ref().to_owned();
+        if name.starts_with(['_', '.']) {
+            return true;
+        }
+        last = name;
+    }
+    last.ends_with(".crc")
+        || (format == TableFormat::Parquet
+            && (last.ends_with(".json") || last.ends_with(".txt") || last.ends_with(".md")))
+}
+
+async fn pin(table: &TableSpec, store: &Arc<dyn ObjectStore>, meta: ObjectMeta) -> Result<(InputFile, Option<Schema>)> {
+    let root = Url::parse(&table.location).map(|url| root_of(&url)).unwrap_or_default();
+    let url = url_of(&root, &meta.location);
+    let partition_values = partition_values(table, &meta.location, &url)?;
+    let (schema, row_groups): (Option<Schema>, Vec<RowGroup>) = match table.format {
+        TableFormat::Parquet => {
+            let footer = footer::read(store, &meta.location, &url, meta.size, meta.e_tag.clone()).await?;
+            (Some(infer_schema::plain_schema(&footer.schema)), footer.row_groups)
+        }
+        _ if table.columns.is_empty() => {
+            let range = Some(GetRange::Bounded(0..HEAD_BYTES.min(meta.size)));
+            let options = GetOptions { range, if_match: meta.e_tag.clone(), ..Default::default() };
+            let head = match store.get_opts(&meta.location, options).await {
+                Ok(result) => result.bytes().await,
+                Err(error) => Err(error),
+            }
+            .map_err(|error| Error::temporary("cannot read an input file").with("file", &url).caused_by(error))?;
+            (Some(infer_schema::from_head(table, &url, &head, meta.size <= HEAD_BYTES)?), Vec::new())
+        }
+        _ => (None, Vec::new()),
+    };
+    let file = InputFile {
+        url,
+        bytes: meta.size,
+        etag: meta.e_tag,
+        modified: meta.last_modified.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+        partition_values,
+        row_groups,
+    };
+    Ok((file, schema))
+}
+
+/// Values of the partition columns, from folder names `column=value`.
+fn partition_values(table: &TableSpec, path: &Path, url: &str) -> Result<Vec<Option<String>>> {
+    table
+        .partition_columns
+        .iter()
+        .map(|(name, _)| {
+            let value = path.parts().find_map(|part| {
+                let (key, value) = part.as_ref().split_once('=')?;
+                key.eq_ignore_ascii_case(name).then(|| value.to_owned())
+            });
+            match value {
+                Some(value) if value == "__HIVE_DEFAULT_PARTITION__" => Ok(None),
+                Some(value) => Ok(Some(value)),
+                None => Err(Error::invalid(format!("the path has no folder `{name}=…`"))
+                    .with("file", url)
+                    .hint("PARTITIONED BY names columns whose values stand in folder names")),
+            }
+        })
+        .collect()
+}
+
+/// One schema for all files: the declared one, or the first file's, which the others must have too.
+fn agree(table: &TableSpec, read: Vec<(InputFile, Option<Schema>)>) -> Result<TableInput> {
+    let declared = declared(&table.columns)?;
+    let partitions = declared_fields(&table.partition_columns)?;
+    let mut files: Vec<InputFile> = Vec::with_capacity(read.len());
+    let mut agreed = declared.clone();
+    let mut first_url = String::new();
+    for (file, schema) in read {
+        match (&agreed, schema) {
+            (Some(agreed), Some(schema)) => check_same(agreed, &schema, &file.url, &first_url, declared.is_some())?,
+            (None, Some(schema)) => {
+                first_url.clone_from(&file.url);
+                agreed = Some(schema);
+            }
+            _ => {}
+        }
+        files.push(file);
+    }
+    let schema = agreed.ok_or_else(|| Error::internal("a table without files and columns"))?;
+    if let Some(clash) = partitions.iter().find(|field| schema.column_with_name(field.name()).is_some()) {
+        return Err(Error::invalid(format!("column `{}` stands in the files and in the folder names", clash.name()))
+            .hint("leave it out of PARTITIONED BY, or out of the files"));
+    }
+    let all: Vec<Field> = schema.fields().iter().map(|field| field.as_ref().clone()).chain(partitions).collect();
+    let schema =
+        serde_json::to_value(Schema::new(all)).map_err(|error| Error::internal("a schema as JSON").caused_by(error))?;
+    Ok(TableInput { table: table.name.clone(), schema, files })
+}
+
+fn check_same(agreed: &Schema, schema: &Schema, url: &str, first_url: &str, declared: bool) -> Result<()> {
+    let against = if declared { "the declared columns".to_owned() } else { shown(first_url) };
+    for field in agreed.fields() {
+        match schema.column_with_name(field.name()) {
+            Some((_, other)) if other.data_type() == field.data_type() => {}
+            Some((_, other)) if declared && arrow::compute::can_cast_types(other.data_type(), field.data_type()) => {}
+            Some((_, other)) => {
+                return Err(Error::invalid(format!(
+                    "column `{}` is {} in one file and {} in another",
+                    field.name(),
+                    field.data_type(),
+                    other.data_type()
+                ))
+                .with("file", shown(url))
+                .with("differs from", against)
+                .hint("all files of a table have the same columns: write them anew, or name one folder a schema"));
+            }
+            // Declared columns may be absent in old files: they read as NULL there.
+            None if declared => {}
+            None => {
+                return Err(Error::invalid(format!("column `{}` is missing in a file", field.name()))
+                    .with("file", shown(url))
+                    .with("differs from", against)
+                    .hint(
+                        "declare the table's columns in CREATE EXTERNAL TABLE: then a missing column reads as NULL",
+                    ));
+            }
+        }
+    }
+    if !declared
+        && let Some(extra) = schema.fields().iter().find(|field| agreed.column_with_name(field.name()).is_none())
+    {
+        return Err(Error::invalid(format!("column `{}` is in one file only", extra.name()))
+            .with("file", shown(url))
+            .with("differs from", against)
+            .hint("declare the table's columns in CREATE EXTERNAL TABLE: then a missing column reads as NULL"));
+    }
+    Ok(())
+}
+
+fn declared(columns: &[(String, String)]) -> Result<Option<Schema>> {
+    let fields = declared_fields(columns)?;
+    Ok((!fields.is_empty()).then(|| Schema::new(fields)))
+}
+
+fn declared_fields(columns: &[(String, String)]) -> Result<Vec<Field>> {
+    columns
+        .iter()
+        .map(|(name, sql)| {
+            let data_type = Parser::new(&GenericDialect {})
+                .try_with_sql(sql)
+                .and_then(|mut parser| parser.parse_data_type())
+                .map_err(|error| error.to_string())
+                .and_then(|parsed| sql_type::to_arrow(&parsed))
+                .map_err(|error| Error::invalid(format!("column `{name}`: {error}")).hint(sql_type::HINT))?;
+            Ok(Field::new(name, data_type, true))
+        })
+        .collect()
+}
+
+/// A local path as people write it.
+fn shown(url: &str) -> String {
+    Url::parse(url)
+        .ok()
+        .filter(|url| url.scheme() == "file")
+        .and_then(|url| url.to_file_path().ok())
+        .map_or_else(|| url.to_owned(), |path| path.display().to_string())
+}

@@ -1,0 +1,9 @@
+//! Where rows come from: object stores, pinned files and the tables over them. Nothing here knows AI functions.
+
+pub(crate) mod discover;
+pub mod download;
+mod footer;
+pub(crate) mod infer_schema;
+pub(crate) mod pinned;
+pub mod storage;
+pub(crate) mod table;

@@ -1,0 +1,145 @@
+//! A read-only object store that reads each pinned file only while it is still the pinned one (`If-Match` on its entity
+//! tag), and remembers which file was not. Writing and listing through it are refused.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result,
+};
+use rowmill_jobs::plan::InputFile;
+use rowmill_jobs::{Error, Kind};
+
+/// The first trouble with a pinned file, which the layers above would bury in text.
+#[derive(Debug, Default)]
+pub(crate) struct Trouble(Mutex<Option<(Kind, String, String)>>);
+
+impl Trouble {
+    fn set(&self, kind: Kind, url: &str, what: String) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert((kind, url.to_owned(), what));
+    }
+
+    /// The trouble as an error that names the file.
+    pub(crate) fn take(&self) -> Option<Error> {
+        let (kind, url, what) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(match kind {
+            Kind::InputChanged => {
+                Error::new(kind, format!("an input file is not the one this run was planned for: {what}"))
+                    .with("file", url)
+                    .hint("start a new run: it will pin the files as they are now")
+            }
+            _ => Error::new(kind, format!("cannot read an input file: {what}")).with("file", url),
+        })
+    }
+}
+
+/// What is known of a pinned file.
+#[derive(Debug, Clone)]
+struct Pin {
+    url: String,
+    etag: Option<String>,
+    bytes: u64,
+}
+
+/// The store.
+#[derive(Debug)]
+pub(crate) struct PinnedStore {
+    inner: Arc<dyn ObjectStore>,
+    pins: HashMap<Path, Pin>,
+    trouble: Arc<Trouble>,
+}
+
+impl PinnedStore {
+    /// Pins `files`, given with their paths in `inner`.
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>, files: Vec<(Path, &InputFile)>, trouble: Arc<Trouble>) -> Self {
+        let pins = files
+            .into_iter()
+            .map(|(path, file)| (path, Pin { url: file.url.clone(), etag: file.etag.clone(), bytes: file.bytes }))
+            .collect();
+        Self { inner, pins, trouble }
+    }
+
+    fn note(&self, pin: &Pin, error: &object_store::Error) {
+        match error {
+            object_store::Error::Precondition { .. } => {
+                self.trouble.set(Kind::InputChanged, &pin.url, "it was changed".to_owned())
+            }
+            object_store::Error::NotFound { .. } => {
+                self.trouble.set(Kind::InputChanged, &pin.url, "it is gone".to_owned())
+            }
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                self.trouble.set(Kind::Invalid, &pin.url, "the store denies access".to_owned());
+            }
+            other => self.trouble.set(Kind::Temporary, &pin.url, other.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for PinnedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pinned({})", self.inner)
+    }
+}
+
+fn refused<T>(what: &str) -> Result<T> {
+    Err(object_store::Error::NotSupported { source: format!("{what} through a store of pinned inputs").into() })
+}
+
+#[async_trait]
+impl ObjectStore for PinnedStore {
+    async fn put_opts(&self, _location: &Path, _payload: PutPayload, _options: PutOptions) -> Result<PutResult> {
+        refused("writing")
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        _location: &Path,
+        _options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        refused("writing")
+    }
+
+    async fn get_opts(&self, location: &Path, mut options: GetOptions) -> Result<GetResult> {
+        let Some(pin) = self.pins.get(location) else { return refused("reading a file that is not an input") };
+        if options.if_match.is_none() {
+            options.if_match.clone_from(&pin.etag);
+        }
+        match self.inner.get_opts(location, options).await {
+            Ok(result) if result.meta.size != pin.bytes => {
+                self.trouble.set(
+                    Kind::InputChanged,
+                    &pin.url,
+                    format!("it has {} bytes, and had {}", result.meta.size, pin.bytes),
+                );
+                Err(object_store::Error::Precondition { path: location.to_string(), source: "another size".into() })
+            }
+            Ok(result) => Ok(result),
+            Err(error) => {
+                self.note(pin, &error);
+                Err(error)
+            }
+        }
+    }
+
+    fn delete_stream(&self, _locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        stream::once(async { refused("deleting") }).boxed()
+    }
+
+    fn list(&self, _prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        stream::once(async { refused("listing") }).boxed()
+    }
+
+    async fn list_with_delimiter(&self, _prefix: Option<&Path>) -> Result<ListResult> {
+        refused("listing")
+    }
+
+    async fn copy_opts(&self, _from: &Path, _to: &Path, _options: CopyOptions) -> Result<()> {
+        refused("copying")
+    }
+}

@@ -1,0 +1,10 @@
+//! Job files in, rows and parts out, over Parquet made in temporary folders and a scripted engine.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod bad_jobs;
+mod bed;
+mod formats;
+mod inputs;
+mod rows;
+mod speed;
+mod staging;

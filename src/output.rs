@@ -1,0 +1,139 @@
+//! What the command line prints: data to standard output, words for people to standard error, summaries as JSON.
+
+use std::io::Write;
+
+use rowmill_jobs::infer::Usage;
+use rowmill_jobs::publish::Manifest;
+use rowmill_jobs::{Error, Kind};
+use serde_json::{Value, json};
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One object, as the last line.
+    Json,
+}
+
+/// Prints a line of data. A closed pipe is the reader's choice, not our error.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints a line for people.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// The summary of a published run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary<'a> {
+    /// What was published.
+    pub manifest: &'a Manifest,
+    /// Folder of the published table.
+    pub published: &'a str,
+    /// Parts that this process computed.
+    pub computed: u64,
+    /// Rows that this process computed.
+    pub rows_computed: u64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+impl Summary<'_> {
+    /// As one JSON object.
+    pub fn to_json(&self) -> Value {
+        let parts = self.manifest.parts.len() as u64;
+        json!({
+            "status": "published",
+            "run_key": self.manifest.run_key,
+            "published": self.published,
+            "logical_date": self.manifest.logical_date,
+            "rows": self.manifest.rows,
+            "errors": self.manifest.errors,
+            "parts": parts,
+            "computed": self.computed,
+            "reused": parts.saturating_sub(self.computed),
+            "tokens": tokens(self.manifest.usage),
+            "seconds": round(self.seconds),
+            "rows_per_second": round(self.rows_computed as f64 / self.seconds.max(1e-9)),
+            "cost_usd": Value::Null,
+        })
+    }
+
+    /// For people.
+    pub fn to_text(&self) -> String {
+        let Manifest { rows, errors, usage, parts, .. } = self.manifest;
+        let work = match self.computed {
+            0 => "was published already; computed nothing".to_owned(),
+            computed => format!(
+                "{computed} of {} parts computed in {:.1} s ({:.0} rows/s)",
+                parts.len(),
+                self.seconds,
+                self.rows_computed as f64 / self.seconds.max(1e-9)
+            ),
+        };
+        format!(
+            "published {} for {}: {rows} rows, {errors} with errors, {} tokens in, {} out\n  {work}",
+            self.manifest.job, self.manifest.logical_date, usage.input_tokens, usage.output_tokens
+        )
+    }
+}
+
+/// Tokens as JSON: `input` counts prompt tokens, of which `cached` shared their computation with other rows.
+pub fn tokens(usage: Usage) -> Value {
+    json!({ "input": usage.input_tokens, "cached": usage.cached_tokens, "output": usage.output_tokens })
+}
+
+/// An error as JSON.
+pub fn failure(error: &Error) -> Value {
+    let status = match error.kind() {
+        Kind::Incomplete => "incomplete",
+        Kind::Gated => "gated",
+        Kind::Cancelled => "cancelled",
+        _ => "failed",
+    };
+    json!({
+        "status": status,
+        "error": error.to_string(),
+        "report": error.report(),
+        "location": error.location().map(ToString::to_string),
+        "hint": error.hint_text(),
+        "exit_code": error.kind().exit_code(),
+    })
+}
+
+/// To milliseconds, or thousandths of whatever it is.
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// Rows as aligned columns. The first row is the heading.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = [vec!["name".to_owned(), "rows".to_owned()], vec!["a".to_owned(), "1".to_owned()]];
+        assert_eq!(table(&rows), "name  rows\na     1");
+    }
+
+    #[test]
+    fn a_failure_says_its_exit_code_and_place() {
+        let value = failure(&Error::new(Kind::Gated, "too many errors").hint("look"));
+        assert_eq!((value["status"].as_str(), value["exit_code"].as_u64()), (Some("gated"), Some(4)));
+    }
+}

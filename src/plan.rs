@@ -1,0 +1,101 @@
+//! `rowmill plan`: what a run would read and ask, before anything is spent. Reads footers and model headers only.
+
+use rowmill_jobs::Result;
+use rowmill_jobs::infer::TaskKind;
+use rowmill_jobs::plan::{TableInput, run_key};
+use rowmill_scheduler::Draft;
+use rowmill_sql::Source;
+use serde_json::{Value, json};
+
+use crate::args::JobArgs;
+use crate::output::{Format, say, table};
+use crate::setup::{pins, plain, read_job, resolve_models};
+
+/// Shows a run's plan.
+///
+/// # Errors
+/// Whatever would keep the run from starting.
+pub async fn plan(args: &JobArgs, format: Format) -> Result<()> {
+    let job = read_job(args)?;
+    let models = pins(&resolve_models(&job.models).await?);
+    let draft = rowmill_scheduler::draft(&job, &models, |_, _| ()).await?;
+    let staged = match draft.compiled.source() {
+        Source::Staged { why } => Some(why),
+        Source::Table { .. } => None,
+    };
+    let key = run_key(&job, None);
+    match format {
+        Format::Json => say(&to_json(&key, &draft, staged.as_deref()).to_string()),
+        Format::Text => {
+            say(&format!("job     {} for {}  (run {key})", job.name, job.logical_date));
+            say(&format!("output  {}", plain(&job.output)));
+            match (&draft.shards, staged) {
+                (Some(shards), _) => {
+                    let rows: u64 = shards.iter().map(rowmill_jobs::plan::Shard::rows).sum();
+                    say(&format!("shards  {} over {rows} input rows, cut along row groups", shards.len()));
+                }
+                (None, why) => {
+                    let why = why.unwrap_or_default();
+                    say(&format!("shards  known after staging: {why}"));
+                }
+            }
+            say("");
+            say(&table(&input_rows(&draft.inputs)));
+            say("");
+            say(&table(&call_rows(&draft)));
+        }
+    }
+    Ok(())
+}
+
+fn to_json(run_key: &str, draft: &Draft, staged: Option<&str>) -> Value {
+    let inputs = draft.inputs.iter().map(|input| {
+        json!({ "table": input.table, "files": input.files.len(), "rows": rows_of(input), "bytes": bytes_of(input) })
+    });
+    let calls = draft
+        .compiled
+        .calls()
+        .iter()
+        .map(|call| json!({ "column": call.column, "function": call.function, "model": call.task.model }));
+    json!({
+        "status": "planned",
+        "run_key": run_key,
+        "shards": draft.shards.as_ref().map(Vec::len),
+        "rows": draft.shards.as_ref().map(|shards| shards.iter().map(rowmill_jobs::plan::Shard::rows).sum::<u64>()),
+        "staged": staged,
+        "inputs": inputs.collect::<Vec<_>>(),
+        "calls": calls.collect::<Vec<_>>(),
+    })
+}
+
+fn rows_of(input: &TableInput) -> u64 {
+    input.files.iter().flat_map(|file| &file.row_groups).map(|group| group.rows).sum()
+}
+
+fn bytes_of(input: &TableInput) -> u64 {
+    input.files.iter().map(|file| file.bytes).sum()
+}
+
+fn input_rows(inputs: &[TableInput]) -> Vec<Vec<String>> {
+    let mut rows = vec![["table", "files", "MiB", "rows"].map(String::from).to_vec()];
+    rows.extend(inputs.iter().map(|input| {
+        let counted = input.files.iter().all(|file| !file.row_groups.is_empty());
+        let count = if counted { rows_of(input).to_string() } else { "not known before reading".into() };
+        let mebibytes = format!("{:.1}", bytes_of(input) as f64 / f64::from(1 << 20));
+        vec![input.table.clone(), input.files.len().to_string(), mebibytes, count]
+    }));
+    rows
+}
+
+fn call_rows(draft: &Draft) -> Vec<Vec<String>> {
+    let mut rows = vec![["column", "function", "model", "asks for"].map(String::from).to_vec()];
+    rows.extend(draft.compiled.calls().iter().map(|call| {
+        let asked = match &call.task.kind {
+            TaskKind::Complete { tokens_max, .. } => format!("text, at most {tokens_max} tokens a row"),
+            TaskKind::Choose { labels } => format!("one of {} labels", labels.len()),
+            TaskKind::Embed => "a vector".into(),
+        };
+        vec![call.column.clone(), call.function.clone(), call.task.model.clone(), asked]
+    }));
+    rows
+}

@@ -1,0 +1,77 @@
+//! `rowmill preview`: a job's first rows, computed here and printed. It writes nothing but temporary files.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use rowmill_executor::{Router, Scratch, Watch};
+use rowmill_jobs::infer::Engine;
+use rowmill_jobs::plan::{InputFile, Slice};
+use rowmill_jobs::progress::Counters;
+use rowmill_jobs::{Error, Result};
+use rowmill_scheduler::split::{ShardSize, split};
+use rowmill_sql::{Observer, Source, compile, format_rows, rows_as_json};
+use serde_json::json;
+
+use crate::args::JobArgs;
+use crate::output::{Format, say};
+use crate::setup::{pins, read_job, resolve_models, temporary};
+
+/// Computes and prints a job's first `rows` output rows. Input is taken bit by bit until there are enough, since a
+/// filter may drop most of it.
+///
+/// # Errors
+/// Whatever keeps those rows from being computed.
+pub async fn preview(args: &JobArgs, rows: u64, format: Format) -> Result<()> {
+    let job = read_job(args)?;
+    let models = resolve_models(&job.models).await?;
+    let pins = pins(&models);
+    let draft = rowmill_scheduler::draft(&job, &pins, |_, _| ()).await?;
+    let scratch = Scratch::new(&temporary())?;
+    let (compiled, files) = match draft.compiled.source() {
+        Source::Table { index } => (draft.compiled, draft.inputs[index].files.clone()),
+        Source::Staged { .. } => {
+            let folder = scratch.path().join("staging");
+            std::fs::create_dir_all(&folder)
+                .map_err(|error| Error::invalid("cannot create a folder for temporary files").caused_by(error))?;
+            draft.compiled.stage(&folder).await?;
+            let staged = rowmill_scheduler::planning::staged_table(
+                &job,
+                &draft.compiled,
+                &format!("file://{}/", folder.display()),
+            )
+            .await?;
+            (compile(&job, &draft.inputs, Some(&staged), &pins).await?, staged.files)
+        }
+    };
+    let engine: Arc<dyn Engine> = Arc::new(Router::new(models, &pins)?);
+    let watch: Arc<dyn Observer> = Arc::new(Watch(Arc::new(Counters::default())));
+    let mut batches = Vec::new();
+    let mut found = 0;
+    for slices in bites(&files, rows) {
+        let mut stream = compiled.run(&slices, Arc::clone(&engine), Arc::clone(&watch))?;
+        while let (Some(batch), true) = (stream.next().await.transpose()?, found < rows) {
+            let batch = batch.slice(0, batch.num_rows().min((rows - found) as usize));
+            found += batch.num_rows() as u64;
+            batches.push(batch);
+        }
+        if found == rows {
+            break;
+        }
+    }
+    match format {
+        Format::Text => say(&format_rows(&batches)),
+        Format::Json => say(&json!({ "status": "ok", "rows": rows_as_json(&batches)? }).to_string()),
+    }
+    Ok(())
+}
+
+/// The table in bites that grow: the first as large as what is wanted, each further one twice its predecessor.
+fn bites(files: &[InputFile], rows: u64) -> impl Iterator<Item = Vec<Slice>> {
+    let mut small = split(files, ShardSize::new(rows)).into_iter();
+    let mut shards = 1;
+    std::iter::from_fn(move || {
+        let bite: Vec<Slice> = small.by_ref().take(shards).flat_map(|shard| shard.slices).collect();
+        shards *= 2;
+        (!bite.is_empty()).then_some(bite)
+    })
+}

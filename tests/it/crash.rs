@@ -1,0 +1,72 @@
+//! `kill -9` at random moments: the same command then goes on, publishes the same rows, and computes no part again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::support::{Job, integers, read_table, rowmill};
+
+/// Kills in all.
+const KILLS: u32 = 20;
+
+/// Names and contents' identity (inode, modification time) of the parts that exist.
+fn parts(output: &Path) -> BTreeMap<PathBuf, (u64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let mut found = BTreeMap::new();
+    for run in std::fs::read_dir(output).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(run.path()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("part-") {
+                let metadata = entry.metadata().expect("a part's metadata");
+                found.insert(entry.path(), (metadata.ino(), metadata.mtime_nsec()));
+            }
+        }
+    }
+    found
+}
+
+/// A small generator (splitmix64), so that a failure can be repeated from its seed.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 8
+}
+
+#[test]
+fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").subsec_nanos();
+    let mut state = u64::from(seed);
+    println!("seed {seed}");
+    // 40 shards of 25 ms: enough for 20 kills between 0 and 60 ms after the start of work.
+    let job = Job::echo(", delay_ms = 1", "SELECT id, ai_complete(text) AS answer FROM rows");
+    job.with_rows("a", 0, 4000);
+    let path = job.path();
+    let mut seen = BTreeMap::new();
+    for kill in 0..KILLS {
+        let mut process = rowmill(&["run", path.to_str().expect("UTF-8"), "--json"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the product starts");
+        std::thread::sleep(Duration::from_millis(random(&mut state) % 200));
+        process.kill().expect("it can be killed");
+        process.wait().expect("it ended");
+        let now = parts(&job.output());
+        for (part, identity) in &seen {
+            assert_eq!(now.get(part), Some(identity), "seed {seed}, kill {kill}: {} changed", part.display());
+        }
+        seen = now;
+    }
+    let started = Instant::now();
+    let summary = job.say("run", &[]).ok().summary();
+    let after = parts(&job.output());
+    for (part, identity) in &seen {
+        assert_eq!(after.get(part), Some(identity), "seed {seed}: {} was computed again", part.display());
+    }
+    let before = seen.len() as u64;
+    assert_eq!(summary["reused"].as_u64(), Some(before), "seed {seed}");
+    assert_eq!(summary["computed"].as_u64(), summary["parts"].as_u64().map(|parts| parts - before), "seed {seed}");
+    let rows = read_table(Path::new(summary["published"].as_str().expect("a folder")));
+    assert_eq!(integers(&rows, "id"), (0..4000).collect::<Vec<i64>>(), "seed {seed}");
+    println!("{before} parts survived the kills; the rest took {:?}", started.elapsed());
+}

@@ -1,0 +1,12 @@
+//! Rowmill through the user's boundary: job files in, Parquet out, real processes. One binary, because each links
+//! everything. What a test needs it makes or starts itself; nothing here is skipped when something is missing.
+
+mod bad_input;
+mod cli;
+mod crash;
+mod example;
+#[cfg(feature = "readers")]
+mod readers;
+mod runs;
+mod support;
+mod tidy;
