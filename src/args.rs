@@ -18,14 +18,14 @@ Examples:
   rowmill resolve job.sql --param ds=2026-11-20          where the published table is
 
 Exit codes: 0 published, 1 failed (fix something), 2 usage, 3 incomplete (resume), 4 quality gate, 75 temporary (retry).")]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 
     /// Print one JSON object as the last line of standard output
     #[arg(long, global = true)]
-    pub json: bool,
+    pub(crate) json: bool,
 
     /// Log to standard error: error, warn, info, debug or a filter such as rowmill_executor=debug
     #[arg(
@@ -36,12 +36,12 @@ pub struct Cli {
         value_name = "FILTER",
         hide_env_values = true
     )]
-    pub log: String,
+    pub(crate) log: String,
 }
 
 /// What can be asked.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Compute a job's rows on this machine and publish them
     ///
     /// Starting the same command again is always safe: it joins or continues the same run, computes no finished shard
@@ -86,7 +86,7 @@ pub enum Command {
 
 /// What can be asked about models.
 #[derive(Debug, Subcommand)]
-pub enum ModelsCommand {
+pub(crate) enum ModelsCommand {
     /// List a job's models: what they are, what they can do, and their digests
     List(JobArgs),
     /// Fetch a job's models to this machine, so that a run needs no network
@@ -95,57 +95,57 @@ pub enum ModelsCommand {
 
 /// A job file and its parameters.
 #[derive(Debug, Args)]
-pub struct JobArgs {
+pub(crate) struct JobArgs {
     /// The job file
     #[arg(value_name = "JOB.sql")]
-    pub job: PathBuf,
+    pub(crate) job: PathBuf,
 
     /// Value of a {{ NAME }} in the job file; may be given several times
     #[arg(short, long = "param", value_name = "NAME=VALUE")]
-    pub params: Vec<String>,
+    pub(crate) params: Vec<String>,
 }
 
 /// A run of a job.
 #[derive(Debug, Args)]
-pub struct RunIdArgs {
+pub(crate) struct RunIdArgs {
     /// The job.
     #[command(flatten)]
-    pub job: JobArgs,
+    pub(crate) job: JobArgs,
 
     /// Compute the date again although a run holds it; the same ID joins the same rerun
     #[arg(long, value_name = "ID")]
-    pub rerun: Option<String>,
+    pub(crate) rerun: Option<String>,
 }
 
 /// What `run` takes.
 #[derive(Debug, Args)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// The run.
     #[command(flatten)]
-    pub id: RunIdArgs,
+    pub(crate) id: RunIdArgs,
 
     /// Shards worked on at once: while one computes, others read and write
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub slots: u8,
+    pub(crate) slots: u8,
 }
 
 /// An output: a job's, or given by its place.
 #[derive(Debug, Args)]
-pub struct OutputArgs {
+pub(crate) struct OutputArgs {
     /// A job file (*.sql), or an output folder
     #[arg(value_name = "JOB.sql|OUTPUT")]
-    pub target: PathBuf,
+    pub(crate) target: PathBuf,
 
     /// Value of a {{ NAME }} in the job file; may be given several times
     #[arg(short, long = "param", value_name = "NAME=VALUE")]
-    pub params: Vec<String>,
+    pub(crate) params: Vec<String>,
 }
 
 /// Parameters from `NAME=VALUE` arguments.
 ///
 /// # Errors
 /// An argument is not of that form, or a name is given twice.
-pub fn parameters(arguments: &[String]) -> Result<BTreeMap<String, String>> {
+pub(crate) fn parameters(arguments: &[String]) -> Result<BTreeMap<String, String>> {
     let mut params = BTreeMap::new();
     for argument in arguments {
         let Some((name, value)) = argument.split_once('=').filter(|(name, _)| !name.is_empty()) else {

@@ -13,7 +13,7 @@ use crate::setup::{open_output, plain, resolve_models, temporary};
 ///
 /// # Errors
 /// The first check that fails.
-pub async fn doctor(args: &OutputArgs, format: Format) -> Result<()> {
+pub(crate) async fn doctor(args: &OutputArgs, format: Format) -> Result<()> {
     let mut passed = Vec::new();
     let mut pass = |what: String| {
         if format == Format::Text {

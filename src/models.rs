@@ -13,7 +13,7 @@ use crate::setup::{read_job, resolve_models};
 ///
 /// # Errors
 /// A model cannot be fetched or is none.
-pub async fn list(args: &JobArgs, format: Format) -> Result<()> {
+pub(crate) async fn list(args: &JobArgs, format: Format) -> Result<()> {
     let models = resolve_models(&read_job(args)?.models).await?;
     match format {
         Format::Json => {
@@ -34,7 +34,7 @@ pub async fn list(args: &JobArgs, format: Format) -> Result<()> {
 ///
 /// # Errors
 /// A model cannot be fetched or is none.
-pub async fn pull(args: &JobArgs, format: Format) -> Result<()> {
+pub(crate) async fn pull(args: &JobArgs, format: Format) -> Result<()> {
     let models = resolve_models(&read_job(args)?.models).await?;
     for model in models.iter().filter(|model| format == Format::Text && model.path.is_some()) {
         let path = model.path.as_deref().map(|path| path.display().to_string()).unwrap_or_default();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub(crate) enum Format {
     /// For people.
     Text,
     /// One object, as the last line.
@@ -17,33 +17,33 @@ pub enum Format {
 }
 
 /// Prints a line of data. A closed pipe is the reader's choice, not our error.
-pub fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Prints a line for people.
-pub fn tell(line: &str) {
+pub(crate) fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The summary of a published run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Summary<'a> {
+pub(crate) struct Summary<'a> {
     /// What was published.
-    pub manifest: &'a Manifest,
+    pub(crate) manifest: &'a Manifest,
     /// Folder of the published table.
-    pub published: &'a str,
+    pub(crate) published: &'a str,
     /// Parts that this process computed.
-    pub computed: u64,
+    pub(crate) computed: u64,
     /// Rows that this process computed.
-    pub rows_computed: u64,
+    pub(crate) rows_computed: u64,
     /// Wall time.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
 }
 
 impl Summary<'_> {
     /// As one JSON object.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let parts = self.manifest.parts.len() as u64;
         json!({
             "status": "published",
@@ -63,7 +63,7 @@ impl Summary<'_> {
     }
 
     /// For people.
-    pub fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let Manifest { rows, errors, usage, parts, .. } = self.manifest;
         let work = match self.computed {
             0 => "was published already; computed nothing".to_owned(),
@@ -82,12 +82,12 @@ impl Summary<'_> {
 }
 
 /// Tokens as JSON: `input` counts prompt tokens, of which `cached` shared their computation with other rows.
-pub fn tokens(usage: Usage) -> Value {
+pub(crate) fn tokens(usage: Usage) -> Value {
     json!({ "input": usage.input_tokens, "cached": usage.cached_tokens, "output": usage.output_tokens })
 }
 
 /// An error as JSON.
-pub fn failure(error: &Error) -> Value {
+pub(crate) fn failure(error: &Error) -> Value {
     let status = match error.kind() {
         Kind::Incomplete => "incomplete",
         Kind::Gated => "gated",
@@ -110,7 +110,7 @@ fn round(value: f64) -> f64 {
 }
 
 /// Rows as aligned columns. The first row is the heading.
-pub fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();

@@ -15,7 +15,7 @@ use crate::setup::{pins, plain, read_job, resolve_models};
 ///
 /// # Errors
 /// Whatever would keep the run from starting.
-pub async fn plan(args: &JobArgs, format: Format) -> Result<()> {
+pub(crate) async fn plan(args: &JobArgs, format: Format) -> Result<()> {
     let job = read_job(args)?;
     let models = pins(&resolve_models(&job.models).await?);
     let draft = rowmill_scheduler::draft(&job, &models, |_, _| ()).await?;

@@ -21,7 +21,7 @@ use crate::setup::{pins, read_job, resolve_models, temporary};
 ///
 /// # Errors
 /// Whatever keeps those rows from being computed.
-pub async fn preview(args: &JobArgs, rows: u64, format: Format) -> Result<()> {
+pub(crate) async fn preview(args: &JobArgs, rows: u64, format: Format) -> Result<()> {
     let job = read_job(args)?;
     let models = resolve_models(&job.models).await?;
     let pins = pins(&models);

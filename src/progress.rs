@@ -19,7 +19,7 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 
 /// A display that updates itself until [`Progress::finish`] or drop.
 #[derive(Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     watched: Arc<Watched>,
     task: tokio::task::JoinHandle<()>,
     bar: Option<ProgressBar>,
@@ -38,7 +38,7 @@ struct Watched {
 
 impl Progress {
     /// Starts showing a run.
-    pub fn start(plan: &Plan, counters: Arc<Counters>) -> Self {
+    pub(crate) fn start(plan: &Plan, counters: Arc<Counters>) -> Self {
         let (parts, rows) = (plan.shards.len(), plan.rows());
         let watched = Arc::new(Watched {
             counters,
@@ -55,14 +55,14 @@ impl Progress {
     }
 
     /// Tells how many parts exist. The first time: how many existed before this process began.
-    pub fn committed(&self, parts: usize) {
+    pub(crate) fn committed(&self, parts: usize) {
         self.watched.committed.store(parts, Relaxed);
         let before = parts as u64 * self.watched.rows_per_part;
         let _ = self.watched.rows_before.compare_exchange(u64::MAX, before, Relaxed, Relaxed);
     }
 
     /// Ends the display.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.task.abort();
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -106,8 +106,9 @@ impl Watched {
         let now = self.counters.snapshot();
         let before = self.rows_before.load(Relaxed);
         let before = if before == u64::MAX { 0 } else { before };
-        let done = (before + now.rows_read).min(self.rows);
-        let rate = now.rows_read as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        let done_here = now.rows_done();
+        let done = (before + done_here).min(self.rows);
+        let rate = done_here as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
         let left = if rate > 0.0 { duration((self.rows - done) as f64 / rate) } else { "?".into() };
         let parts = format!("parts {}/{}", self.committed.load(Relaxed), self.parts);
         (done, format!("{rate:.0} rows/s  ETA {left}  {parts}  errors {}", now.row_errors))

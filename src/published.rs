@@ -14,7 +14,7 @@ use crate::setup::{open_output, plain, read_job};
 ///
 /// # Errors
 /// Nothing is published.
-pub async fn resolve(args: &OutputArgs, date: Option<&str>, format: Format) -> Result<()> {
+pub(crate) async fn resolve(args: &OutputArgs, date: Option<&str>, format: Format) -> Result<()> {
     let (store, job) = open_output(args)?;
     let date = date.map(str::to_owned).or_else(|| job.map(|job| job.logical_date));
     let Some(found) = rowmill_scheduler::resolve(store.as_ref(), date.as_deref()).await? else {
@@ -45,7 +45,7 @@ pub async fn resolve(args: &OutputArgs, date: Option<&str>, format: Format) -> R
 ///
 /// # Errors
 /// The store does not answer.
-pub async fn status(args: &RunIdArgs, format: Format) -> Result<()> {
+pub(crate) async fn status(args: &RunIdArgs, format: Format) -> Result<()> {
     let job = read_job(&args.job)?;
     let key = run_key(&job, args.rerun.as_deref());
     let store = store::open(&job.output)?;

@@ -30,7 +30,7 @@ const NEWS_WAITING: usize = 256;
 ///
 /// # Errors
 /// Whatever keeps the run from being published; its kind is the exit code.
-pub async fn run(args: RunArgs, format: Format) -> Result<()> {
+pub(crate) async fn run(args: RunArgs, format: Format) -> Result<()> {
     let started = Instant::now();
     let job = read_job(&args.id.job)?;
     let run_key = run_key(&job, args.id.rerun.as_deref());

@@ -17,7 +17,7 @@ use crate::output::tell;
 ///
 /// # Errors
 /// Whatever is wrong with it, with its place in the file.
-pub fn read_job(args: &JobArgs) -> Result<JobSpec> {
+pub(crate) fn read_job(args: &JobArgs) -> Result<JobSpec> {
     read_job_file(&args.job, &parameters(&args.params)?)
 }
 
@@ -25,7 +25,7 @@ pub fn read_job(args: &JobArgs) -> Result<JobSpec> {
 ///
 /// # Errors
 /// A model cannot be fetched or loaded.
-pub async fn resolve_models(models: &[ModelSpec]) -> Result<Vec<ResolvedModel>> {
+pub(crate) async fn resolve_models(models: &[ModelSpec]) -> Result<Vec<ResolvedModel>> {
     let mut resolved = Vec::with_capacity(models.len());
     for model in models {
         resolved.push(rowmill_executor::resolve(model, &tell).await?);
@@ -34,7 +34,7 @@ pub async fn resolve_models(models: &[ModelSpec]) -> Result<Vec<ResolvedModel>> 
 }
 
 /// The models' pins.
-pub fn pins(models: &[ResolvedModel]) -> Vec<ModelPin> {
+pub(crate) fn pins(models: &[ResolvedModel]) -> Vec<ModelPin> {
     models.iter().map(|model| model.pin.clone()).collect()
 }
 
@@ -42,7 +42,7 @@ pub fn pins(models: &[ResolvedModel]) -> Vec<ModelPin> {
 ///
 /// # Errors
 /// The job file is wrong, or the place is none.
-pub fn open_output(args: &OutputArgs) -> Result<(Arc<dyn Store>, Option<JobSpec>)> {
+pub(crate) fn open_output(args: &OutputArgs) -> Result<(Arc<dyn Store>, Option<JobSpec>)> {
     if args.target.extension().is_some_and(|extension| extension == "sql") {
         let job = read_job_file(&args.target, &parameters(&args.params)?)?;
         return Ok((store::open(&job.output)?, Some(job)));
@@ -61,12 +61,12 @@ pub fn open_output(args: &OutputArgs) -> Result<(Arc<dyn Store>, Option<JobSpec>
 }
 
 /// A URL as people and other tools want it: a plain path where it is one.
-pub fn plain(url: &str) -> &str {
+pub(crate) fn plain(url: &str) -> &str {
     url.strip_prefix("file://").unwrap_or(url)
 }
 
 /// The system's folder for temporary files.
-pub fn temporary() -> std::path::PathBuf {
+pub(crate) fn temporary() -> std::path::PathBuf {
     let folder = std::env::temp_dir();
     if folder.as_os_str().is_empty() { Path::new("/tmp").into() } else { folder }
 }

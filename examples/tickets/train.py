@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
@@ -91,7 +91,7 @@ def sample(rng):
     """(message, answer) for one of the three functions."""
     ticket = generate.draw_ticket(rng, use_held_out=False)
     draw = rng.random()
-    if draw < 0.4 and ticket["is_request"]:
+    if draw < 0.3 and ticket["is_request"]:
         body = without_some_words(rng, ticket["body"]) if rng.random() < 0.4 else ticket["body"]
         labels = list(LABELS)
         if rng.random() < 0.5:
@@ -239,14 +239,14 @@ class Progress:
     def __init__(self, name, steps, peak, minutes_max):
         self.name, self.steps, self.peak = name, steps, peak
         self.started, self.seconds_max = time.time(), minutes_max * 60
-        self.average = None
+        self.average, self.done = None, 0.0
 
     def set_rate(self, opt, step):
         # Late on a busy machine, the schedule ends with the clock instead of with the count.
-        done = max(step / self.steps, (time.time() - self.started) / self.seconds_max)
+        self.done = min(1.0, max(step / self.steps, (time.time() - self.started) / self.seconds_max))
         for group in opt.param_groups:
-            group["lr"] = learning_rate(min(done, 1.0) * self.steps, self.steps, self.peak)
-        return done < 1.0
+            group["lr"] = learning_rate(self.done * self.steps, self.steps, self.peak)
+        return self.done < 1.0
 
     def note(self, step, loss):
         self.average = loss if self.average is None else 0.98 * self.average + 0.02 * loss
@@ -255,15 +255,21 @@ class Progress:
             print(f"{self.name} step {step + 1}/{self.steps} loss {self.average:.4f} {each * 1000:.0f} ms/step", flush=True)
 
 
-def train_triage(steps, minutes_max):
-    tokenizer = triage_tokenizer()
-    triage_files(tokenizer)
+def train_triage(steps, minutes_max, sitting):
+    """Sitting 0 begins with random weights; a later one goes on from models/triage, with other tickets and a lower rate."""
+    if sitting == 0:
+        tokenizer = triage_tokenizer()
+        triage_files(tokenizer)
+    else:
+        tokenizer = Tokenizer.from_file(str(TRIAGE / "tokenizer.json"))
     torch.manual_seed(TRAIN_SEED)
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(TRIAGE, attn_implementation="eager")).float()
+    if sitting > 0:
+        model.load_state_dict(load_file(TRIAGE / "model.safetensors"), strict=False)  # not lm_head: it is tied
     print(f"triage: {sum(weight.numel() for weight in model.parameters()) / 1e6:.2f} M parameters", flush=True)
-    opt, progress = optimiser(model), Progress("triage", steps, 2e-3, minutes_max)
+    opt, progress = optimiser(model), Progress("triage", steps, 1.2e-3 if sitting else 2e-3, minutes_max)
     table = model.model.embed_tokens.weight
-    for step, (ids, answers) in zip(range(steps), batches(TRAIN_SEED, tokenizer, 32)):
+    for step, (ids, answers) in zip(range(steps), batches(TRAIN_SEED + 1000 * sitting, tokenizer, 32)):
         if not progress.set_rate(opt, step):
             break
         with torch.autocast("cpu", torch.bfloat16):
@@ -271,8 +277,8 @@ def train_triage(steps, minutes_max):
             hidden = model.model(ids[:, :-1], use_cache=False).last_hidden_state
             wanted, targets = answers[:, 1:], ids[:, 1:]
             loss = F.cross_entropy((hidden[wanted] @ table.T).float(), targets[wanted])
-            if step < steps // 5:  # early on the text itself teaches the words
-                text = (targets != 0) & ~wanted & (torch.rand(targets.shape) < 0.5)
+            if sitting == 0 and progress.done < 0.2:  # early on the text itself teaches the words
+                text = (targets != 0) & ~wanted & (torch.rand(targets.shape) < 0.3)
                 loss = loss + 0.3 * F.cross_entropy((hidden[text] @ table.T).float(), targets[text])
         opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -361,13 +367,13 @@ def embed_files(tokenizer):
 
 def embed(model, tokenizer, texts):
     """Unit vectors [texts, hidden]: mean over the real tokens, then normalised."""
+    tokenizer.enable_truncation(256)
     encoded = tokenizer.encode_batch_fast(texts)
-    length = min(256, max(len(one.ids) for one in encoded))
+    length = max(len(one.ids) for one in encoded)
     ids, mask = torch.zeros(len(texts), length, dtype=torch.long), torch.zeros(len(texts), length)
     for i, one in enumerate(encoded):
-        kept = one.ids[:length]
-        ids[i, : len(kept)] = torch.tensor(kept)
-        mask[i, : len(kept)] = 1.0
+        ids[i, : len(one.ids)] = torch.tensor(one.ids)
+        mask[i, : len(one.ids)] = 1.0
     hidden = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
     mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
     return F.normalize(mean.float(), dim=-1)
@@ -416,6 +422,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=["triage", "mini-embed"])
     parser.add_argument("--evaluate", action="store_true", help="train nothing, measure what is in models/")
+    parser.add_argument("--sitting", type=int, default=0, help="1, 2, …: go on training triage from models/triage")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6500, help="of triage; mini-embed takes a third")
     parser.add_argument("--minutes-max", type=float, default=20.0, help="for triage; mini-embed gets a fifth")
@@ -423,7 +430,7 @@ def main():
     torch.set_num_threads(options.threads)
     if not options.evaluate:
         if options.only != "mini-embed":
-            train_triage(options.steps, options.minutes_max)
+            train_triage(options.steps, options.minutes_max, options.sitting)
         if options.only != "triage":
             train_mini_embed(options.steps // 3, options.minutes_max / 5)
     import evaluate

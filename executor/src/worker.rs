@@ -72,6 +72,7 @@ impl Executor {
         let committed = store::create(store.as_ref(), &name, &Payload::File(file.clone())).await;
         // Linked or copied by now; what stays behind goes with the scratch folder.
         let _ = tokio::fs::remove_file(&file).await;
+        self.counters.finished(planned.rows(), summary.rows);
         if committed? == Put::Created {
             self.counters.committed();
         }

@@ -14,6 +14,8 @@ pub struct Counters {
     cached_tokens: AtomicU64,
     output_tokens: AtomicU64,
     parts_written: AtomicU64,
+    rows_finished: AtomicU64,
+    rows_kept: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -29,6 +31,20 @@ pub struct Snapshot {
     pub usage: Usage,
     /// Parts committed by this process.
     pub parts_written: u64,
+    /// Input rows of shards that this process finished.
+    pub rows_finished: u64,
+    /// Output rows of shards that this process finished.
+    pub rows_kept: u64,
+}
+
+impl Snapshot {
+    /// Input rows done, those of unfinished shards estimated. Rows are read well ahead of the model, so what was read
+    /// says little; what came out says more, once finished shards tell which share of rows a filter keeps.
+    pub fn rows_done(&self) -> u64 {
+        let unfinished = self.rows_written.saturating_sub(self.rows_kept);
+        let kept = if self.rows_kept > 0 { self.rows_kept as f64 / self.rows_finished as f64 } else { 1.0 };
+        self.rows_finished + (unfinished as f64 / kept) as u64
+    }
 }
 
 impl Counters {
@@ -55,6 +71,12 @@ impl Counters {
         self.parts_written.fetch_add(1, Relaxed);
     }
 
+    /// Counts a shard that is over, with its input rows and the output rows they became.
+    pub fn finished(&self, rows: u64, kept: u64) {
+        self.rows_finished.fetch_add(rows, Relaxed);
+        self.rows_kept.fetch_add(kept, Relaxed);
+    }
+
     /// The counters now.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
@@ -67,6 +89,24 @@ impl Counters {
                 output_tokens: self.output_tokens.load(Relaxed),
             },
             parts_written: self.parts_written.load(Relaxed),
+            rows_finished: self.rows_finished.load(Relaxed),
+            rows_kept: self.rows_kept.load(Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_done_learns_what_a_filter_keeps() {
+        let counters = Counters::default();
+        counters.wrote(30, 0);
+        assert_eq!(counters.snapshot().rows_done(), 30);
+        counters.finished(60, 30);
+        assert_eq!(counters.snapshot().rows_done(), 60);
+        counters.wrote(10, 0);
+        assert_eq!(counters.snapshot().rows_done(), 80);
     }
 }

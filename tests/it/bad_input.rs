@@ -98,8 +98,8 @@ fn nulls_and_huge_cells_are_their_rows_own_matter() {
 fn mistakes_in_a_job_file_have_a_place_and_a_hint() {
     let mistakes = [
         ("SELECT ai_clasify(text, ['a', 'b']) AS t FROM rows", "4:8", vec!["ai_clasify", "ai_classify"]),
-        ("SELECT ai_classify(text, ['a']) AS t FROM rows", "4:26", vec!["label"]),
-        ("SELECT ai_classify(text, ['a', 'a']) AS t FROM rows", "4:32", vec!["twice"]),
+        ("SELECT ai_classify(text, ['a']) AS t FROM rows", "4:27", vec!["label"]),
+        ("SELECT ai_classify(text, ['a', 'a']) AS t FROM rows", "4:27", vec!["twice"]),
         ("SELECT ai_classify(text, 7) AS t FROM rows", "4:26", vec!["label"]),
         ("SELECT ai_complete(text, tone => 'kind') AS t FROM rows", "4:26", vec!["tone"]),
         ("SELECT ai_extract(text, 'n INTEGRE') AS t FROM rows", "4:25", vec!["INTEGRE"]),
@@ -108,7 +108,7 @@ fn mistakes_in_a_job_file_have_a_place_and_a_hint() {
         ("SELECT id FROM row", "4:16", vec!["row", "rows"]),
         ("SELECT id, id FROM rows", "4:12", vec!["id"]),
         (
-            "SELECT topic, count(*) AS n FROM (SELECT ai_complete(text) AS topic FROM rows) GROUP BY topic",
+            "SELECT topic, count(*) AS id FROM (SELECT ai_complete(text) AS topic FROM rows) GROUP BY topic",
             "4:",
             vec!["second job"],
         ),
@@ -129,7 +129,11 @@ fn mistakes_in_a_job_file_have_a_place_and_a_hint() {
 fn an_undefined_parameter_is_named_with_its_place() {
     let job = Job::echo("", "SELECT id FROM rows WHERE id = {{ wanted }}");
     job.with_rows("a", 0, 3);
-    refused(&job, &["wanted", "job.sql:4:", "--param wanted="]);
+    let said = job.say("run", &[]);
+    assert_eq!(said.code, Some(2), "a parameter is part of the command line");
+    for word in ["wanted", "job.sql:4:", "--param wanted="] {
+        assert!(said.stderr.contains(word), "{word:?} is missing in\n{}", said.stderr);
+    }
 }
 
 /// A job over a copy of the tiny model, which `damage` then damages.

@@ -41,7 +41,7 @@ fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
     let job = Job::echo(", delay_ms = 1", "SELECT id, ai_complete(text) AS answer FROM rows");
     job.with_rows("a", 0, 4000);
     let path = job.path();
-    let mut seen = BTreeMap::new();
+    let mut seen: BTreeMap<PathBuf, (u64, i64)> = BTreeMap::new();
     for kill in 0..KILLS {
         let mut process = rowmill(&["run", path.to_str().expect("UTF-8"), "--json"])
             .stdout(Stdio::null())

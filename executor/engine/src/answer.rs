@@ -17,6 +17,7 @@ use crate::labels::LabelTrie;
 use crate::linear::Linear;
 use crate::pack::{Pack, common_prefix};
 use crate::prompt::Prompter;
+use crate::row::{End, Row, advance, choice, numeric};
 use crate::schedule::{Limits, Need, Scheduler, Slice, pages_needed};
 
 /// Memory for keys and values.
@@ -47,28 +48,6 @@ impl std::fmt::Debug for Guide {
     }
 }
 
-/// One row on its way to an outcome.
-struct Row {
-    /// Prompt, then what is written.
-    ids: Vec<u32>,
-    prompt: usize,
-    table: Vec<PageId>,
-    guide: Option<Guide>,
-    end: Option<End>,
-}
-
-/// How a row ended.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum End {
-    /// Ids of what was written, without the token that ended it.
-    Written(Vec<u32>),
-    /// The output limit was reached.
-    Cut(Vec<u32>),
-    /// A probability for each label.
-    Scored(Vec<f32>),
-    Failed(RowError),
-}
-
 /// What rows are asked for.
 enum Ask {
     Labels {
@@ -85,8 +64,8 @@ enum Ask {
 pub(crate) struct Answers {
     /// One for each prompt.
     pub(crate) ends: Vec<End>,
-    /// Tokens of the shared prefix.
-    pub(crate) cached: usize,
+    /// For each prompt, its tokens that were computed for another.
+    pub(crate) cached: Vec<usize>,
 }
 
 impl Answerer {
@@ -115,10 +94,10 @@ impl Answerer {
     ) -> Result<Option<Vec<Outcome>>> {
         let Some(answers) = self.run(kind, prompts, stopped)? else { return Ok(None) };
         let json = matches!(kind, TaskKind::Complete { format: TextFormat::Json { .. }, .. });
-        let outcomes = prompts.iter().zip(answers.ends).map(|(prompt, end)| {
+        let outcomes = prompts.iter().zip(answers.ends).zip(answers.cached).map(|((prompt, end), cached)| {
             let usage = |output: usize| Usage {
                 input_tokens: prompt.len() as u64,
-                cached_tokens: answers.cached as u64,
+                cached_tokens: cached as u64,
                 output_tokens: output as u64,
             };
             match end {
@@ -154,7 +133,7 @@ impl Answerer {
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Answers>> {
         let (ask, guide) = self.ask(kind)?;
-        let cached = self.share_prefix(prompts, stopped)?;
+        let shared = self.share_prefix(prompts, stopped)?;
         let first = match &ask {
             Ask::Labels { trie, .. } => trie.branches[0].path.clone(),
             Ask::Text { .. } => Vec::new(),
@@ -165,10 +144,10 @@ impl Answerer {
                 let mut guide = guide.clone();
                 let forced = guide.as_mut().map(Guide::forced).unwrap_or_default();
                 let ids = [prompt, &first[..], &forced].concat();
-                Row { ids, prompt: prompt.len(), table: Vec::new(), guide, end: None }
+                Row { ids, prompt: prompt.len(), cached: 0, table: Vec::new(), guide, end: None }
             })
             .collect();
-        let done = self.drive(&ask, &mut rows, cached, stopped);
+        let done = self.drive(&ask, &mut rows, shared, stopped);
         for row in &mut rows {
             self.cache.release(&mut row.table);
         }
@@ -176,6 +155,7 @@ impl Answerer {
             return Ok(None);
         }
         let lost = || End::Failed(RowError::new(RowErrorCode::InvalidOutput, "the row was lost by the scheduler"));
+        let cached = rows.iter().map(|row| row.cached).collect();
         Ok(Some(Answers { ends: rows.into_iter().map(|row| row.end.unwrap_or_else(lost)).collect(), cached }))
     }
 
@@ -249,7 +229,10 @@ impl Answerer {
             let mut pack = Pack::new();
             pack.push(&prefix[from..to], from, &table, false);
             pack.finish();
-            self.decoder.forward(&pack, &mut self.cache)?;
+            if let Err(error) = self.decoder.forward(&pack, &mut self.cache) {
+                self.cache.release(&mut table);
+                return Err(error);
+            }
             from = to;
         }
         self.prefix = prefix[..from].to_vec();
@@ -266,9 +249,17 @@ impl Answerer {
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<bool> {
         let pages = self.cache.available();
-        let mut needs = Vec::with_capacity(rows.len());
-        for (index, row) in rows.iter_mut().enumerate() {
-            let need = need(ask, row, shared, self.prompter.context);
+        let mut needs: Vec<(usize, Need)> = Vec::with_capacity(rows.len());
+        // In the order of their tokens, rows with equal leading values stand together and share those, too.
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by(|a, b| rows[*a].ids.cmp(&rows[*b].ids));
+        for index in order {
+            let mut need = need(ask, &rows[index], shared, self.prompter.context);
+            need.like = needs.last().and_then(|(other, _)| {
+                let common = common_prefix(&[&rows[index].ids[..rows[index].prompt], &rows[*other].ids]);
+                (common >= shared + PREFIX_TOKENS_MIN).then_some((*other, common))
+            });
+            let row = &mut rows[index];
             if need.pages > pages {
                 let (tokens, room) = (need.pages * BLOCK + shared, self.pages_max * BLOCK);
                 row.end = Some(End::Failed(RowError::new(
@@ -279,6 +270,10 @@ impl Answerer {
                 needs.push((index, need));
             }
         }
+        let mut likes = vec![None; rows.len()];
+        for (row, need) in &needs {
+            likes[*row] = need.like;
+        }
         let mut scheduler = Scheduler::new(needs, shared, pages, STEP);
         loop {
             let slices = scheduler.step();
@@ -288,7 +283,7 @@ impl Answerer {
             if stopped() {
                 return Ok(false);
             }
-            let (pack, mut forks) = self.pack(ask, rows, &slices, shared)?;
+            let (pack, mut forks) = self.pack(ask, rows, &slices, &likes)?;
             let hidden = self.decoder.forward(&pack, &mut self.cache);
             for fork in &mut forks {
                 self.cache.release(fork);
@@ -307,30 +302,40 @@ impl Answerer {
         }
     }
 
-    /// The batch of a step, with the page tables of label branches that are to be given back after it.
+    /// The batch of a step, with the page tables of label branches that are to be given back after it. `likes` are the
+    /// rows that rows may begin like, as the scheduler was told.
     fn pack(
         &mut self,
         ask: &Ask,
         rows: &mut [Row],
         slices: &[Slice],
-        shared: usize,
+        likes: &[Option<(usize, usize)>],
     ) -> Result<(Pack, Vec<Vec<PageId>>)> {
         let full = || Error::internal("the KV cache is full although the scheduler counted its pages");
         let mut pack = Pack::new();
         let mut forks = Vec::new();
         for slice in slices {
-            let row = &mut rows[slice.row];
-            if slice.from == shared && row.table.is_empty() {
-                row.table = self.cache.fork(&self.prefix_table, shared).ok_or_else(full)?;
+            if rows[slice.row].table.is_empty() {
+                let like = likes[slice.row].filter(|(_, common)| slice.from == *common && *common > self.prefix.len());
+                let source = like.map_or(&self.prefix_table, |(other, _)| &rows[other].table);
+                let table = self.cache.fork(source, slice.from).ok_or_else(full)?;
+                if let (Some(from), Some(to)) = (source.get(slice.from / BLOCK), table.get(slice.from / BLOCK)) {
+                    pack.mirror(*from, slice.from % BLOCK, *to);
+                }
+                rows[slice.row].table = table;
+                rows[slice.row].cached = slice.from;
             }
+            let row = &mut rows[slice.row];
             self.cache.grow(&mut row.table, slice.to).ok_or_else(full)?;
-            let first = pack.push(&row.ids[slice.from..slice.to], slice.from, &row.table, slice.completes);
+            pack.push(&row.ids[slice.from..slice.to], slice.from, &row.table, slice.completes);
             let Ask::Labels { trie, .. } = ask else { continue };
             for branch in trie.branches[1..].iter().filter(|_| slice.completes) {
                 let suffix = &branch.path[trie.branches[0].path.len()..];
                 let mut fork = self.cache.fork(&row.table, slice.to).ok_or_else(full)?;
                 self.cache.grow(&mut fork, slice.to + suffix.len()).ok_or_else(full)?;
-                pack.mirror(first, slice.to, fork[slice.to / BLOCK]);
+                if let Some(from) = row.table.get(slice.to / BLOCK) {
+                    pack.mirror(*from, slice.to % BLOCK, fork[slice.to / BLOCK]);
+                }
                 pack.push(suffix, slice.to, &fork, true);
                 forks.push(fork);
             }
@@ -381,56 +386,5 @@ fn need(ask: &Ask, row: &Row, shared: usize, context: usize) -> Need {
         }
         Ask::Text { tokens_max } => (context.min(row.prompt + tokens_max).max(tokens), 0),
     };
-    Need { tokens, pages: pages_needed(longest, shared) + forks }
-}
-
-/// Gives a row its next tokens, or its end. `limit` is the most tokens it may have, prompt included.
-fn advance(row: &mut Row, logits: &[f32], limit: usize, ends: &[u32]) {
-    if !logits.iter().all(|logit| logit.is_finite()) {
-        row.end = Some(numeric());
-        return;
-    }
-    let token = match &mut row.guide {
-        None => argmax(logits),
-        Some(guide) => guide.choose(logits),
-    };
-    let Some(token) = token else {
-        row.end = Some(End::Failed(RowError::new(
-            RowErrorCode::InvalidOutput,
-            "the model's vocabulary cannot write this JSON",
-        )));
-        return;
-    };
-    let mut complete = ends.contains(&token);
-    if !complete {
-        row.ids.push(token);
-        if let Some(guide) = &mut row.guide {
-            complete = !guide.take(token) || guide.is_complete();
-            if !complete {
-                row.ids.extend(guide.forced());
-                complete = guide.is_complete();
-            }
-        }
-    }
-    if complete && row.ids.len() <= limit {
-        row.end = Some(End::Written(row.ids[row.prompt..].to_vec()));
-    } else if row.ids.len() >= limit {
-        row.ids.truncate(limit);
-        row.end = Some(End::Cut(row.ids[row.prompt..].to_vec()));
-    }
-}
-
-/// The highest logit's token; the first of equals.
-fn argmax(logits: &[f32]) -> Option<u32> {
-    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().position(|logit| *logit == top).map(|at| at as u32)
-}
-
-fn numeric() -> End {
-    End::Failed(RowError::new(RowErrorCode::Numeric, "the model computed a number that is not finite"))
-}
-
-fn choice(scores: Vec<f32>) -> Answer {
-    let best = scores.iter().enumerate().fold(0, |best, (i, score)| if *score > scores[best] { i } else { best });
-    Answer::Choice { index: best, scores }
+    Need { tokens, pages: pages_needed(longest, shared) + forks, like: None }
 }

@@ -96,23 +96,25 @@ pub(crate) fn attend(shape: Heads, direction: Direction, queries: &[f32], rows: 
             from += tokens;
         }
     }
+    let layer = Attention { shape, direction, queries };
     work.into_par_iter().for_each_init(Vec::new, |scratch, (row, from, out)| {
-        simd(|| attend_chunk(shape, direction, queries, row, from, out, scratch));
+        simd(#[inline(always)] || attend_chunk(layer, row, from, out, scratch));
     });
     out
 }
 
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "one unit of work; a struct for it would only be taken apart again")]
-fn attend_chunk(
+/// What all units of work share.
+#[derive(Clone, Copy)]
+struct Attention<'a> {
     shape: Heads,
     direction: Direction,
-    queries: &[f32],
-    row: &RowView<'_>,
-    from: usize,
-    out: &mut [f32],
-    scratch: &mut Vec<f32>,
-) {
+    queries: &'a [f32],
+}
+
+/// Attention of the row's queries from `from` on, as many as `out` has room for.
+#[inline(always)]
+fn attend_chunk(layer: Attention<'_>, row: &RowView<'_>, from: usize, out: &mut [f32], scratch: &mut Vec<f32>) {
+    let Attention { shape, direction, queries } = layer;
     let (d, width) = (shape.head_dim, shape.heads * shape.head_dim);
     let group = shape.heads / shape.kv_heads;
     let tokens = out.len() / width;

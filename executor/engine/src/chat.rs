@@ -105,4 +105,53 @@ mod tests {
         let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}";
         assert_eq!(ChatTemplate::new(source.into(), "", "").unwrap().after_answer().unwrap(), "<end>\n");
     }
+
+    /// The constructs that well-known models' templates use: slices, namespaces, reversed lists, tests, `tojson`, dates.
+    #[test]
+    fn constructs_of_well_known_templates_work() {
+        let llama3 = concat!(
+            "{{- bos_token }}\n{%- if not date_string is defined %}\n    {%- if strftime_now is defined %}\n",
+            "        {%- set date_string = strftime_now(\"%d %b %Y\") %}\n    {%- endif %}\n{%- endif %}\n",
+            "{%- if not tools is defined %}\n    {%- set tools = none %}\n{%- endif %}\n",
+            "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content']|trim %}\n",
+            "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = \"\" %}\n{%- endif %}\n",
+            "{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" }}\n",
+            "{%- if tools is not none %}\n    {{- \"Environment: ipython\\n\" }}\n{%- endif %}\n",
+            "{{- system_message }}\n{{- \"<|eot_id|>\" }}\n{%- for message in messages %}\n",
+            "    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}\n",
+            "        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}\n",
+            "    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n",
+            "    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n",
+        );
+        let template = ChatTemplate::new(llama3.into(), "<|begin_of_text|>", "<|eot_id|>").unwrap();
+        assert_eq!(
+            template.prompt(Some("Be brief."), " Hi ").unwrap(),
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user\
+             <|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        );
+        assert!(template.after_answer().unwrap().starts_with("<|eot_id|>"));
+        let qwen3 = concat!(
+            "{%- if tools %}\n    {{- tools | tojson }}\n{%- endif %}\n",
+            "{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}\n",
+            "{%- for message in messages[::-1] %}\n    {%- set index = (messages|length - 1) - loop.index0 %}\n",
+            "    {%- if ns.multi_step_tool and message.role == \"user\" and message.content is string and not(",
+            "message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}\n",
+            "        {%- set ns.multi_step_tool = false %}\n        {%- set ns.last_query_index = index %}\n",
+            "    {%- endif %}\n{%- endfor %}\n{%- for message in messages %}\n",
+            "    {%- if message.content is string %}\n        {%- set content = message.content %}\n    {%- else %}\n",
+            "        {%- set content = '' %}\n    {%- endif %}\n",
+            "    {%- if message.role == \"assistant\" and message.reasoning_content is string %}\n",
+            "        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}\n    {%- endif %}\n",
+            "    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}\n{%- endfor %}\n",
+            "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n",
+            "    {%- if enable_thinking is defined and enable_thinking is false %}\n",
+            "        {{- '<think>\\n\\n</think>\\n\\n' }}\n    {%- endif %}\n{%- endif %}",
+        );
+        let template = ChatTemplate::new(qwen3.into(), "", "<|im_end|>").unwrap();
+        assert_eq!(
+            template.prompt(None, "Hi").unwrap(),
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        );
+        assert!(template.after_answer().unwrap().starts_with("<|im_end|>"));
+    }
 }

@@ -49,7 +49,7 @@ impl Decoder {
         let layers = (0..shape.layers).map(|layer| Layer::load(shape, weights, layer, dtype)).collect::<Result<_>>()?;
         let factors = match weights {
             // llama.cpp's converter stores Llama 3.1's scaling as divisors of the frequencies.
-            Weights::Gguf(file) if file.has("rope_freqs.weight") => Some(file.read("rope_freqs.weight")?),
+            Weights::Gguf { file, .. } if file.has("rope_freqs.weight") => Some(file.read("rope_freqs.weight")?),
             _ => None,
         };
         Ok(Self {
@@ -89,10 +89,10 @@ impl Decoder {
             let bias = layer.gate_up.bias.as_deref();
             let active = gate_up.read(|values| {
                 let mut out = vec![0f32; values.len() / 2];
-                for_tokens(&mut out, width, |token, out| {
+                for_tokens(&mut out, width, #[inline(always)] |token, out| {
                     let (gate, up) = values[token * 2 * width..(token + 1) * 2 * width].split_at(width);
                     match bias {
-                        None => out.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = silu(*gate) * up),
+                        None => out.iter_mut().zip(gate).zip(up).for_each(#[inline(always)] |((out, gate), up)| *out = silu(*gate) * up),
                         Some(bias) => {
                             for (i, out) in out.iter_mut().enumerate() {
                                 *out = silu(gate[i] + bias[i]) * (up[i] + bias[width + i]);
@@ -123,7 +123,7 @@ impl Decoder {
     fn angles(&self, positions: &[usize]) -> Vec<f32> {
         let half = self.frequencies.len();
         let mut angles = vec![0f32; positions.len() * 2 * half];
-        for_tokens(&mut angles, 2 * half, |token, out| {
+        for_tokens(&mut angles, 2 * half, #[inline(always)] |token, out| {
             let (cos, sin) = out.split_at_mut(half);
             for (i, frequency) in self.frequencies.iter().enumerate() {
                 (sin[i], cos[i]) = (positions[token] as f32 * frequency).sin_cos();
@@ -149,33 +149,17 @@ impl Decoder {
         let mut queries = vec![0f32; tokens * q_width];
         let mut keys = vec![0f32; tokens * kv_width];
         let mut values = vec![0f32; tokens * kv_width];
-        let bias = layer.qkv.bias.as_deref();
-        // Copies one token's part of the product, with bias, norm of each head and rotation where it has them.
-        let part = |qkv: &[f32], token: usize, from: usize, out: &mut [f32]| {
-            out.copy_from_slice(&qkv[token * all + from..token * all + from + out.len()]);
-            if let Some(bias) = bias {
-                add(out, &bias[from..]);
-            }
-        };
-        let turn = |token: usize, norm: Option<&[f32]>, out: &mut [f32]| {
-            let (cos, sin) = angles[token * d..(token + 1) * d].split_at(d / 2);
-            for head in out.chunks_exact_mut(d) {
-                if let Some(norm) = norm {
-                    rms_norm_in_place(head, norm, epsilon);
-                }
-                rotate(head, cos, sin);
-            }
-        };
         layer.qkv.apply(normed(h, &layer.attention_norm, epsilon))?.read(|qkv| {
-            for_tokens(&mut queries, q_width, |token, out| {
-                part(qkv, token, 0, out);
-                turn(token, layer.q_norm.as_deref(), out);
+            let qkv = Qkv { product: qkv, width: all, bias: layer.qkv.bias.as_deref(), angles, head_dim: d, epsilon };
+            for_tokens(&mut queries, q_width, #[inline(always)] |token, out| {
+                qkv.copy(token, 0, out);
+                qkv.turn(token, layer.q_norm.as_deref(), out);
             });
-            for_tokens(&mut keys, kv_width, |token, out| {
-                part(qkv, token, q_width, out);
-                turn(token, layer.k_norm.as_deref(), out);
+            for_tokens(&mut keys, kv_width, #[inline(always)] |token, out| {
+                qkv.copy(token, q_width, out);
+                qkv.turn(token, layer.k_norm.as_deref(), out);
             });
-            for_tokens(&mut values, kv_width, |token, out| part(qkv, token, q_width + kv_width, out));
+            for_tokens(&mut values, kv_width, #[inline(always)] |token, out| qkv.copy(token, q_width + kv_width, out));
         })?;
         cache.write(index, &keys, &values, &pack.writes);
         let rows: Vec<RowView<'_>> = pack
@@ -227,6 +211,41 @@ impl Layer {
     }
 }
 
+/// A layer's product of queries, keys and values, `[tokens, width]`, and what is done to it.
+struct Qkv<'a> {
+    product: &'a [f32],
+    width: usize,
+    bias: Option<&'a [f32]>,
+    angles: &'a [f32],
+    head_dim: usize,
+    epsilon: f32,
+}
+
+impl Qkv<'_> {
+    /// Copies a token's columns from `from` on, with their bias.
+    #[inline(always)]
+    fn copy(&self, token: usize, from: usize, out: &mut [f32]) {
+        let at = token * self.width + from;
+        out.copy_from_slice(&self.product[at..at + out.len()]);
+        if let Some(bias) = self.bias {
+            add(out, &bias[from..]);
+        }
+    }
+
+    /// Norms (where the model does) and rotates each head of a token.
+    #[inline(always)]
+    fn turn(&self, token: usize, norm: Option<&[f32]>, heads: &mut [f32]) {
+        let d = self.head_dim;
+        let (cos, sin) = self.angles[token * d..(token + 1) * d].split_at(d / 2);
+        for head in heads.chunks_exact_mut(d) {
+            if let Some(norm) = norm {
+                rms_norm_in_place(head, norm, self.epsilon);
+            }
+            rotate(head, cos, sin);
+        }
+    }
+}
+
 /// Rotates a head's pairs (i, i + half) by the token's angles.
 #[inline(always)]
 fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
@@ -239,7 +258,7 @@ fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 fn normed(h: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let width = weight.len();
     let mut out = vec![0f32; h.len()];
-    for_tokens(&mut out, width, |token, out| rms_norm(&h[token * width..(token + 1) * width], weight, epsilon, out));
+    for_tokens(&mut out, width, #[inline(always)] |token, out| rms_norm(&h[token * width..(token + 1) * width], weight, epsilon, out));
     out
 }
 
@@ -247,7 +266,7 @@ fn normed(h: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
 fn add_product(h: &mut [f32], linear: &Linear, x: Vec<f32>) -> Result<()> {
     let width = linear.outputs;
     linear.apply(x)?.read(|values| {
-        for_tokens(h, width, |token, h| {
+        for_tokens(h, width, #[inline(always)] |token, h| {
             add(h, &values[token * width..(token + 1) * width]);
             if let Some(bias) = &linear.bias {
                 add(h, bias);

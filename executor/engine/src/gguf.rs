@@ -6,6 +6,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use candle_core::quantized::QTensor;
 use candle_core::quantized::gguf_file::{Content, Value};
 use rowmill_jobs::{Error, Result};
 
@@ -104,14 +105,31 @@ impl GgufFile {
         self.content.tensor_infos.get(name).map(|info| info.shape.dims())
     }
 
+    /// Bytes its tensors would take as `f32`.
+    pub(crate) fn f32_bytes(&self) -> usize {
+        self.content.tensor_infos.values().map(|info| info.shape.elem_count().saturating_mul(size_of::<f32>())).sum()
+    }
+
+    /// Whether a tensor is stored in blocks of integers.
+    pub(crate) fn is_quantised(&self, name: &str) -> bool {
+        self.content.tensor_infos.get(name).is_some_and(|info| info.ggml_dtype.block_size() > 1)
+    }
+
+    /// A tensor as it is stored.
+    pub(crate) fn quantised(&self, name: &str) -> Result<QTensor> {
+        let file = File::open(&self.path).map_err(|e| unreadable(&self.path, e))?;
+        let tensor = self.content.tensor(&mut BufReader::new(file), name, &Device::Cpu);
+        tensor.map_err(|e| self.unreadable_tensor(name, e))
+    }
+
     /// A tensor's values in row-major order, dequantised.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let file = File::open(&self.path).map_err(|e| unreadable(&self.path, e))?;
-        let read = || -> candle_core::Result<Vec<f32>> {
-            let tensor = self.content.tensor(&mut BufReader::new(file), name, &Device::Cpu)?;
-            tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()
-        };
-        read().map_err(|e| damaged(&self.path, &format!("tensor `{name}` cannot be read")).caused_by(e))
+        let values = self.quantised(name)?.dequantize(&Device::Cpu).and_then(|values| values.flatten_all()?.to_vec1::<f32>());
+        values.map_err(|e| self.unreadable_tensor(name, e))
+    }
+
+    fn unreadable_tensor(&self, name: &str, error: candle_core::Error) -> Error {
+        damaged(&self.path, &format!("tensor `{name}` cannot be read")).caused_by(error)
     }
 }
 
@@ -161,8 +179,8 @@ pub(crate) fn gguf_name(hub: &str) -> Option<String> {
 }
 
 /// Undoes the permutation llama.cpp's converter applies to the rows of q and k of a Llama: from interleaved rotary pairs
-/// back to halves. `rows` is `[heads * head_dim, columns]`.
-pub(crate) fn unpermute(rows: &[f32], heads: usize, columns: usize) -> Vec<f32> {
+/// back to halves. `rows` is `[heads * head_dim, columns]`, of floats or of a quantised row's bytes.
+pub(crate) fn unpermute<T: Copy>(rows: &[T], heads: usize, columns: usize) -> Vec<T> {
     let head_rows = rows.len() / columns / heads;
     let half = head_rows / 2;
     let mut out = Vec::with_capacity(rows.len());

@@ -4,7 +4,8 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
-/// Runs `f` compiled for this processor's vector instructions. What `f` calls must be `#[inline(always)]`.
+/// Runs `f` compiled for this processor's vector instructions. `f` itself and what it calls must be `#[inline(always)]`:
+/// what is not inlined is compiled for the oldest processor, where a fused multiply-add is a slow library call.
 #[inline]
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(f)
@@ -15,10 +16,11 @@ const LANES: usize = 16;
 /// Tokens that one parallel task takes of an element-wise pass.
 const TOKENS: usize = 16;
 
-/// Runs `f(token, row)` for every row of `out` (`[tokens, width]`), in parallel, vectorised.
+/// Runs `f(token, row)` for every row of `out` (`[tokens, width]`), in parallel, vectorised. `f` must be
+/// `#[inline(always)]`, as for [`simd`].
 pub(crate) fn for_tokens(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     out.par_chunks_mut(width * TOKENS).enumerate().for_each(|(chunk, rows)| {
-        simd(|| {
+        simd(#[inline(always)] || {
             for (i, row) in rows.chunks_exact_mut(width).enumerate() {
                 f(chunk * TOKENS + i, row);
             }
@@ -109,14 +111,14 @@ pub(crate) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
 
 #[inline(always)]
 fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
-    1.0 / (sum_of(x, |x| x * x) / x.len() as f32 + epsilon).sqrt()
+    1.0 / (sum_of(x, #[inline(always)] |x| x * x) / x.len() as f32 + epsilon).sqrt()
 }
 
 /// Layer norm of one token, in place: `x`, `weight` and `bias` are `[size]`.
 #[inline(always)]
 pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) {
-    let mean = sum_of(x, |x| x) / x.len() as f32;
-    let variance = sum_of(x, |x| (x - mean) * (x - mean)) / x.len() as f32;
+    let mean = sum_of(x, #[inline(always)] |x| x) / x.len() as f32;
+    let variance = sum_of(x, #[inline(always)] |x| (x - mean) * (x - mean)) / x.len() as f32;
     let scale = 1.0 / (variance + epsilon).sqrt();
     for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
         *x = (*x - mean) * scale * weight + bias;
@@ -134,7 +136,7 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
 /// Divides a vector by its Euclidean length. Returns whether the result is finite.
 #[inline(always)]
 pub(crate) fn normalise(x: &mut [f32]) -> bool {
-    let length = sum_of(x, |x| x * x).sqrt();
+    let length = sum_of(x, #[inline(always)] |x| x * x).sqrt();
     for x in x.iter_mut() {
         *x /= length;
     }
@@ -177,7 +179,7 @@ pub(crate) fn softmax(scores: &mut [f32]) {
     for score in scores.iter_mut() {
         *score = exp(*score - top);
     }
-    let scale = 1.0 / sum_of(scores, |x| x);
+    let scale = 1.0 / sum_of(scores, #[inline(always)] |x| x);
     for score in scores.iter_mut() {
         *score *= scale;
     }

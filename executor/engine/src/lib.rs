@@ -19,6 +19,7 @@ mod linear;
 mod model;
 mod pack;
 mod prompt;
+mod row;
 mod safetensors;
 mod schedule;
 mod source;

@@ -1,69 +1,135 @@
-//! Matrix products through candle, and the small bridge between its tensors and plain slices.
+//! Matrix products through candle, dense or quantised, and the small bridge between its tensors and plain slices.
 //! Adds no bias itself: whatever reads the product adds it in the same pass over memory.
 
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use rowmill_jobs::{Error, Result};
+use std::borrow::Cow;
+use std::sync::Arc;
 
-use crate::weights::matrix;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use half::f16;
+use rowmill_jobs::{Error, Result};
 
 /// A matrix `[outputs, inputs]`, and a bias for whoever reads its products.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Tensor,
+    /// Below each other.
+    matrices: Vec<Matrix>,
     /// `[outputs]`.
     pub(crate) bias: Option<Vec<f32>>,
-    /// Rows of the matrix.
+    /// Rows of all matrices.
     pub(crate) outputs: usize,
-    /// Columns of the matrix.
+    /// Columns of each matrix.
     pub(crate) inputs: usize,
 }
 
+/// A matrix in memory.
+#[derive(Debug, Clone)]
+pub(crate) enum Matrix {
+    /// `f32` or `f16`.
+    Dense(Tensor),
+    /// Blocks of small integers; products quantise the other side to 8 bits, too.
+    Quantised(Arc<QTensor>),
+}
+
+impl Matrix {
+    fn rows(&self) -> usize {
+        let shape = match self {
+            Self::Dense(tensor) => tensor.shape(),
+            Self::Quantised(tensor) => tensor.shape(),
+        };
+        shape.dims().first().copied().unwrap_or(0)
+    }
+
+    /// `[rows of x, rows of the matrix]`, in `f32`.
+    fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32),
+            Self::Quantised(weight) => x.apply_op1_no_bwd(weight.as_ref()),
+        }
+    }
+}
+
 impl Linear {
-    /// Takes a row-major matrix.
-    pub(crate) fn new(
-        values: Vec<f32>,
-        outputs: usize,
-        inputs: usize,
-        bias: Option<Vec<f32>>,
-        dtype: DType,
-    ) -> Result<Self> {
-        Ok(Self { weight: matrix(values, outputs, inputs, dtype)?, bias, outputs, inputs })
+    /// Takes one row-major matrix.
+    pub(crate) fn new(values: Vec<f32>, inputs: usize, bias: Option<Vec<f32>>, dtype: DType) -> Result<Self> {
+        let shape = (values.len() / inputs, inputs);
+        let weight = match dtype {
+            DType::F16 => Tensor::from_vec(values.into_iter().map(f16::from_f32).collect(), shape, &Device::Cpu),
+            _ => Tensor::from_vec(values, shape, &Device::Cpu),
+        };
+        Ok(Self::of(vec![Matrix::Dense(weight.map_err(internal)?)], inputs, bias))
+    }
+
+    /// Takes matrices below each other.
+    pub(crate) fn of(matrices: Vec<Matrix>, inputs: usize, bias: Option<Vec<f32>>) -> Self {
+        let outputs = matrices.iter().map(Matrix::rows).sum();
+        Self { matrices, bias, outputs, inputs }
     }
 
     /// `x` is `[rows, inputs]`; the product is `[rows, outputs]`, without the bias.
     pub(crate) fn apply(&self, x: Vec<f32>) -> Result<Product> {
-        let rows = x.len() / self.inputs;
-        let product = Tensor::from_vec(x, (rows, self.inputs), &Device::Cpu)
-            .and_then(|x| x.to_dtype(self.weight.dtype()))
-            .and_then(|x| x.matmul(&self.weight.t()?))
-            .and_then(|y| y.to_dtype(DType::F32))
-            .map_err(internal)?;
-        Ok(Product(product))
-    }
-
-    /// The matrix of only these rows of it, in this order.
-    pub(crate) fn select(&self, rows: &[u32]) -> Result<Self> {
-        let index = Tensor::new(rows, &Device::Cpu).map_err(internal)?;
-        let weight = self.weight.index_select(&index, 0).map_err(internal)?;
-        let bias = self.bias.as_ref().map(|bias| rows.iter().map(|row| bias[*row as usize]).collect());
-        Ok(Self { weight, bias, outputs: rows.len(), inputs: self.inputs })
-    }
-
-    /// Copies row `row` of the matrix into `out` (`[inputs]`), widened to `f32`.
-    pub(crate) fn copy_row(&self, row: u32, out: &mut [f32]) -> Result<()> {
-        let (storage, layout) = self.weight.storage_and_layout();
-        let start = layout.start_offset() + row as usize * self.inputs;
-        match &*storage {
-            Storage::Cpu(CpuStorage::F32(values)) => out.copy_from_slice(&values[start..start + self.inputs]),
-            Storage::Cpu(CpuStorage::F16(values)) => {
-                for (out, value) in out.iter_mut().zip(&values[start..start + self.inputs]) {
-                    *out = value.to_f32();
+        let product = || {
+            let rows = x.len() / self.inputs;
+            let x = Tensor::from_vec(x, (rows, self.inputs), &Device::Cpu)?;
+            match &self.matrices[..] {
+                [one] => one.apply(&x),
+                several => {
+                    let products = several.iter().map(|matrix| matrix.apply(&x)).collect::<candle_core::Result<Vec<_>>>()?;
+                    Tensor::cat(&products, 1)?.contiguous()
                 }
             }
-            _ => return Err(Error::internal("an embedding matrix is in memory the engine cannot read")),
-        }
-        Ok(())
+        };
+        product().map(Product).map_err(internal)
     }
+
+    /// The matrix of only these rows of it, in this order, dense.
+    pub(crate) fn select(&self, rows: &[u32]) -> Result<Self> {
+        let mut values = vec![0f32; rows.len() * self.inputs];
+        for (row, out) in rows.iter().zip(values.chunks_exact_mut(self.inputs)) {
+            self.copy_row(*row, out)?;
+        }
+        let bias = self.bias.as_ref().map(|bias| rows.iter().map(|row| bias[*row as usize]).collect());
+        Self::new(values, self.inputs, bias, DType::F32)
+    }
+
+    /// Copies row `row` of the (one) matrix into `out` (`[inputs]`), widened to `f32`.
+    pub(crate) fn copy_row(&self, row: u32, out: &mut [f32]) -> Result<()> {
+        let row = row as usize;
+        match self.matrices.first() {
+            Some(Matrix::Quantised(weight)) => {
+                let bytes = weight.data().map_err(internal)?;
+                let width = bytes.len() / self.outputs;
+                let one = from_bytes(bytes[row * width..(row + 1) * width].to_vec(), weight.dtype(), 1, self.inputs)?;
+                let one = Product(one.dequantize(&Device::Cpu).map_err(internal)?);
+                return one.read(|values| out.copy_from_slice(values));
+            }
+            Some(Matrix::Dense(weight)) => {
+                let (storage, layout) = weight.storage_and_layout();
+                let start = layout.start_offset() + row * self.inputs;
+                match &*storage {
+                    Storage::Cpu(CpuStorage::F32(values)) => {
+                        out.copy_from_slice(&values[start..start + self.inputs]);
+                        return Ok(());
+                    }
+                    Storage::Cpu(CpuStorage::F16(values)) => {
+                        for (out, value) in out.iter_mut().zip(&values[start..start + self.inputs]) {
+                            *out = value.to_f32();
+                        }
+                        return Ok(());
+                    }
+                    _ => {}
+                }
+            }
+            None => {}
+        }
+        Err(Error::internal("an embedding matrix is in memory the engine cannot read"))
+    }
+}
+
+/// A quantised matrix of these bytes.
+pub(crate) fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, rows: usize, columns: usize) -> Result<QTensor> {
+    let storage = QStorage::from_data(Cow::Owned(bytes), &Device::Cpu, dtype).map_err(internal)?;
+    QTensor::new(storage, (rows, columns)).map_err(internal)
 }
 
 /// A product on the CPU, `[rows, outputs]`, in `f32`.

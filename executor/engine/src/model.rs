@@ -36,6 +36,10 @@ pub struct ModelFacts {
     pub files: Vec<PathBuf>,
 }
 
+/// With `dtype = 'auto'`, quantised GGUF models up to this size (as `f32`) are widened, which is exact; larger ones stay
+/// quantised in memory, and their products are rounded to 8 bits as llama.cpp's are.
+const WIDENED_BYTES_MAX: usize = 4 << 30;
+
 /// How a model is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
@@ -100,7 +104,7 @@ fn open(source: &Path) -> Result<Opened> {
             Ok(Opened {
                 architecture,
                 descriptor: Descriptor::Decoder(shape),
-                weights: Weights::Gguf(file),
+                weights: Weights::Gguf { file, keep: false },
                 files: vec![path],
                 folder: None,
             })
@@ -215,8 +219,15 @@ pub(crate) enum Network {
 impl Model {
     /// Reads everything.
     pub(crate) fn load(source: &Path, options: &EngineOptions) -> Result<Self> {
-        let opened = open(source)?;
+        let mut opened = open(source)?;
         check_tensors(&opened)?;
+        if let Weights::Gguf { file, keep } = &mut opened.weights {
+            *keep = options.dtype == Dtype::Auto && file.f32_bytes() > WIDENED_BYTES_MAX;
+        }
+        Self::load_opened(&opened, options)
+    }
+
+    fn load_opened(opened: &Opened, options: &EngineOptions) -> Result<Self> {
         let dtype = match options.dtype {
             Dtype::Auto | Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
@@ -227,7 +238,7 @@ impl Model {
         };
         let (tokens, texts) = match (&opened.folder, &opened.weights) {
             (Some(folder), _) => (Tokens::from_file(&folder.root.join("tokenizer.json"))?, folder_texts(folder)?),
-            (None, Weights::Gguf(file)) => (Tokens::new(gguf_tokenizer::tokenizer(file)?)?, gguf_texts(file)),
+            (None, Weights::Gguf { file, .. }) => (Tokens::new(gguf_tokenizer::tokenizer(file)?)?, gguf_texts(file)),
             (None, Weights::Safetensors { .. }) => return Err(Error::internal("safetensors without a folder")),
         };
         let asked = options.context_tokens.map(|tokens| tokens as usize);
@@ -322,4 +333,16 @@ fn prompter(tokens: Tokens, texts: Texts, vocab: usize, context: usize, lower_ca
     ends.sort_unstable();
     ends.dedup();
     Ok(Prompter { tokens, chat, ends, end_of_turn: written.or(named), vocab, context, lower_case })
+}
+
+#[cfg(test)]
+impl Model {
+    /// A GGUF model whose matrices stay quantised, whatever its size.
+    pub(crate) fn load_quantised(source: &Path) -> Result<Self> {
+        let mut opened = open(source)?;
+        if let Weights::Gguf { keep, .. } = &mut opened.weights {
+            *keep = true;
+        }
+        Self::load_opened(&opened, &EngineOptions::default())
+    }
 }

@@ -34,8 +34,7 @@ impl Pack {
     }
 
     /// Adds a row's next tokens. `before` of the row are in the cache; `want_last` asks for the last token's hidden state.
-    /// Returns the row's first token in the batch.
-    pub(crate) fn push(&mut self, ids: &[u32], before: usize, table: &[PageId], want_last: bool) -> usize {
+    pub(crate) fn push(&mut self, ids: &[u32], before: usize, table: &[PageId], want_last: bool) {
         let first = self.ids.len();
         self.ids.extend_from_slice(ids);
         for (i, position) in (before..before + ids.len()).enumerate() {
@@ -48,20 +47,14 @@ impl Pack {
         self.starts.push(self.ids.len());
         self.before.push(before);
         self.tables.push(table.to_vec());
-        first
     }
 
-    /// Repeats in page `page` the writes of the row that began at `first`, for its tokens that share the page with
-    /// position `length`: so a row that continues it there, in this very batch, finds them in its own copy of the page.
-    pub(crate) fn mirror(&mut self, first: usize, length: usize, page: PageId) {
-        let page_start = length / BLOCK * BLOCK;
-        let end = self.starts.iter().copied().find(|start| *start > first).unwrap_or(first);
-        for token in first..end {
-            let position = self.positions[token];
-            if (page_start..length).contains(&position) {
-                self.writes.push(KvWrite { token, page, slot: position % BLOCK });
-            }
-        }
+    /// Repeats this batch's writes to the first `slots` slots of page `from` in page `to`: so a row that continues
+    /// another one there, in this very batch, finds the other's tokens in its own copy of the page.
+    pub(crate) fn mirror(&mut self, from: PageId, slots: usize, to: PageId) {
+        let written = self.writes.iter().filter(|write| write.page == from && write.slot < slots);
+        let copies: Vec<KvWrite> = written.map(|write| KvWrite { page: to, ..*write }).collect();
+        self.writes.extend(copies);
     }
 
     /// Brings `writes` into the order of pages, as the cache wants them.
@@ -124,13 +117,17 @@ mod tests {
     #[test]
     fn a_row_that_continues_another_gets_the_shared_pages_tail() {
         let mut pack = Pack::new();
-        let first = pack.push(&[1, 2, 3, 4], 30, &[7, 8], true);
-        pack.mirror(first, 34, 9);
+        pack.push(&[1, 2, 3, 4], 30, &[7, 8], true);
+        pack.mirror(8, 2, 9);
         pack.push(&[5], 34, &[7, 9], true);
+        // And a third that continues the second, and so the first.
+        pack.mirror(9, 3, 10);
+        pack.push(&[6], 35, &[7, 10], true);
         pack.finish();
-        let on_nine: Vec<_> = pack.writes.iter().filter(|w| w.page == 9).map(|w| (w.token, w.slot)).collect();
-        assert_eq!(on_nine, [(2, 0), (3, 1), (4, 2)]);
-        assert_eq!(pack.starts, [0, 4, 5]);
-        assert_eq!(pack.wanted, [3, 4]);
+        let on = |page| pack.writes.iter().filter(|w| w.page == page).map(|w| (w.token, w.slot)).collect::<Vec<_>>();
+        assert_eq!(on(9), [(2, 0), (3, 1), (4, 2)]);
+        assert_eq!(on(10), [(2, 0), (3, 1), (4, 2), (5, 3)]);
+        assert_eq!(pack.starts, [0, 4, 5, 6]);
+        assert_eq!(pack.wanted, [3, 4, 5]);
     }
 }

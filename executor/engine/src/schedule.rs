@@ -13,6 +13,8 @@ pub(crate) struct Need {
     pub(crate) tokens: usize,
     /// Pages of its own it may come to hold.
     pub(crate) pages: usize,
+    /// A row admitted before it, and how many tokens both begin with.
+    pub(crate) like: Option<(usize, usize)>,
 }
 
 /// Pages of its own that a row of at most `tokens_max` tokens may hold, `shared` of which are a shared prefix.
@@ -71,6 +73,16 @@ impl Scheduler {
         Self { waiting: rows.into_iter().collect(), running: Vec::new(), shared, pages_free: pages, limits }
     }
 
+    /// Where a new row begins: after what it has in common with a row that runs and has computed it, else after the
+    /// prefix all rows share. In the step that computes the other row's tokens they are there in time, because every
+    /// layer writes the keys of the whole batch before it reads any.
+    fn start(&self, need: Need) -> usize {
+        let common = need.like.and_then(|(other, common)| {
+            self.running.iter().any(|running| running.row == other && running.done >= common).then_some(common)
+        });
+        common.unwrap_or(0).max(self.shared)
+    }
+
     /// Decides the next step, and takes it for done. Empty when no row is left.
     pub(crate) fn step(&mut self) -> Vec<Slice> {
         let mut left = self.limits.tokens;
@@ -90,7 +102,7 @@ impl Scheduler {
             }
             if let Some((row, need)) = self.waiting.pop_front() {
                 self.pages_free -= need.pages;
-                let mut row = Running { row, done: self.shared, tokens: need.tokens, pages: need.pages };
+                let mut row = Running { row, done: self.start(need), tokens: need.tokens, pages: need.pages };
                 take(&mut row, &mut left, &mut slices);
                 self.running.push(row);
             }
@@ -130,9 +142,27 @@ mod tests {
         Slice { row, from, to, completes }
     }
 
+    fn need(tokens: usize, pages: usize) -> Need {
+        Need { tokens, pages, like: None }
+    }
+
+    #[test]
+    fn a_row_begins_where_a_running_one_like_it_has_been() {
+        let like = |tokens, like| Need { tokens, pages: 1, like: Some(like) };
+        let rows = [(4, need(60, 2)), (2, like(60, (4, 40))), (9, like(60, (2, 55)))];
+        let mut scheduler = Scheduler::new(rows, 10, 9, Limits { tokens: 75, rows: 8 });
+        let first = [slice(4, 10, 60, true), slice(2, 40, 60, true), slice(9, 55, 60, true)];
+        assert_eq!(scheduler.step(), first);
+        let rows = [(4, need(60, 2)), (2, like(60, (4, 40)))];
+        let mut scheduler = Scheduler::new(rows, 10, 9, Limits { tokens: 50, rows: 8 });
+        assert_eq!(scheduler.step(), [slice(4, 10, 60, true)]);
+        scheduler.finish(4);
+        assert_eq!(scheduler.step(), [slice(2, 10, 60, true)], "the row it is like is gone");
+    }
+
     #[test]
     fn long_prompts_are_cut_and_writers_go_first() {
-        let rows = [(0, Need { tokens: 10, pages: 1 }), (1, Need { tokens: 100, pages: 4 })];
+        let rows = [(0, need(10, 1)), (1, need(100, 4))];
         let mut scheduler = Scheduler::new(rows, 0, 10, Limits { tokens: 50, rows: 8 });
         assert_eq!(scheduler.step(), [slice(0, 0, 10, true), slice(1, 0, 40, false)]);
         scheduler.append(0, 1);
@@ -145,13 +175,13 @@ mod tests {
 
     #[test]
     fn rows_wait_for_pages_and_for_a_place() {
-        let rows = (0..3).map(|row| (row, Need { tokens: 40, pages: 2 }));
+        let rows = (0..3).map(|row| (row, need(40, 2)));
         let mut scheduler = Scheduler::new(rows, 32, 3, Limits { tokens: 100, rows: 8 });
         assert_eq!(scheduler.step(), [slice(0, 32, 40, true)]);
         assert!(scheduler.step().is_empty(), "row 0 has nothing to do until it is given a token");
         scheduler.finish(0);
         assert_eq!(scheduler.step(), [slice(1, 32, 40, true)]);
-        let rows = (0..3).map(|row| (row, Need { tokens: 4, pages: 1 }));
+        let rows = (0..3).map(|row| (row, need(4, 1)));
         let mut scheduler = Scheduler::new(rows, 0, 30, Limits { tokens: 100, rows: 2 });
         assert_eq!(scheduler.step().len(), 2);
     }

@@ -115,7 +115,7 @@ fn matrix_products() {
     for (rows, inputs, outputs) in
         [(2048, 384, 1152), (2048, 384, 1536), (2048, 1536, 384), (1024, 576, 3072), (64, 576, 3072), (1, 576, 3072)]
     {
-        let linear = Linear::new(noise.floats(inputs * outputs, 1.0), outputs, inputs, None, DType::F32).unwrap();
+        let linear = Linear::new(noise.floats(inputs * outputs, 1.0), inputs, None, DType::F32).unwrap();
         let x = noise.floats(rows * inputs, 1.0);
         let times = 1 + 4_000_000_000 / (2 * rows * inputs * outputs);
         let start = Instant::now();

@@ -1,12 +1,13 @@
 //! One face for safetensors and GGUF: tensors by their hub names, checked against the shape the architecture expects.
 //! A tensor of another shape, or a missing one, is named with both shapes; nothing is guessed or filled in.
 
-use candle_core::{DType, Device, Tensor};
-use half::f16;
+use std::sync::Arc;
+
+use candle_core::DType;
 use rowmill_jobs::{Error, Result};
 
 use crate::gguf::{GgufFile, gguf_name, unpermute};
-use crate::linear::{Linear, internal};
+use crate::linear::{Linear, Matrix, from_bytes, internal};
 use crate::safetensors::SafetensorsFiles;
 
 /// A model's tensors.
@@ -14,8 +15,8 @@ use crate::safetensors::SafetensorsFiles;
 pub(crate) enum Weights {
     /// Safetensors; `prefix` stands before every name in the files.
     Safetensors { files: SafetensorsFiles, prefix: &'static str },
-    /// GGUF of llama.cpp.
-    Gguf(GgufFile),
+    /// GGUF of llama.cpp; `keep` leaves quantised matrices as they are instead of widening them.
+    Gguf { file: GgufFile, keep: bool },
 }
 
 impl Weights {
@@ -23,7 +24,7 @@ impl Weights {
     pub(crate) fn has(&self, name: &str) -> bool {
         match self {
             Self::Safetensors { files, prefix } => files.has(&format!("{prefix}{name}")),
-            Self::Gguf(file) => gguf_name(name).is_some_and(|name| file.has(&name)),
+            Self::Gguf { file, .. } => gguf_name(name).is_some_and(|name| file.has(&name)),
         }
     }
 
@@ -34,7 +35,7 @@ impl Weights {
                 let stored = format!("{prefix}{name}");
                 (files.shape(&stored), files.file_of(&stored), stored)
             }
-            Self::Gguf(file) => {
+            Self::Gguf { file, .. } => {
                 let stored = gguf_name(name).unwrap_or_default();
                 (file.shape(&stored), file.path.as_path(), stored)
             }
@@ -56,7 +57,7 @@ impl Weights {
         self.check(name, shape)?;
         match self {
             Self::Safetensors { files, prefix } => files.read(&format!("{prefix}{name}")),
-            Self::Gguf(file) => file.read(&gguf_name(name).unwrap_or_default()),
+            Self::Gguf { file, .. } => file.read(&gguf_name(name).unwrap_or_default()),
         }
     }
 
@@ -78,36 +79,59 @@ pub(crate) struct Part<'a> {
 
 /// Loads the matrices of `parts` as one, `[sum of rows, columns]`, with their biases where they have any.
 pub(crate) fn fused(weights: &Weights, parts: &[Part<'_>], columns: usize, dtype: DType) -> Result<Linear> {
-    let rows: usize = parts.iter().map(|part| part.rows).sum();
-    let mut matrix = Vec::with_capacity(rows * columns);
-    let mut bias = Vec::new();
+    let mut biases = Vec::new();
+    for part in parts {
+        let own = weights.read_if_there(&format!("{}.bias", part.module), &[part.rows])?;
+        biases.push(own.map(|bias| part.in_order(bias, 1)));
+    }
+    let bias = biases.iter().any(Option::is_some).then(|| {
+        biases.into_iter().zip(parts).flat_map(|(bias, part)| bias.unwrap_or_else(|| vec![0.0; part.rows])).collect()
+    });
+    let matrices = match weights {
+        Weights::Gguf { file, keep: true } => quantised(weights, file, parts, columns)?,
+        _ => None,
+    };
+    if let Some(matrices) = matrices {
+        return Ok(Linear::of(matrices, columns, bias));
+    }
+    let mut matrix = Vec::with_capacity(parts.iter().map(|part| part.rows).sum::<usize>() * columns);
     for part in parts {
         let values = weights.read(&format!("{}.weight", part.module), &[part.rows, columns])?;
-        let own = weights.read_if_there(&format!("{}.bias", part.module), &[part.rows])?;
-        match part.interleaved_heads {
-            Some(heads) => {
-                matrix.extend(unpermute(&values, heads, columns));
-                bias.push(own.map(|bias| unpermute(&bias, heads, 1)));
-            }
-            None => {
-                matrix.extend(values);
-                bias.push(own);
-            }
-        }
+        matrix.extend(part.in_order(values, columns));
     }
-    let bias = bias.iter().any(Option::is_some).then(|| {
-        let zeros = |rows| vec![0.0; rows];
-        bias.into_iter().zip(parts).flat_map(|(bias, part)| bias.unwrap_or_else(|| zeros(part.rows))).collect()
-    });
-    Linear::new(matrix, rows, columns, bias, dtype)
+    Linear::new(matrix, columns, bias, dtype)
 }
 
-/// A matrix as a tensor of the given type.
-pub(crate) fn matrix(values: Vec<f32>, rows: usize, columns: usize, dtype: DType) -> Result<Tensor> {
-    let shape = (rows, columns);
-    match dtype {
-        DType::F16 => Tensor::from_vec(values.into_iter().map(f16::from_f32).collect(), shape, &Device::Cpu),
-        _ => Tensor::from_vec(values, shape, &Device::Cpu),
+/// The matrices as they are quantised, or `None` if one of them is not.
+fn quantised(weights: &Weights, file: &GgufFile, parts: &[Part<'_>], columns: usize) -> Result<Option<Vec<Matrix>>> {
+    let mut matrices = Vec::new();
+    for part in parts {
+        let name = format!("{}.weight", part.module);
+        weights.check(&name, &[part.rows, columns])?;
+        let stored = gguf_name(&name).unwrap_or_default();
+        if !file.is_quantised(&stored) {
+            return Ok(None);
+        }
+        let tensor = file.quantised(&stored)?;
+        let tensor = match part.interleaved_heads {
+            None => tensor,
+            Some(heads) => {
+                // A quantised row is a run of bytes of its own, so rows can be put in order without being read.
+                let bytes = tensor.data().map_err(internal)?;
+                from_bytes(unpermute(&bytes, heads, bytes.len() / part.rows), tensor.dtype(), part.rows, columns)?
+            }
+        };
+        matrices.push(Matrix::Quantised(Arc::new(tensor)));
     }
-    .map_err(internal)
+    Ok(Some(matrices))
+}
+
+impl Part<'_> {
+    /// Its rows in the order of halves.
+    fn in_order(&self, values: Vec<f32>, columns: usize) -> Vec<f32> {
+        match self.interleaved_heads {
+            Some(heads) => unpermute(&values, heads, columns),
+            None => values,
+        }
+    }
 }

@@ -145,7 +145,7 @@ mod tests {
     fn what_cannot_be_a_field_is_said() {
         for (text, message) in [
             ("product", "field `product` has no type that can be read"),
-            ("d DATE", "a model cannot fill in Date32"),
+            ("d DATE", "field `d`: it is of a type that a model cannot fill in"),
             ("a INT, a INT", "field `a` stands twice"),
             ("{\"type\":\"string\"}", "the JSON Schema does not describe an object"),
             ("a INT b", "the fields cannot be read from `b` on"),

@@ -63,6 +63,7 @@ impl VisitorMut for Rewriter<'_> {
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<Error> {
+        let mut given: Vec<String> = Vec::new();
         for item in &mut select.projection {
             if let SelectItem::UnnamedExpr(expr) = item
                 && has_ai_call(expr)
@@ -71,6 +72,12 @@ impl VisitorMut for Rewriter<'_> {
                     Expr::Function(function) => function_name(function),
                     other => other.to_string(),
                 };
+                if given.contains(&alias) {
+                    let at = literal::place_of(expr, (1, 1));
+                    let error = self.places.error(at, format!("two output columns are called `{alias}`"));
+                    return ControlFlow::Break(error.hint(format!("name them: {alias}(…) AS name")));
+                }
+                given.push(alias.clone());
                 *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias: Ident::with_quote('"', alias) };
             }
         }

@@ -85,7 +85,7 @@ pub(crate) fn to_json_schema(data_type: &DataType) -> Result<Value, String> {
             schema["type"] = json!(["object", "null"]);
             Ok(schema)
         }
-        other => Err(format!("a model cannot fill in {other}")),
+        _ => Err("it is of a type that a model cannot fill in".to_owned()),
     }
 }
 
@@ -93,7 +93,9 @@ pub(crate) fn to_json_schema(data_type: &DataType) -> Result<Value, String> {
 pub(crate) fn object_schema(fields: &Fields) -> Result<Value, String> {
     let mut properties = serde_json::Map::new();
     for field in fields {
-        properties.insert(field.name().clone(), to_json_schema(field.data_type())?);
+        let schema =
+            to_json_schema(field.data_type()).map_err(|message| format!("field `{}`: {message}", field.name()))?;
+        properties.insert(field.name().clone(), schema);
     }
     let required: Vec<&String> = fields.iter().map(|field| field.name()).collect();
     Ok(json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false }))

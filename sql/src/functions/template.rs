@@ -67,33 +67,33 @@ pub(crate) fn merge(pieces: Vec<Piece>) -> Vec<Piece> {
     merged
 }
 
-/// Takes `'… {0} … {1}'` apart; `{{` and `}}` stand for single braces. The error says what is wrong.
+/// Takes `'… {0} … {1}'` apart. Only a number or a word in braces is looked at, so that JSON can stand in a prompt;
+/// doubled braces are the job file's parameters and never come here. The error says what is wrong.
 pub(crate) fn parse(template: &str, values: usize) -> Result<Vec<Piece>, String> {
     let mut pieces = Vec::new();
     let mut text = String::new();
     let mut used = vec![false; values];
-    let mut rest = template.chars().peekable();
-    while let Some(c) = rest.next() {
-        match c {
-            '{' | '}' if rest.peek() == Some(&c) => {
-                rest.next();
-                text.push(c);
-            }
-            '{' => {
-                let inner: String = rest.by_ref().take_while(|c| *c != '}').collect();
-                let index: usize = inner.trim().parse().map_err(|_| {
-                    format!("`{{{inner}}}` is not a hole: holes are {{0}}, {{1}}, … and a brace itself is {{{{ or }}}}")
-                })?;
-                let seen = used.get_mut(index).ok_or_else(|| {
-                    format!("the template has {{{index}}}, and there are {values} values after it (they count from 0)")
-                })?;
-                *seen = true;
-                pieces.push(Piece::Text(std::mem::take(&mut text)));
-                pieces.push(Piece::Value(index));
-            }
-            c => text.push(c),
-        }
+    let mut rest = template;
+    while let Some(open) = rest.find('{') {
+        let inside = rest[open + 1..].split('}').next().filter(|inner| rest[open + 1..].len() > inner.len());
+        let word = inside.filter(|inner| !inner.is_empty() && inner.chars().all(|c| c.is_alphanumeric() || c == '_'));
+        let Some(word) = word else {
+            text.push_str(&rest[..=open]);
+            rest = &rest[open + 1..];
+            continue;
+        };
+        let index: usize =
+            word.parse().map_err(|_| format!("`{{{word}}}` is not a hole: holes are {{0}}, {{1}}, …"))?;
+        let seen = used.get_mut(index).ok_or_else(|| {
+            format!("the template has {{{index}}}, and there are {values} values after it (they count from 0)")
+        })?;
+        *seen = true;
+        text.push_str(&rest[..open]);
+        pieces.push(Piece::Text(std::mem::take(&mut text)));
+        pieces.push(Piece::Value(index));
+        rest = &rest[open + word.len() + 2..];
     }
+    text.push_str(rest);
     pieces.push(Piece::Text(text));
     match used.iter().position(|used| !used) {
         Some(index) => Err(format!("the template does not use value {{{index}}}")),
@@ -139,7 +139,10 @@ mod tests {
 
     #[test]
     fn templates_say_what_is_wrong_with_them() {
-        assert_eq!(parse("{{x}} {0}", 1).unwrap(), [Piece::Text("{x} ".into()), Piece::Value(0)]);
+        assert_eq!(
+            parse(r#"{"a": [{}]} for {0}."#, 1).unwrap(),
+            [Piece::Text(r#"{"a": [{}]} for "#.into()), Piece::Value(0), Piece::Text(".".into())]
+        );
         assert!(parse("{1}", 1).unwrap_err().contains("{1}"));
         assert!(parse("nothing", 1).unwrap_err().contains("does not use value {0}"));
         assert!(parse("{name}", 1).unwrap_err().contains("is not a hole"));

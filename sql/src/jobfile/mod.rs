@@ -69,10 +69,13 @@ pub(crate) fn parse_job(file: &str, folder: &Path, text: &str, params: &BTreeMap
         }
         models.push(model);
     }
-    let query = statements.job.query.clone();
-    let (spec, mut ast) = job::read(&source, folder, statements.job, tables, models, params)?;
+    let Some(statement) = statements.job else {
+        return Err(source
+            .error(source.end(), "the file defines no job")
+            .hint("add CREATE JOB name WITH (output = '…', logical_date = '{{ ds }}') AS SELECT …"));
+    };
+    let (spec, mut ast) = job::read(&source, folder, statement, tables, models, params)?;
     functions::rewrite(&mut ast, &spec, &Places::InFile(&source))?;
-    debug_assert_eq!(spec.query, query.text);
     Ok(spec)
 }
 

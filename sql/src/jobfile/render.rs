@@ -21,14 +21,22 @@ pub(crate) struct Rendered {
 }
 
 impl Rendered {
-    /// The place in the user's file of a line and column (both from 1) of the filled-in text.
+    /// The place in the user's file of a line and column (both from 1) of the filled-in text; line 0 is its end.
     pub(crate) fn locate(&self, line: u64, column: u64) -> Location {
+        let (line, column) = if line == 0 { self.end() } else { (line, column.max(1)) };
         let index = usize::try_from(line).unwrap_or(1).saturating_sub(1);
         let column = match (self.original.get(index), self.lines.get(index)) {
             (Some(original), Some(rendered)) if original != rendered => original_column(original, rendered, column),
             _ => column,
         };
         Location { file: self.file.clone(), line, column }
+    }
+
+    /// The place after the last character that is not white space.
+    pub(crate) fn end(&self) -> (u64, u64) {
+        let text = self.text.trim_end();
+        let last = text.rsplit('\n').next().unwrap_or_default();
+        (text.matches('\n').count() as u64 + 1, last.chars().count() as u64 + 1)
     }
 
     /// An error at a line and column (both from 1) of the filled-in text.

@@ -19,7 +19,7 @@ static DIALECT: GenericDialect = GenericDialect {};
 pub(super) struct Statements {
     pub(super) tables: Vec<TableStatement>,
     pub(super) models: Vec<ModelStatement>,
-    pub(super) job: JobStatement,
+    pub(super) job: Option<JobStatement>,
 }
 
 /// `CREATE EXTERNAL TABLE`.
@@ -85,11 +85,6 @@ pub(super) fn parse(source: &Rendered) -> Result<Statements> {
             return Err(source.error(place(&next), format!("expected `;` before {}", shown(&next.token))));
         }
     }
-    let job = job.ok_or_else(|| {
-        source
-            .error((1, 1), "the file defines no job")
-            .hint("add CREATE JOB name WITH (output = '…', logical_date = '{{ ds }}') AS SELECT …")
-    })?;
     Ok(Statements { tables, models, job })
 }
 
@@ -260,8 +255,9 @@ pub(super) fn normal(ident: &Ident) -> String {
     if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }
 }
 
+/// Where a token starts; `(0, 0)` stands for the end of the file.
 pub(super) fn place(token: &TokenWithSpan) -> Place {
-    (token.span.start.line.max(1), token.span.start.column.max(1))
+    (token.span.start.line, token.span.start.column)
 }
 
 fn shown(token: &Token) -> String {
@@ -288,7 +284,8 @@ fn syntax_error(source: &Rendered, message: &str) -> Error {
 
 fn syntax_error_near(source: &Rendered, message: &str, near: Place) -> Error {
     let (message, at) = split_place(message);
-    source.error(at.unwrap_or(near), message)
+    let near = if message.ends_with("found: EOF") { (0, 0) } else { near };
+    source.error(at.unwrap_or(near), message.replace("found: EOF", "found the end of the file"))
 }
 
 /// Takes "… at Line: 3, Column: 7" apart, and the parser's own prefixes off.

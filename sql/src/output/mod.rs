@@ -2,7 +2,7 @@
 
 pub(crate) mod as_json;
 mod parquet_file;
-pub mod part;
-pub mod rows;
-pub mod show;
-pub mod stage;
+pub(crate) mod part;
+pub(crate) mod rows;
+pub(crate) mod show;
+pub(crate) mod stage;

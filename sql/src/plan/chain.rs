@@ -44,6 +44,9 @@ impl From<DataFusionError> for Refusal {
 
 const SECOND_JOB: &str = "publish the AI results first, then do this in a second job that reads them";
 
+const CORRELATED: &str = "a subquery in WHERE uses a column of a query with an AI function";
+const IN_FROM: &str = "compute it in a CTE or a subquery in FROM, and use its column";
+
 /// Takes a plan apart.
 pub(crate) fn read(plan: &LogicalPlan) -> Result<Chain, Refusal> {
     let Some(call) = first_call(plan)? else {
@@ -65,7 +68,11 @@ pub(crate) fn read(plan: &LogicalPlan) -> Result<Chain, Refusal> {
         LogicalPlan::SubqueryAlias(alias) => read(&alias.input),
         LogicalPlan::Filter(filter) => {
             let mut chain = read(&filter.input)?;
+            let renamed = !is_identity(&chain.columns, filter.input.schema());
             for conjunct in split_conjunction(&filter.predicate) {
+                if renamed && has_outer_reference(conjunct)? {
+                    return Err(refuse(Some(call), CORRELATED, IN_FROM));
+                }
                 let conjunct = inline(conjunct, filter.input.schema(), &chain.columns)?;
                 if calls_of(&conjunct)?.is_empty() {
                     chain.base = LogicalPlan::Filter(Filter::try_new(conjunct, chain.base.into())?);
@@ -153,14 +160,28 @@ fn refuse_subqueries(exprs: &[Expr], call: usize) -> Result<(), Refusal> {
             ))
         })?;
         if found {
-            return Err(refuse(
-                Some(call),
-                "a subquery stands beside an AI function",
-                "compute it in a CTE or a subquery in FROM, and use its column",
-            ));
+            return Err(refuse(Some(call), "a subquery stands beside an AI function", IN_FROM));
         }
     }
     Ok(())
+}
+
+/// Whether a subquery in the expression uses columns from around it. Those cannot be renamed from here.
+fn has_outer_reference(expr: &Expr) -> PlanResult<bool> {
+    expr.exists(|part| {
+        Ok(match part {
+            Expr::ScalarSubquery(subquery) => !subquery.outer_ref_columns.is_empty(),
+            Expr::InSubquery(in_subquery) => !in_subquery.subquery.outer_ref_columns.is_empty(),
+            Expr::Exists(exists) => !exists.subquery.outer_ref_columns.is_empty(),
+            _ => false,
+        })
+    })
+}
+
+/// Whether a node's columns are the base's own, under their own names.
+fn is_identity(columns: &[Expr], schema: &DFSchema) -> bool {
+    let own = schema.iter().map(|(qualifier, field)| Expr::Column(Column::new(qualifier.cloned(), field.name())));
+    own.eq(columns.iter().cloned())
 }
 
 /// An expression over a node's input as an expression over the base.

@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 
+use arrow::error::ArrowError;
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::ast::{Expr, Ident, Query, Visit, Visitor};
@@ -66,18 +67,25 @@ impl Diagnosis<'_> {
                 .at(at, "prompt(…) stands outside an AI function")
                 .hint("use it as an argument: ai_complete(prompt('… {0}', column))");
         }
+        if message.starts_with("Projections require unique expression names") {
+            let name = message.split('"').nth(1).map(|expr| expr.rsplit(" AS ").next().unwrap_or(expr));
+            let name = name.map(|name| name.rsplit('.').next().unwrap_or(name)).unwrap_or_default();
+            return self
+                .at(self.find(name).unwrap_or((1, 1)), format!("two columns of a SELECT are called `{name}`"))
+                .hint("give one another name: expression AS name");
+        }
         if let Some((index, call)) = self.call_in(&message) {
             let own = format!("{OWN_PREFIX}{index}");
-            let message = match message.find("cannot read a value") {
+            return match message.find("cannot read a value") {
                 Some(from) => {
                     let reason = message[from..].split(" No function matches").next().unwrap_or_default();
-                    format!("{} {}", call.function, reason.lines().next().unwrap_or_default())
+                    self.at(call.at, format!("{} {}", call.function, reason.lines().next().unwrap_or_default()))
+                        .hint("take a field of it, or make a text of it first")
                 }
-                None => message.replace(&own, call.function),
+                None => self.at(call.at, message.replace(&own, call.function)),
             };
-            return self.at(call.at, message).hint("cast it: CAST(column AS STRING), or take a field of it");
         }
-        self.at(span.unwrap_or((1, 1)), message).caused_by(Cause(tidy(&error.message())))
+        self.at(span.unwrap_or((1, 1)), message)
     }
 
     fn schema_error(&self, error: &SchemaError, span: Option<Place>) -> Error {
@@ -100,7 +108,8 @@ impl Diagnosis<'_> {
             }
             SchemaError::AmbiguousReference { field } => {
                 let at = span.or_else(|| self.find(&field.name)).unwrap_or((1, 1));
-                self.at(at, format!("column `{}` is in more than one table", field.name)).hint("write table.column")
+                self.at(at, format!("more than one column is called `{}`", field.name))
+                    .hint("write table.column, or give one another name with AS")
             }
             SchemaError::DuplicateQualifiedField { name, .. } | SchemaError::DuplicateUnqualifiedField { name } => {
                 let at = span.or_else(|| self.find(name)).unwrap_or((1, 1));
@@ -205,6 +214,11 @@ pub(crate) fn running(error: DataFusionError) -> Error {
             Error::invalid("an input file cannot be read as Parquet").caused_by(inner).hint("is the file complete?")
         }
         DataFusionError::ResourcesExhausted(_) => exhausted(),
+        DataFusionError::ArrowError(inner, _) if place_in_file(&inner).is_some() => {
+            let place = place_in_file(&inner).unwrap_or_default();
+            Error::invalid(format!("an input file cannot be read: {place}"))
+                .hint("check the format and its OPTIONS, or declare the column as STRING")
+        }
         // A cast or an arithmetic error quotes the value it failed on: that is row content.
         DataFusionError::ArrowError(..) | DataFusionError::Execution(_) => {
             Error::invalid(format!("the query failed on a row's value: {}", kind_only(&error)))
@@ -212,6 +226,28 @@ pub(crate) fn running(error: DataFusionError) -> Error {
         }
         other => Error::internal(format!("running the query failed: {}", kind_only(&other)))
             .caused_by(Cause(other.strip_backtrace())),
+    }
+}
+
+/// What a CSV or JSON reader's error tells of the place, in numbers: its text quotes the row.
+fn place_in_file(error: &ArrowError) -> Option<String> {
+    let text = error.to_string();
+    let number = |after: &str| {
+        let from = text.rfind(after)? + after.len();
+        text[from..].chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u64>().ok()
+    };
+    match error {
+        ArrowError::ParseError(_) => {
+            // The reader's line numbers count from where it began in the file, so they would mislead.
+            let column = number(" for column ").filter(|_| text.contains(" at line "))?;
+            Some(format!("a value of column {} is not of the column's type", column + 1))
+        }
+        ArrowError::CsvError(_) => Some(match number("incorrect number of fields for line ") {
+            Some(line) => format!("line {line} has another number of fields"),
+            None => "it is not well-formed CSV".to_owned(),
+        }),
+        ArrowError::JsonError(_) => Some("a line is not a JSON object with the table's types".to_owned()),
+        _ => None,
     }
 }
 

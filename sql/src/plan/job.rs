@@ -4,41 +4,36 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Schema, SchemaRef};
-use datafusion::common::DFSchema;
-use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::datasource::provider_as_source;
-use datafusion::error::Result as PlanResult;
+use arrow::datatypes::SchemaRef;
+use datafusion::error::{DataFusionError, Result as PlanResult};
+use datafusion::execution::TaskContext;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, col};
-use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlan, displayable, execute_stream};
 use datafusion::physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner};
-use datafusion::prelude::SessionConfig;
-use datafusion::sql::parser::{DFParserBuilder, Statement};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{Query, Statement as SqlStatement};
-use datafusion::sql::sqlparser::dialect::GenericDialect;
 use rowmill_jobs::infer::{Engine, Task};
 use rowmill_jobs::plan::{InputFile, ModelPin, RowGroup, Slice, TableInput};
 use rowmill_jobs::spec::JobSpec;
 use rowmill_jobs::{Error, Result};
 
 use super::chain;
+use super::checks::{check_models, output_names, parse, refuse_own_names};
 use super::classify::{Base, base_of, classify};
 use super::diagnose::{Diagnosis, running};
-use super::lift::{ERRORS, lift};
+use super::lift::lift;
 use super::session;
+use super::staged::{STAGED, over_staged, staged_plan};
 use crate::exec::infer_exec::{InferPlanner, Service};
-use crate::exec::shape_of;
 use crate::exec::{Observer, Progress, Totals};
-use crate::functions::{self, CallSpec, OWN_PREFIX, Places, Returns};
+use crate::functions::{self, CallSpec, Places};
 use crate::output::rows::RowStream;
 use crate::output::stage::{self, StagedFile};
-use crate::source::infer_schema::plain;
-use crate::source::pinned::Trouble;
+use crate::source::pinned::Troubles;
 use crate::source::table::{PinnedTable, Scope};
 
-/// Name of the staged table.
-const STAGED: &str = "__staged";
 /// A batch's rows take about this many bytes.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -79,7 +74,7 @@ pub struct CompiledJob {
     specs: Arc<Vec<CallSpec>>,
     output: SchemaRef,
     runtime: Arc<RuntimeEnv>,
-    trouble: Arc<Trouble>,
+    troubles: Arc<Troubles>,
 }
 
 /// Compiles a job. `staged` is its base query's result, once there is one.
@@ -98,9 +93,9 @@ pub async fn compile(
     let calls = functions::rewrite(&mut ast, spec, &places)?;
     let types = check_models(&calls, models, &places)?;
     let diagnosis = Diagnosis { job: spec, ast: &written, calls: &calls };
-    let trouble = Arc::new(Trouble::default());
+    let troubles = Arc::new(Troubles::default());
     let read: Vec<&TableInput> = staged.map_or_else(|| inputs.iter().collect(), |staged| vec![staged]);
-    let runtime = session::runtime(&read, &trouble).await?;
+    let runtime = session::runtime(&read, &troubles).await?;
     let context = session::context(Arc::clone(&runtime), &calls, &types);
     for table in &spec.tables {
         let input = inputs
@@ -112,17 +107,7 @@ pub async fn compile(
             .register_table(table.name.as_str(), Arc::new(PinnedTable::new(table, input)?))
             .map_err(|error| diagnosis.planning(error))?;
     }
-    let state = context.state();
-    let statement = Statement::Statement(Box::new(SqlStatement::Query(ast)));
-    let plan = state.statement_to_plan(statement).await.map_err(|error| diagnosis.planning(error))?;
-    let plan = state
-        .analyzer()
-        .execute_and_check(plan, state.config_options(), |_, _| {})
-        .map_err(|error| diagnosis.planning(error))?;
-    let names = output_names(plan.schema(), spec, &diagnosis)?;
-    let chain = chain::read(&plan).map_err(|refusal| diagnosis.refusal(refusal))?;
-    let lifted = lift(chain, &names).map_err(|error| diagnosis.planning(error))?;
-    let plan = state.optimize(&lifted.plan).map_err(|error| diagnosis.planning(error))?;
+    let (plan, feeds) = plan_query(&context, ast, spec, &diagnosis).await?;
     let base = base_of(&plan).cloned().ok_or_else(|| Error::internal("the optimised plan has lost its base"))?;
     let source = match classify(&base).map_err(|error| diagnosis.planning(error))? {
         Base::RowLocal { table } if staged.is_none() => Source::Table {
@@ -144,8 +129,7 @@ pub async fn compile(
         (Source::Staged { .. }, None) => None,
     };
     let output = Arc::new(plan.schema().as_arrow().clone());
-    let public = lifted
-        .calls
+    let public = feeds
         .into_iter()
         .map(|(index, column)| Call {
             column,
@@ -162,13 +146,31 @@ pub async fn compile(
         specs: Arc::new(calls.clone()),
         output,
         runtime,
-        trouble,
+        troubles,
     };
     // Whatever physical planning does not like is said now, not by the first shard.
     job.physical(session::config(1, session::BATCH_ROWS, None), None, &job.plan)
         .await
         .map_err(|error| diagnosis.planning(error))?;
     Ok(job)
+}
+
+/// The optimised plan with its AI calls lifted, and for each call its fixed part's index and the columns it feeds.
+async fn plan_query(
+    context: &SessionContext,
+    ast: Box<Query>,
+    spec: &JobSpec,
+    diagnosis: &Diagnosis<'_>,
+) -> Result<(LogicalPlan, Vec<(usize, String)>)> {
+    let planning = |error| diagnosis.planning(error);
+    let state = context.state();
+    let statement = Statement::Statement(Box::new(SqlStatement::Query(ast)));
+    let plan = state.statement_to_plan(statement).await.map_err(planning)?;
+    let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(planning)?;
+    let names = output_names(plan.schema(), spec, diagnosis)?;
+    let chain = chain::read(&plan).map_err(|refusal| diagnosis.refusal(refusal))?;
+    let lifted = lift(chain, &names).map_err(planning)?;
+    Ok((state.optimize(&lifted.plan).map_err(planning)?, lifted.calls))
 }
 
 impl CompiledJob {
@@ -238,8 +240,8 @@ impl CompiledJob {
             let physical = planner.create_physical_plan(&plan, &state).await?;
             execute_stream(physical, state.task_ctx())
         };
-        let trouble = Arc::clone(&self.trouble);
-        let failed = move |error| trouble.take().unwrap_or_else(|| running(error));
+        let troubles = Arc::clone(&self.troubles);
+        let failed = move |error| troubles.explain(&error).unwrap_or_else(|| running(error));
         Ok(RowStream::new(Arc::clone(&self.output), start, totals, failed))
     }
 
@@ -250,7 +252,7 @@ impl CompiledJob {
     pub async fn explain(&self) -> Result<String> {
         let (physical, _) =
             self.physical(session::config(1, session::BATCH_ROWS, None), None, &self.plan).await.map_err(running)?;
-        Ok(datafusion::physical_plan::displayable(physical.as_ref()).indent(false).to_string())
+        Ok(displayable(physical.as_ref()).indent(false).to_string())
     }
 
     fn planner(&self, service: Option<Service>) -> DefaultPhysicalPlanner {
@@ -272,12 +274,12 @@ impl CompiledJob {
         Ok((self.planner(service).create_physical_plan(plan, &state).await?, config))
     }
 
-    fn task_context(&self, config: SessionConfig) -> Arc<datafusion::execution::TaskContext> {
+    fn task_context(&self, config: SessionConfig) -> Arc<TaskContext> {
         session::state(Arc::clone(&self.runtime), config).task_ctx()
     }
 
-    fn failed(&self, error: datafusion::error::DataFusionError) -> Error {
-        self.trouble.take().unwrap_or_else(|| running(error))
+    fn failed(&self, error: DataFusionError) -> Error {
+        self.troubles.explain(&error).unwrap_or_else(|| running(error))
     }
 }
 
@@ -286,125 +288,6 @@ struct Unheard;
 
 impl Observer for Unheard {
     fn window(&self, _progress: &Progress) {}
-}
-
-fn parse(spec: &JobSpec) -> Result<Box<Query>> {
-    let failed = |message: String| {
-        let (message, at) = crate::jobfile::split_place(&message);
-        Places::InQuery(spec).error(at.unwrap_or((1, 1)), message)
-    };
-    let mut parser = DFParserBuilder::new(spec.query.as_str())
-        .with_dialect(&GenericDialect {})
-        .with_recursion_limit(crate::jobfile::DEPTH_MAX)
-        .build()
-        .map_err(|error| failed(error.to_string()))?;
-    parser.parser.parse_query().map_err(|error| failed(error.to_string()))
-}
-
-/// The calls' answer types; every model must exist and be able to do what its calls ask.
-fn check_models(calls: &[CallSpec], models: &[ModelPin], places: &Places<'_>) -> Result<Vec<DataType>> {
-    calls
-        .iter()
-        .map(|call| {
-            let model = models
-                .iter()
-                .find(|model| model.name == call.task.model)
-                .ok_or_else(|| Error::internal(format!("model `{}` was not pinned", call.task.model)))?;
-            if !model.abilities.contains(&call.ability()) {
-                let able: Vec<String> = functions::signature::SIGNATURES
-                    .iter()
-                    .filter(|signature| model.abilities.contains(&functions::ability_of(signature.name)))
-                    .map(|signature| signature.name.to_owned())
-                    .collect();
-                return Err(places
-                    .error(
-                        call.at,
-                        format!("model `{}` ({}) cannot answer {}", model.name, model.architecture, call.function),
-                    )
-                    .hint(format!("it can answer {}; name another model with model => '…'", able.join(", "))));
-            }
-            shape_of(&call.returns, model.dimensions).ok_or_else(|| {
-                debug_assert_eq!(call.returns, Returns::Vector);
-                Error::internal(format!("the dimensions of model `{}` are not known", model.name))
-            })
-        })
-        .collect()
-}
-
-fn refuse_own_names(input: &TableInput) -> Result<()> {
-    let schema: Schema = serde_json::from_value(input.schema.clone()).map_err(|error| {
-        Error::internal(format!("the schema of table `{}` cannot be read", input.table)).caused_by(error)
-    })?;
-    match schema.fields().iter().find(|field| field.name().starts_with(OWN_PREFIX)) {
-        Some(field) => Err(Error::invalid(format!(
-            "column `{}`: names that start with `{OWN_PREFIX}` are Rowmill's own",
-            field.name()
-        ))
-        .with("table", &input.table)
-        .hint("rename the column where the table is written")),
-        None => Ok(()),
-    }
-}
-
-/// Names of the output columns; each once, none of Rowmill's own, and the job's key among them.
-fn output_names(schema: &DFSchema, spec: &JobSpec, diagnosis: &Diagnosis<'_>) -> Result<Vec<String>> {
-    let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
-    for (index, name) in names.iter().enumerate() {
-        let at = diagnosis.find(name).unwrap_or((1, 1));
-        if name.eq_ignore_ascii_case(ERRORS) || name.starts_with(OWN_PREFIX) {
-            return Err(diagnosis
-                .at(at, format!("an output column is called `{name}`: this name is Rowmill's own"))
-                .hint("rename it with AS, or leave it out: SELECT * EXCEPT (_errors)"));
-        }
-        if names[..index].iter().any(|earlier| earlier == name) {
-            return Err(diagnosis
-                .at(at, format!("two output columns are called `{name}`"))
-                .hint("give one another name: expression AS name"));
-        }
-    }
-    match spec.key.iter().find(|key| !names.contains(key)) {
-        Some(key) => Err(diagnosis
-            .at((1, 1), format!("the job's key `{key}` is not an output column"))
-            .hint(format!("select it; the output columns are: {}", names.join(", ")))),
-        None => Ok(names),
-    }
-}
-
-/// The base query with columns named by position: names of a join's columns need not differ.
-fn staged_plan(base: &LogicalPlan) -> PlanResult<LogicalPlan> {
-    let mut exprs: Vec<Expr> = Vec::new();
-    for (index, (qualifier, field)) in base.schema().iter().enumerate() {
-        let column = Expr::from((qualifier, field));
-        let wanted = plain(field.data_type());
-        exprs.push(if wanted == *field.data_type() { column } else { cast(column, wanted) }.alias(format!("c{index}")));
-    }
-    if exprs.is_empty() {
-        // Parquet needs a column to count rows by.
-        exprs.push(datafusion::logical_expr::lit(1i32).alias("c0"));
-    }
-    LogicalPlanBuilder::from(base.clone()).project(exprs)?.build()
-}
-
-/// The plan with its base replaced by the staged table.
-fn over_staged(plan: &LogicalPlan, base: &LogicalPlan, staged: &TableInput) -> PlanResult<LogicalPlan> {
-    let table =
-        PinnedTable::staged(staged).map_err(|error| datafusion::error::DataFusionError::External(Box::new(error)))?;
-    let mut exprs: Vec<Expr> = Vec::new();
-    for (index, (qualifier, field)) in base.schema().iter().enumerate() {
-        let column = col(format!("c{index}"));
-        let staged_type = plain(field.data_type());
-        let column = if staged_type == *field.data_type() { column } else { cast(column, field.data_type().clone()) };
-        exprs.push(column.alias_qualified(qualifier.cloned(), field.name()));
-    }
-    let scan = LogicalPlanBuilder::scan(STAGED, provider_as_source(Arc::new(table)), None)?.project(exprs)?.build()?;
-    let replaced = plan.clone().transform_down(|node| {
-        Ok(if node == *base {
-            Transformed::new(scan.clone(), true, datafusion::common::tree_node::TreeNodeRecursion::Stop)
-        } else {
-            Transformed::no(node)
-        })
-    })?;
-    Ok(replaced.data)
 }
 
 /// Rows of a batch so that it takes about [`BATCH_BYTES`].

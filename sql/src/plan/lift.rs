@@ -8,9 +8,9 @@ use arrow::datatypes::DataType;
 use datafusion::common::Column;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
-use datafusion::logical_expr::expr::{Case, ScalarFunction};
+use datafusion::logical_expr::expr::{BinaryExpr, Case, ScalarFunction};
 use datafusion::logical_expr::utils::{conjunction, disjunction};
-use datafusion::logical_expr::{Expr, Extension, LogicalPlan, LogicalPlanBuilder, ScalarUDF, cast, not};
+use datafusion::logical_expr::{Expr, Extension, LogicalPlan, LogicalPlanBuilder, Operator, ScalarUDF, cast, not};
 
 use super::chain::{Chain, calls_of};
 use super::errors_column::ErrorsColumn;
@@ -51,7 +51,11 @@ pub(crate) fn lift(chain: Chain, names: &[String]) -> Result<Lifted> {
         exprs.push(if to == from { expr } else { cast(expr, to) }.alias(name));
     }
     let feeds: Vec<String> = (0..lifter.calls.len())
-        .map(|id| lifter.feeds.get(&id).map(|labels| labels.join(", ")).unwrap_or_default())
+        .map(|id| {
+            let mut labels = lifter.feeds.remove(&id).unwrap_or_default();
+            labels.sort_by_key(|label| label == WHERE);
+            labels.join(", ")
+        })
         .collect();
     let errors = ScalarUDF::from(ErrorsColumn::new(feeds.clone()));
     let arguments = (0..feeds.len()).map(|id| column(&error_column(id))).collect();
@@ -171,6 +175,14 @@ impl Lifter {
                 guards.truncate(before);
                 Ok(Expr::Case(Case::new(None, branches, otherwise)))
             }
+            other if shortcut(&other)?.is_some() => {
+                let Some((cheap, asked, guard)) = shortcut(&other)? else { return Ok(other) };
+                let Expr::BinaryExpr(binary) = &other else { return Ok(other) };
+                guards.push(guard);
+                let replaced = self.replace_ready(asked.clone(), guards, label)?;
+                guards.pop();
+                Ok(Expr::BinaryExpr(BinaryExpr::new(Box::new(cheap.clone()), binary.op, Box::new(replaced))))
+            }
             other => {
                 Ok(other.map_children(|child| Ok(Transformed::yes(self.replace_ready(child, guards, label)?)))?.data)
             }
@@ -219,6 +231,23 @@ fn guardable(case: &Case) -> Result<bool> {
     Ok(false)
 }
 
+/// `cheap OR ai_…` asks only where `cheap` is not TRUE, `cheap AND ai_…` only where it is not FALSE: elsewhere the answer
+/// changes nothing. Gives the cheap side, the asked side and the guard.
+fn shortcut(expr: &Expr) -> Result<Option<(&Expr, &Expr, Expr)>> {
+    let Expr::BinaryExpr(binary) = expr else { return Ok(None) };
+    let (left, right) = (calls_of(&binary.left)?, calls_of(&binary.right)?);
+    let (cheap, asked) = match (left.is_empty(), right.is_empty()) {
+        (true, false) => (binary.left.as_ref(), binary.right.as_ref()),
+        (false, true) => (binary.right.as_ref(), binary.left.as_ref()),
+        _ => return Ok(None),
+    };
+    Ok(match binary.op {
+        Operator::Or => Some((cheap, asked, cheap.clone().is_not_true())),
+        Operator::And => Some((cheap, asked, cheap.clone().is_not_false())),
+        _ => None,
+    })
+}
+
 fn collect_ready(expr: &Expr, guards: &mut Vec<Expr>, found: &mut Vec<Ready>) -> Result<()> {
     if let Some(call) = ready(expr, guards)? {
         found.push(call);
@@ -238,6 +267,14 @@ fn collect_ready(expr: &Expr, guards: &mut Vec<Expr>, found: &mut Vec<Ready>) ->
                 collect_ready(otherwise, guards, found)?;
             }
             guards.truncate(before);
+            Ok(())
+        }
+        other if shortcut(other)?.is_some() => {
+            if let Some((_, asked, guard)) = shortcut(other)? {
+                guards.push(guard);
+                collect_ready(asked, guards, found)?;
+                guards.pop();
+            }
             Ok(())
         }
         other => {

@@ -2,10 +2,12 @@
 //! face of it.
 
 pub(crate) mod chain;
+mod checks;
 mod classify;
 mod diagnose;
 pub(crate) mod errors_column;
 pub(crate) mod infer_node;
-pub mod job;
+pub(crate) mod job;
 mod lift;
 mod session;
+mod staged;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
+use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::ScalarUDF;
@@ -16,7 +17,7 @@ use url::Url;
 
 use crate::functions::CallSpec;
 use crate::functions::udf::AiFunction;
-use crate::source::pinned::{PinnedStore, Trouble};
+use crate::source::pinned::{PinnedStore, Troubles};
 use crate::source::storage::{object_store_for, path_of, root_of};
 use crate::source::table::Scope;
 
@@ -24,8 +25,10 @@ use crate::source::table::Scope;
 pub(crate) const BATCH_ROWS: usize = 8192;
 
 /// A runtime that reads the pinned files of `inputs` and nothing else.
-pub(crate) async fn runtime(inputs: &[&TableInput], trouble: &Arc<Trouble>) -> Result<Arc<RuntimeEnv>> {
+pub(crate) async fn runtime(inputs: &[&TableInput], troubles: &Arc<Troubles>) -> Result<Arc<RuntimeEnv>> {
+    let pool = Arc::new(FairSpillPool::new(memory_for_queries()));
     let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(pool)
         .build()
         .map_err(|error| Error::internal("cannot make a DataFusion runtime").caused_by(error))?;
     let mut by_root: BTreeMap<String, Vec<(Path, &InputFile)>> = BTreeMap::new();
@@ -37,9 +40,21 @@ pub(crate) async fn runtime(inputs: &[&TableInput], trouble: &Arc<Trouble>) -> R
     for (root, files) in by_root {
         let (store, _) = object_store_for(&root).await?;
         let url = Url::parse(&root).map_err(|error| Error::internal("a store's root is a URL").caused_by(error))?;
-        runtime.register_object_store(&url, Arc::new(PinnedStore::new(store, files, Arc::clone(trouble))));
+        runtime.register_object_store(&url, Arc::new(PinnedStore::new(store, files, Arc::clone(troubles))));
     }
     Ok(Arc::new(runtime))
+}
+
+/// Half of the memory that this machine or container has: sorts and joins of staged queries spill to disk beyond it.
+fn memory_for_queries() -> usize {
+    const LEAST: usize = 1 << 30;
+    let number = |text: &str| text.split_whitespace().find_map(|word| word.parse::<usize>().ok());
+    let machine = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| text.lines().find(|line| line.starts_with("MemTotal:")).and_then(number))
+        .map(|kilobytes| kilobytes * 1024);
+    let container = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| number(&text));
+    machine.into_iter().chain(container).min().map_or(LEAST, |bytes| (bytes / 2).max(LEAST))
 }
 
 /// Settings of a session. One partition keeps the order of files and rows.

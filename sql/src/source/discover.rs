@@ -9,20 +9,19 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
 use rowmill_jobs::plan::{InputFile, RowGroup, TableInput};
 use rowmill_jobs::spec::{JobSpec, TableFormat, TableSpec};
 use rowmill_jobs::{Error, Result};
 use url::Url;
 
-use super::storage::{object_store_for, root_of, url_of};
+use super::listing::{FILES_MAX, list, shown};
+use super::storage::{root_of, url_of};
 use super::{footer, infer_schema};
 use crate::functions::sql_type;
 
 /// Footers read at the same time.
 const FOOTERS_AT_ONCE: usize = 32;
-/// A table of more files than this was not meant.
-const FILES_MAX: usize = 100_000;
 /// Bytes of a CSV or JSON file that its columns are guessed from.
 const HEAD_BYTES: u64 = 1024 * 1024;
 
@@ -33,7 +32,13 @@ const HEAD_BYTES: u64 = 1024 * 1024;
 pub async fn discover_inputs(spec: &JobSpec, on_file: impl Fn(usize, usize) + Send + Sync) -> Result<Vec<TableInput>> {
     let mut listed = Vec::new();
     for table in &spec.tables {
-        listed.push((table, list(table).await.map_err(|error| error.with("table", &table.name))?));
+        let (store, files) = list(table).await.map_err(|error| error.with("table", &table.name))?;
+        if files.len() > FILES_MAX {
+            return Err(Error::invalid(format!("the folder has more than {FILES_MAX} files"))
+                .with("table", &table.name)
+                .hint("name one day's folder, or put its files together"));
+        }
+        listed.push((table, (store, files)));
     }
     let found: usize = listed.iter().map(|(_, (_, files))| files.len()).sum();
     let done = AtomicUsize::new(0);
@@ -55,66 +60,6 @@ pub async fn discover_inputs(spec: &JobSpec, on_file: impl Fn(usize, usize) + Se
         inputs.push(agree(table, read).map_err(|error| error.with("table", &table.name))?);
     }
     Ok(inputs)
-}
-
-/// The table's files, sorted by path.
-async fn list(table: &TableSpec) -> Result<(Arc<dyn ObjectStore>, Vec<ObjectMeta>)> {
-    let (store, prefix) = object_store_for(&table.location).await?;
-    let nothing = |what: &str| {
-        Error::invalid(format!("{what}: {}", shown(&table.location)))
-            .hint("check LOCATION, and whether the data of this day has arrived")
-    };
-    let failed = |error: object_store::Error| match error {
-        object_store::Error::NotFound { .. } => nothing("there is no such file"),
-        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-            Error::invalid(format!("the store denies access to {}", table.location)).caused_by(error)
-        }
-        other => Error::temporary(format!("cannot list {}", table.location)).caused_by(other),
-    };
-    if !table.location.ends_with('/') {
-        return match store.head(&prefix).await {
-            Ok(meta) => Ok((store, vec![meta])),
-            // `s3://bucket/folder` without the slash is a folder more often than a mistake.
-            Err(object_store::Error::NotFound { .. }) if table.location.starts_with("s3://") => {
-                folder(store, &prefix, table)
-                    .await
-                    .map_err(failed)?
-                    .ok_or_else(|| nothing("there is no such file or folder"))
-            }
-            Err(error) => Err(failed(error)),
-        };
-    }
-    let found = folder(store, &prefix, table).await.map_err(failed)?;
-    found.ok_or_else(|| nothing("the folder has no files"))
-}
-
-type Listed = (Arc<dyn ObjectStore>, Vec<ObjectMeta>);
-
-async fn folder(store: Arc<dyn ObjectStore>, prefix: &Path, table: &TableSpec) -> object_store::Result<Option<Listed>> {
-    let mut files: Vec<ObjectMeta> = store
-        .list(Some(prefix))
-        .try_filter(|meta| std::future::ready(meta.size > 0 && !is_hidden(prefix, &meta.location, table.format)))
-        .take(FILES_MAX)
-        .try_collect()
-        .await?;
-    files.sort_by(|a, b| a.location.cmp(&b.location));
-    Ok((!files.is_empty()).then_some((store, files)))
-}
-
-/// `_SUCCESS`, `_plan.json`, `.part.crc`, and everything in folders named so.
-fn is_hidden(prefix: &Path, path: &Path, format: TableFormat) -> bool {
-    let Some(parts) = path.prefix_match(prefix) else { return true };
-    let mut last = String::new();
-    for part in parts {
-        let name = part.as_ref().to_owned();
-        if name.starts_with(['_', '.']) {
-            return true;
-        }
-        last = name;
-    }
-    last.ends_with(".crc")
-        || (format == TableFormat::Parquet
-            && (last.ends_with(".json") || last.ends_with(".txt") || last.ends_with(".md")))
 }
 
 async fn pin(table: &TableSpec, store: &Arc<dyn ObjectStore>, meta: ObjectMeta) -> Result<(InputFile, Option<Schema>)> {
@@ -257,13 +202,4 @@ fn declared_fields(columns: &[(String, String)]) -> Result<Vec<Field>> {
             Ok(Field::new(name, data_type, true))
         })
         .collect()
-}
-
-/// A local path as people write it.
-fn shown(url: &str) -> String {
-    Url::parse(url)
-        .ok()
-        .filter(|url| url.scheme() == "file")
-        .and_then(|url| url.to_file_path().ok())
-        .map_or_else(|| url.to_owned(), |path| path.display().to_string())
 }

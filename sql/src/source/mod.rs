@@ -4,6 +4,7 @@ pub(crate) mod discover;
 pub mod download;
 mod footer;
 pub(crate) mod infer_schema;
+mod listing;
 pub(crate) mod pinned;
 pub mod storage;
 pub(crate) mod table;

@@ -15,19 +15,30 @@ use object_store::{
 use rowmill_jobs::plan::InputFile;
 use rowmill_jobs::{Error, Kind};
 
-/// The first trouble with a pinned file, which the layers above would bury in text.
+/// Troubles with pinned files, by path: the layers above keep a store's error, but not the file's URL nor what to do.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<Option<(Kind, String, String)>>);
+pub(crate) struct Troubles(Mutex<HashMap<String, (Kind, String, String)>>);
 
-impl Trouble {
-    fn set(&self, kind: Kind, url: &str, what: String) {
-        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert((kind, url.to_owned(), what));
+impl Troubles {
+    fn set(&self, path: &Path, kind: Kind, url: &str, what: String) {
+        let mut troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.insert(path.to_string(), (kind, url.to_owned(), what));
     }
 
-    /// The trouble as an error that names the file.
-    pub(crate) fn take(&self) -> Option<Error> {
-        let (kind, url, what) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    /// What is known of the store's error in an error's chain, as an error that names the file.
+    pub(crate) fn explain(&self, error: &(dyn std::error::Error + 'static)) -> Option<Error> {
+        let store_error = store_error(error)?;
+        let path = match store_error {
+            object_store::Error::NotFound { path, .. }
+            | object_store::Error::Precondition { path, .. }
+            | object_store::Error::PermissionDenied { path, .. }
+            | object_store::Error::Unauthenticated { path, .. } => Some(path),
+            _ => None,
+        };
+        let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Local stores tell an absolute path of their own; of several troubles only one can end with it.
+        let known = troubles.iter().find(|(at, _)| path.is_none_or(|path| path.ends_with(at.as_str())));
+        let (kind, url, what) = known.map(|(_, trouble)| trouble.clone())?;
         Some(match kind {
             Kind::InputChanged => {
                 Error::new(kind, format!("an input file is not the one this run was planned for: {what}"))
@@ -37,6 +48,18 @@ impl Trouble {
             _ => Error::new(kind, format!("cannot read an input file: {what}")).with("file", url),
         })
     }
+}
+
+/// The store's error that an error comes from.
+fn store_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a object_store::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<object_store::Error>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// What is known of a pinned file.
@@ -52,32 +75,29 @@ struct Pin {
 pub(crate) struct PinnedStore {
     inner: Arc<dyn ObjectStore>,
     pins: HashMap<Path, Pin>,
-    trouble: Arc<Trouble>,
+    troubles: Arc<Troubles>,
 }
 
 impl PinnedStore {
     /// Pins `files`, given with their paths in `inner`.
-    pub(crate) fn new(inner: Arc<dyn ObjectStore>, files: Vec<(Path, &InputFile)>, trouble: Arc<Trouble>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>, files: Vec<(Path, &InputFile)>, troubles: Arc<Troubles>) -> Self {
         let pins = files
             .into_iter()
             .map(|(path, file)| (path, Pin { url: file.url.clone(), etag: file.etag.clone(), bytes: file.bytes }))
             .collect();
-        Self { inner, pins, trouble }
+        Self { inner, pins, troubles }
     }
 
-    fn note(&self, pin: &Pin, error: &object_store::Error) {
-        match error {
-            object_store::Error::Precondition { .. } => {
-                self.trouble.set(Kind::InputChanged, &pin.url, "it was changed".to_owned())
-            }
-            object_store::Error::NotFound { .. } => {
-                self.trouble.set(Kind::InputChanged, &pin.url, "it is gone".to_owned())
-            }
+    fn note(&self, path: &Path, pin: &Pin, error: &object_store::Error) {
+        let (kind, what) = match error {
+            object_store::Error::Precondition { .. } => (Kind::InputChanged, "it was changed".to_owned()),
+            object_store::Error::NotFound { .. } => (Kind::InputChanged, "it is gone".to_owned()),
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-                self.trouble.set(Kind::Invalid, &pin.url, "the store denies access".to_owned());
+                (Kind::Invalid, "the store denies access".to_owned())
             }
-            other => self.trouble.set(Kind::Temporary, &pin.url, other.to_string()),
-        }
+            other => (Kind::Temporary, other.to_string()),
+        };
+        self.troubles.set(path, kind, &pin.url, what);
     }
 }
 
@@ -112,16 +132,13 @@ impl ObjectStore for PinnedStore {
         }
         match self.inner.get_opts(location, options).await {
             Ok(result) if result.meta.size != pin.bytes => {
-                self.trouble.set(
-                    Kind::InputChanged,
-                    &pin.url,
-                    format!("it has {} bytes, and had {}", result.meta.size, pin.bytes),
-                );
+                let what = format!("it has {} bytes, and had {}", result.meta.size, pin.bytes);
+                self.troubles.set(location, Kind::InputChanged, &pin.url, what);
                 Err(object_store::Error::Precondition { path: location.to_string(), source: "another size".into() })
             }
             Ok(result) => Ok(result),
             Err(error) => {
-                self.note(pin, &error);
+                self.note(location, pin, &error);
                 Err(error)
             }
         }

@@ -1,8 +1,9 @@
 //! Job files in, rows and parts out, over Parquet made in temporary folders and a scripted engine.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
 mod bad_jobs;
 mod bed;
+mod engines;
 mod formats;
 mod inputs;
 mod rows;

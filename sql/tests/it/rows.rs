@@ -91,14 +91,36 @@ async fn case_asks_only_for_its_branch() {
 }
 
 #[tokio::test]
+async fn or_and_and_ask_only_where_it_matters() {
+    let bed = tickets();
+    let rows = bed.rows("SELECT id FROM t WHERE id < 2 OR (lang = 'en' AND ai_filter(body))").await;
+    assert_eq!(
+        lines(&rows),
+        ["0 | NULL", "1 | NULL", "3 | [{column: WHERE, code: injected, message: told to}]", "5 | NULL"]
+    );
+    assert_eq!(bed.engine.asked(), [["fail three"], ["yes bill"]]);
+}
+
+#[tokio::test]
+async fn conditions_are_asked_one_after_another() {
+    let bed = tickets();
+    let rows = bed
+        .rows("SELECT id FROM t WHERE ai_filter(prompt('{0}', body)) AND ai_filter(prompt('Sure? {0}', body))")
+        .await;
+    assert_eq!(lines(&rows), ["3 | [{column: WHERE, code: injected, message: told to}]", "5 | NULL"]);
+    // The second question is for row 5 only: the others were refused, and row 3 failed.
+    assert_eq!(bed.engine.asked().len(), 4 + 1);
+}
+
+#[tokio::test]
 async fn prompts_and_concatenations_keep_text_and_values_apart() {
     let bed = tickets();
     let text = format!(
-        "{HEAD}SELECT id, ai_complete(prompt('{{1}} of {{0}}: {{{{x}}}}', id, lang)) AS a, ai_complete('Say: ' || body || '!') AS b FROM t"
+        "{HEAD}SELECT id, ai_complete(prompt('{{1}} of {{0}}: {{\"x\": 1}}', id, lang)) AS a, ai_complete('Say: ' || body || '!') AS b FROM t"
     );
     let (job, inputs) = bed.compiled(&text).await.unwrap();
     use rowmill_jobs::infer::Piece::{Text, Value};
-    assert_eq!(job.calls()[0].task.template, [Value(1), Text(" of ".into()), Value(0), Text(": {x}".into())]);
+    assert_eq!(job.calls()[0].task.template, [Value(1), Text(" of ".into()), Value(0), Text(": {\"x\": 1}".into())]);
     assert_eq!(job.calls()[1].task.template, [Text("Say: ".into()), Value(0), Text("!".into())]);
     assert_eq!((job.calls()[0].column.as_str(), job.calls()[0].function.as_str()), ("a", "ai_complete"));
     let rows = bed.run(&job, &slices(&inputs[0])).await.unwrap();
@@ -136,6 +158,44 @@ async fn every_kind_of_answer_has_its_type() {
 }
 
 #[tokio::test]
+async fn fields_of_answers_can_be_used() {
+    let bed = tickets();
+    let rows = bed
+        .rows(
+            "SELECT id, ai_classify(body, ['bug', 'bill'], with_score => true)['score'] AS score FROM t \
+             WHERE ai_classify(body, ['bug', 'bill'], with_score => true)['label'] = 'bill'",
+        )
+        .await;
+    assert_eq!(
+        lines(&rows),
+        ["1 | 0.75 | NULL", "3 | NULL | [{column: score, WHERE, code: injected, message: told to}]", "5 | 0.75 | NULL"]
+    );
+    assert_eq!(bed.engine.asked().len(), 4);
+}
+
+#[tokio::test]
+async fn labels_with_descriptions_and_fields_with_questions_reach_the_prompt() {
+    let bed = tickets();
+    let query = "SELECT ai_classify(body, {'bug': 'it is broken', 'bill': 'money'}, task_description => 'By team.') AS a, \
+                 ai_extract(body, {'who': 'Who wrote it?'}) AS b FROM t";
+    let (job, _) = bed.compiled(&format!("{HEAD}{query}")).await.unwrap();
+    let prompt = |call: usize| {
+        let pieces = job.calls()[call].task.template.iter();
+        pieces
+            .map(|piece| match piece {
+                rowmill_jobs::infer::Piece::Text(text) => text.clone(),
+                rowmill_jobs::infer::Piece::Value(index) => format!("<{index}>"),
+            })
+            .collect::<String>()
+    };
+    assert_eq!(
+        prompt(0),
+        "Which category fits the text best?\nBy team.\nCategories:\n- bug: it is broken\n- bill: money\n\nText:\n<0>"
+    );
+    assert!(prompt(1).contains("\n- who (string): Who wrote it?\n"), "{}", prompt(1));
+}
+
+#[tokio::test]
 async fn a_value_that_is_too_large_is_an_error_without_a_call() {
     let bed = Bed::new();
     let bodies: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(1024 * 1024 + 1), "y".into()]));
@@ -155,7 +215,7 @@ async fn slices_are_read_exactly_and_in_order() {
         let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(first..first + 1000));
         bed.parquet(name, vec![("id", ids)], 300);
     }
-    let (job, inputs) =
+    let (job, _) =
         bed.compiled(&format!("{HEAD}SELECT id, ai_complete(id) AS c FROM t WHERE id % 2 = 0")).await.unwrap();
     assert_eq!(job.source(), Source::Table { index: 0 });
     let slice = |file, row_group, first_row, rows| Slice { file, row_group, first_row, rows };
@@ -215,6 +275,35 @@ async fn a_job_without_ai_copies() {
     let rows = bed.rows("SELECT id, upper(lang) AS lang FROM t WHERE id < 2").await;
     assert_eq!(lines(&rows), ["0 | EN | NULL", "1 | EN | NULL"]);
     assert_eq!(rows.schema().field(1).data_type(), &DataType::Utf8);
+}
+
+#[tokio::test]
+async fn conditions_on_answers_of_a_subquery() {
+    let bed = tickets();
+    let query = "WITH a AS (SELECT id, lang, ai_complete(body) AS c FROM t) \
+                 SELECT id, c || '!' AS d FROM a WHERE c LIKE 'BUG%' AND lang = 'en'";
+    assert_eq!(
+        lines(&bed.rows(query).await),
+        ["0 | BUG ONE! | NULL", "3 | NULL | [{column: d, WHERE, code: injected, message: told to}]"]
+    );
+    // `lang` is cheap: row 4 is never asked, though the condition stands outside.
+    assert_eq!(bed.engine.asked(), [["bill two"], ["bug one"], ["fail three"], ["yes bill"]]);
+}
+
+#[tokio::test]
+async fn an_order_goes_below_conditions_too() {
+    let bed = tickets();
+    let rows = bed.rows("SELECT id FROM t WHERE NOT ai_filter(body) ORDER BY id DESC").await;
+    assert_eq!(lines(&rows)[..2], ["4 | NULL", "3 | [{column: WHERE, code: injected, message: told to}]"]);
+}
+
+#[tokio::test]
+async fn queries_without_rows() {
+    let bed = tickets();
+    for query in ["SELECT ai_complete(body) AS c FROM t WHERE false", "SELECT ai_complete(body) AS c FROM t LIMIT 0"] {
+        assert_eq!(bed.rows(query).await.num_rows(), 0, "{query}");
+    }
+    assert!(bed.engine.asked().is_empty());
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rowmill_engine::inspect;
+use rowmill_engine::{CandleEngine, EngineOptions, inspect};
 use rowmill_jobs::infer::{Answer, Engine, Outcome, RowErrorCode, TaskKind, TextFormat};
 use rowmill_jobs::plan::Ability;
 use serde_json::{Value, json};
@@ -153,4 +153,47 @@ async fn a_task_the_model_cannot_do_is_an_error_of_the_call() {
     let same = task(TaskKind::Choose { labels: vec!["a".into(), "a".into()] });
     let error = engine("llama-tiny").infer(&same, vec![request("x")]).await.unwrap_err();
     assert!(error.to_string().contains("labels 1 and 2"), "{}", error.report());
+}
+
+/// A copy of a fixture whose embedding of one token is NaN.
+fn poisoned(name: &str, tensor: &str, token: u64) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
+        std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let info: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let (columns, start) = (info[tensor]["shape"][1].as_u64().unwrap(), info[tensor]["data_offsets"][0].as_u64().unwrap());
+    let at = 8 + header + (start + token * columns * 4) as usize;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_are_not_finite_are_that_rows_error_only() {
+    let yes_or_no = || TaskKind::Choose { labels: vec!["yes".into(), "no".into()] };
+    let write = TaskKind::Complete { tokens_max: 4, format: TextFormat::Free };
+    for (name, tensor, bad, kind) in [
+        ("bert-tiny", "embeddings.word_embeddings.weight", "m", TaskKind::Embed),
+        ("llama-tiny", "model.embed_tokens.weight", "%", yes_or_no()),
+        ("llama-tiny", "model.embed_tokens.weight", "%", write),
+    ] {
+        let tokenizer: Value = serde_json::from_slice(&std::fs::read(fixture(name).join("tokenizer.json")).unwrap()).unwrap();
+        let folder = poisoned(name, tensor, tokenizer["model"]["vocab"][bad].as_u64().unwrap());
+        let engine = CandleEngine::load(name, folder.path(), &EngineOptions::default()).unwrap();
+        let task = task(kind);
+        // Twice, so that pages of the bad row are used again by good ones.
+        for _ in 0..2 {
+            let requests = vec![request("aaa"), request(format!("b {bad} b")), request("cc c")];
+            let outcomes = engine.infer(&task, requests).await.unwrap();
+            assert_eq!(outcomes[1].as_ref().unwrap_err().code, RowErrorCode::Numeric, "{name}");
+            for good in [0, 2] {
+                let code = outcomes[good].as_ref().err().map(|error| error.code);
+                assert!(code != Some(RowErrorCode::Numeric), "{name}: row {good}");
+            }
+        }
+    }
 }

@@ -1,0 +1,88 @@
+//! One row of a decoder's batch: its tokens, its pages, and how it ends. The choice of the next token is here; when a row
+//! runs is not.
+
+use rowmill_jobs::infer::{Answer, RowError, RowErrorCode};
+
+use crate::guide::Guide;
+use crate::kv::PageId;
+
+/// One row on its way to an outcome.
+pub(crate) struct Row {
+    /// Prompt, then what is written.
+    pub(crate) ids: Vec<u32>,
+    /// Tokens of the prompt.
+    pub(crate) prompt: usize,
+    /// Tokens of the prompt that were computed for another row.
+    pub(crate) cached: usize,
+    /// Its pages, while it runs.
+    pub(crate) table: Vec<PageId>,
+    /// Its place in the grammar, if its output has one.
+    pub(crate) guide: Option<Guide>,
+    /// How it ended, once it has.
+    pub(crate) end: Option<End>,
+}
+
+/// How a row ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum End {
+    /// Ids of what was written, without the token that ended it.
+    Written(Vec<u32>),
+    /// The output limit was reached.
+    Cut(Vec<u32>),
+    /// A probability for each label.
+    Scored(Vec<f32>),
+    Failed(RowError),
+}
+
+/// Gives a row its next tokens, or its end. `limit` is the most tokens it may have, prompt included.
+pub(crate) fn advance(row: &mut Row, logits: &[f32], limit: usize, ends: &[u32]) {
+    if !logits.iter().all(|logit| logit.is_finite()) {
+        row.end = Some(numeric());
+        return;
+    }
+    let token = match &mut row.guide {
+        None => argmax(logits),
+        Some(guide) => guide.choose(logits),
+    };
+    let Some(token) = token else {
+        row.end = Some(End::Failed(RowError::new(
+            RowErrorCode::InvalidOutput,
+            "the model's vocabulary cannot write this JSON",
+        )));
+        return;
+    };
+    let mut complete = ends.contains(&token);
+    if !complete {
+        row.ids.push(token);
+        if let Some(guide) = &mut row.guide {
+            complete = !guide.take(token) || guide.is_complete();
+            if !complete {
+                row.ids.extend(guide.forced());
+                complete = guide.is_complete();
+            }
+        }
+    }
+    if complete && row.ids.len() <= limit {
+        row.end = Some(End::Written(row.ids[row.prompt..].to_vec()));
+    } else if row.ids.len() >= limit {
+        row.ids.truncate(limit);
+        row.end = Some(End::Cut(row.ids[row.prompt..].to_vec()));
+    }
+}
+
+/// The highest logit's token; the first of equals.
+fn argmax(logits: &[f32]) -> Option<u32> {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|logit| *logit == top).map(|at| at as u32)
+}
+
+/// The end of a row whose numbers are not finite.
+pub(crate) fn numeric() -> End {
+    End::Failed(RowError::new(RowErrorCode::Numeric, "the model computed a number that is not finite"))
+}
+
+/// The answer of a row with these label probabilities.
+pub(crate) fn choice(scores: Vec<f32>) -> Answer {
+    let best = scores.iter().enumerate().fold(0, |best, (i, score)| if *score > scores[best] { i } else { best });
+    Answer::Choice { index: best, scores }
+}
