@@ -187,10 +187,10 @@ impl Answerer {
     }
 
     fn guide(&mut self, schema: &Value) -> Result<Guide> {
-        if let Some((known, guide)) = &self.schema {
-            if known == schema {
-                return Ok(guide.clone());
-            }
+        if let Some((known, guide)) = &self.schema
+            && known == schema
+        {
+            return Ok(guide.clone());
         }
         let guides = match self.guides.take() {
             Some(guides) => guides,

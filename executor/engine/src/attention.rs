@@ -98,7 +98,10 @@ pub(crate) fn attend(shape: Heads, direction: Direction, queries: &[f32], rows: 
     }
     let layer = Attention { shape, direction, queries };
     work.into_par_iter().for_each_init(Vec::new, |scratch, (row, from, out)| {
-        simd(#[inline(always)] || attend_chunk(layer, row, from, out, scratch));
+        simd(
+            #[inline(always)]
+            || attend_chunk(layer, row, from, out, scratch),
+        );
     });
     out
 }

@@ -27,6 +27,8 @@ pub(crate) struct Decoder {
 
 #[derive(Debug)]
 struct Layer {
+    /// Its place, which is its part of each page.
+    index: usize,
     attention_norm: Vec<f32>,
     /// q, k and v below each other.
     qkv: Linear,
@@ -76,9 +78,9 @@ impl Decoder {
             self.embedding.copy_row(*id, out)?;
         }
         let angles = self.angles(&pack.positions);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let mut context = self.attention(index, layer, &h, &angles, pack, cache)?;
-            if index + 1 == self.layers.len() {
+        for layer in &self.layers {
+            let mut context = self.attention(layer, &h, &angles, pack, cache)?;
+            if layer.index + 1 == self.layers.len() {
                 // After the last attention only the wanted tokens matter.
                 h = gather(&h, hidden, &pack.wanted);
                 context = gather(&context, layer.attention_out.inputs, &pack.wanted);
@@ -89,17 +91,25 @@ impl Decoder {
             let bias = layer.gate_up.bias.as_deref();
             let active = gate_up.read(|values| {
                 let mut out = vec![0f32; values.len() / 2];
-                for_tokens(&mut out, width, #[inline(always)] |token, out| {
-                    let (gate, up) = values[token * 2 * width..(token + 1) * 2 * width].split_at(width);
-                    match bias {
-                        None => out.iter_mut().zip(gate).zip(up).for_each(#[inline(always)] |((out, gate), up)| *out = silu(*gate) * up),
-                        Some(bias) => {
-                            for (i, out) in out.iter_mut().enumerate() {
-                                *out = silu(gate[i] + bias[i]) * (up[i] + bias[width + i]);
+                for_tokens(
+                    &mut out,
+                    width,
+                    #[inline(always)]
+                    |token, out| {
+                        let (gate, up) = values[token * 2 * width..(token + 1) * 2 * width].split_at(width);
+                        match bias {
+                            None => out.iter_mut().zip(gate).zip(up).for_each(
+                                #[inline(always)]
+                                |((out, gate), up)| *out = silu(*gate) * up,
+                            ),
+                            Some(bias) => {
+                                for (i, out) in out.iter_mut().enumerate() {
+                                    *out = silu(gate[i] + bias[i]) * (up[i] + bias[width + i]);
+                                }
                             }
                         }
-                    }
-                });
+                    },
+                );
                 out
             })?;
             add_product(&mut h, &layer.down, active)?;
@@ -123,18 +133,22 @@ impl Decoder {
     fn angles(&self, positions: &[usize]) -> Vec<f32> {
         let half = self.frequencies.len();
         let mut angles = vec![0f32; positions.len() * 2 * half];
-        for_tokens(&mut angles, 2 * half, #[inline(always)] |token, out| {
-            let (cos, sin) = out.split_at_mut(half);
-            for (i, frequency) in self.frequencies.iter().enumerate() {
-                (sin[i], cos[i]) = (positions[token] as f32 * frequency).sin_cos();
-            }
-        });
+        for_tokens(
+            &mut angles,
+            2 * half,
+            #[inline(always)]
+            |token, out| {
+                let (cos, sin) = out.split_at_mut(half);
+                for (i, frequency) in self.frequencies.iter().enumerate() {
+                    (sin[i], cos[i]) = (positions[token] as f32 * frequency).sin_cos();
+                }
+            },
+        );
         angles
     }
 
     fn attention(
         &self,
-        index: usize,
         layer: &Layer,
         h: &[f32],
         angles: &[f32],
@@ -151,17 +165,32 @@ impl Decoder {
         let mut values = vec![0f32; tokens * kv_width];
         layer.qkv.apply(normed(h, &layer.attention_norm, epsilon))?.read(|qkv| {
             let qkv = Qkv { product: qkv, width: all, bias: layer.qkv.bias.as_deref(), angles, head_dim: d, epsilon };
-            for_tokens(&mut queries, q_width, #[inline(always)] |token, out| {
-                qkv.copy(token, 0, out);
-                qkv.turn(token, layer.q_norm.as_deref(), out);
-            });
-            for_tokens(&mut keys, kv_width, #[inline(always)] |token, out| {
-                qkv.copy(token, q_width, out);
-                qkv.turn(token, layer.k_norm.as_deref(), out);
-            });
-            for_tokens(&mut values, kv_width, #[inline(always)] |token, out| qkv.copy(token, q_width + kv_width, out));
+            for_tokens(
+                &mut queries,
+                q_width,
+                #[inline(always)]
+                |token, out| {
+                    qkv.copy(token, 0, out);
+                    qkv.turn(token, layer.q_norm.as_deref(), out);
+                },
+            );
+            for_tokens(
+                &mut keys,
+                kv_width,
+                #[inline(always)]
+                |token, out| {
+                    qkv.copy(token, q_width, out);
+                    qkv.turn(token, layer.k_norm.as_deref(), out);
+                },
+            );
+            for_tokens(
+                &mut values,
+                kv_width,
+                #[inline(always)]
+                |token, out| qkv.copy(token, q_width + kv_width, out),
+            );
         })?;
-        cache.write(index, &keys, &values, &pack.writes);
+        cache.write(layer.index, &keys, &values, &pack.writes);
         let rows: Vec<RowView<'_>> = pack
             .starts
             .windows(2)
@@ -169,7 +198,12 @@ impl Decoder {
             .zip(&pack.tables)
             .map(|((span, before), table)| {
                 let tokens = span[1] - span[0];
-                RowView { first: span[0], tokens, before: *before, blocks: cache.blocks(index, table, before + tokens) }
+                RowView {
+                    first: span[0],
+                    tokens,
+                    before: *before,
+                    blocks: cache.blocks(layer.index, table, before + tokens),
+                }
             })
             .collect();
         Ok(attend(shape, Direction::Causal, &queries, &rows))
@@ -199,6 +233,7 @@ impl Layer {
             fused(weights, &[part], columns, dtype)
         };
         Ok(Self {
+            index: layer,
             attention_norm: norm("input_layernorm")?,
             qkv: fused(weights, &qkv, hidden, dtype)?,
             q_norm: head_norm("self_attn.q_norm")?,
@@ -258,7 +293,12 @@ fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 fn normed(h: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let width = weight.len();
     let mut out = vec![0f32; h.len()];
-    for_tokens(&mut out, width, #[inline(always)] |token, out| rms_norm(&h[token * width..(token + 1) * width], weight, epsilon, out));
+    for_tokens(
+        &mut out,
+        width,
+        #[inline(always)]
+        |token, out| rms_norm(&h[token * width..(token + 1) * width], weight, epsilon, out),
+    );
     out
 }
 
@@ -266,12 +306,17 @@ fn normed(h: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
 fn add_product(h: &mut [f32], linear: &Linear, x: Vec<f32>) -> Result<()> {
     let width = linear.outputs;
     linear.apply(x)?.read(|values| {
-        for_tokens(h, width, #[inline(always)] |token, h| {
-            add(h, &values[token * width..(token + 1) * width]);
-            if let Some(bias) = &linear.bias {
-                add(h, bias);
-            }
-        });
+        for_tokens(
+            h,
+            width,
+            #[inline(always)]
+            |token, h| {
+                add(h, &values[token * width..(token + 1) * width]);
+                if let Some(bias) = &linear.bias {
+                    add(h, bias);
+                }
+            },
+        );
     })
 }
 

@@ -85,7 +85,12 @@ impl Encoder {
             add(out, &self.token_type);
         }
         let epsilon = self.shape.norm_epsilon;
-        for_tokens(&mut h, hidden, #[inline(always)] |_, x| layer_norm(x, &self.norm.weight, &self.norm.bias, epsilon));
+        for_tokens(
+            &mut h,
+            hidden,
+            #[inline(always)]
+            |_, x| layer_norm(x, &self.norm.weight, &self.norm.bias, epsilon),
+        );
         for layer in &self.layers {
             let context = self.attention(layer, &h, rows)?;
             add_and_norm(
@@ -115,10 +120,15 @@ impl Encoder {
             })
             .collect();
         let blocks: Vec<Vec<f32>> = layer.qkv.apply(h.to_vec())?.read(|qkv| {
-            for_tokens(&mut queries, hidden, #[inline(always)] |token, out| {
-                out.copy_from_slice(&qkv[token * 3 * hidden..(token * 3 + 1) * hidden]);
-                add(out, &bias[..hidden.min(bias.len())]);
-            });
+            for_tokens(
+                &mut queries,
+                hidden,
+                #[inline(always)]
+                |token, out| {
+                    out.copy_from_slice(&qkv[token * 3 * hidden..(token * 3 + 1) * hidden]);
+                    add(out, &bias[..hidden.min(bias.len())]);
+                },
+            );
             let blocks = |(row, start): (&&[u32], &usize)| {
                 let mut blocks = vec![0f32; row.len().div_ceil(BLOCK) * heads.block_floats()];
                 let mut kv = vec![0f32; 2 * hidden];
@@ -185,13 +195,18 @@ impl Norm {
 fn add_and_norm(h: &mut [f32], product: &Product, linear: &Linear, norm: &Norm, epsilon: f32) -> Result<()> {
     let width = linear.outputs;
     product.read(|values| {
-        for_tokens(h, width, #[inline(always)] |token, x| {
-            add(x, &values[token * width..(token + 1) * width]);
-            if let Some(bias) = &linear.bias {
-                add(x, bias);
-            }
-            layer_norm(x, &norm.weight, &norm.bias, epsilon);
-        });
+        for_tokens(
+            h,
+            width,
+            #[inline(always)]
+            |token, x| {
+                add(x, &values[token * width..(token + 1) * width]);
+                if let Some(bias) = &linear.bias {
+                    add(x, bias);
+                }
+                layer_norm(x, &norm.weight, &norm.bias, epsilon);
+            },
+        );
     })
 }
 
@@ -202,15 +217,29 @@ fn activate(product: &Product, linear: &Linear, activation: Activation) -> Resul
     let bias = linear.bias.as_ref().unwrap_or(&zeros);
     product.read(|values| {
         let mut out = vec![0f32; values.len()];
-        for_tokens(&mut out, width, #[inline(always)] |token, out| {
-            let row = &values[token * width..(token + 1) * width];
-            let items = out.iter_mut().zip(row).zip(bias);
-            match activation {
-                Activation::Gelu => items.for_each(#[inline(always)] |((out, x), bias)| *out = gelu(x + bias)),
-                Activation::GeluTanh => items.for_each(#[inline(always)] |((out, x), bias)| *out = gelu_tanh(x + bias)),
-                Activation::Relu => items.for_each(#[inline(always)] |((out, x), bias)| *out = (x + bias).max(0.0)),
-            }
-        });
+        for_tokens(
+            &mut out,
+            width,
+            #[inline(always)]
+            |token, out| {
+                let row = &values[token * width..(token + 1) * width];
+                let items = out.iter_mut().zip(row).zip(bias);
+                match activation {
+                    Activation::Gelu => items.for_each(
+                        #[inline(always)]
+                        |((out, x), bias)| *out = gelu(x + bias),
+                    ),
+                    Activation::GeluTanh => items.for_each(
+                        #[inline(always)]
+                        |((out, x), bias)| *out = gelu_tanh(x + bias),
+                    ),
+                    Activation::Relu => items.for_each(
+                        #[inline(always)]
+                        |((out, x), bias)| *out = (x + bias).max(0.0),
+                    ),
+                }
+            },
+        );
         out
     })
 }

@@ -54,7 +54,7 @@ struct Ready {
 /// What answers on the computing thread.
 enum Worker {
     Decoder(Box<Answerer>),
-    Encoder { encoder: Encoder, pooling: Pooling },
+    Encoder { encoder: Box<Encoder>, pooling: Pooling },
 }
 
 impl CandleEngine {
@@ -76,7 +76,7 @@ impl CandleEngine {
             Network::Decoder { decoder, shape } => {
                 Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter))))
             }
-            Network::Encoder { encoder, pooling } => Worker::Encoder { encoder, pooling },
+            Network::Encoder { encoder, pooling } => Worker::Encoder { encoder: Box::new(encoder), pooling },
         };
         let embeds = matches!(worker, Worker::Encoder { .. });
         let stopping = Arc::new(AtomicBool::new(false));

@@ -124,7 +124,8 @@ impl GgufFile {
 
     /// A tensor's values in row-major order, dequantised.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let values = self.quantised(name)?.dequantize(&Device::Cpu).and_then(|values| values.flatten_all()?.to_vec1::<f32>());
+        let values =
+            self.quantised(name)?.dequantize(&Device::Cpu).and_then(|values| values.flatten_all()?.to_vec1::<f32>());
         values.map_err(|e| self.unreadable_tensor(name, e))
     }
 

@@ -111,10 +111,10 @@ impl Guide {
         let mask = self.0.compute_mask_or_eos().ok()?;
         let mut best: Option<(f32, u32)> = None;
         mask.iter_set_entries(|id| {
-            if let Some(logit) = logits.get(id) {
-                if best.is_none_or(|(top, _)| *logit > top) {
-                    best = Some((*logit, id as u32));
-                }
+            if let Some(logit) = logits.get(id)
+                && best.is_none_or(|(top, _)| *logit > top)
+            {
+                best = Some((*logit, id as u32));
             }
         });
         best.map(|(_, id)| id)

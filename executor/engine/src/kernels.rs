@@ -20,11 +20,14 @@ const TOKENS: usize = 16;
 /// `#[inline(always)]`, as for [`simd`].
 pub(crate) fn for_tokens(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
     out.par_chunks_mut(width * TOKENS).enumerate().for_each(|(chunk, rows)| {
-        simd(#[inline(always)] || {
-            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
-                f(chunk * TOKENS + i, row);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                    f(chunk * TOKENS + i, row);
+                }
+            },
+        );
     });
 }
 
@@ -111,14 +114,28 @@ pub(crate) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
 
 #[inline(always)]
 fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
-    1.0 / (sum_of(x, #[inline(always)] |x| x * x) / x.len() as f32 + epsilon).sqrt()
+    1.0 / (sum_of(
+        x,
+        #[inline(always)]
+        |x| x * x,
+    ) / x.len() as f32
+        + epsilon)
+        .sqrt()
 }
 
 /// Layer norm of one token, in place: `x`, `weight` and `bias` are `[size]`.
 #[inline(always)]
 pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], epsilon: f32) {
-    let mean = sum_of(x, #[inline(always)] |x| x) / x.len() as f32;
-    let variance = sum_of(x, #[inline(always)] |x| (x - mean) * (x - mean)) / x.len() as f32;
+    let mean = sum_of(
+        x,
+        #[inline(always)]
+        |x| x,
+    ) / x.len() as f32;
+    let variance = sum_of(
+        x,
+        #[inline(always)]
+        |x| (x - mean) * (x - mean),
+    ) / x.len() as f32;
     let scale = 1.0 / (variance + epsilon).sqrt();
     for ((x, weight), bias) in x.iter_mut().zip(weight).zip(bias) {
         *x = (*x - mean) * scale * weight + bias;
@@ -136,7 +153,12 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
 /// Divides a vector by its Euclidean length. Returns whether the result is finite.
 #[inline(always)]
 pub(crate) fn normalise(x: &mut [f32]) -> bool {
-    let length = sum_of(x, #[inline(always)] |x| x * x).sqrt();
+    let length = sum_of(
+        x,
+        #[inline(always)]
+        |x| x * x,
+    )
+    .sqrt();
     for x in x.iter_mut() {
         *x /= length;
     }
@@ -179,7 +201,12 @@ pub(crate) fn softmax(scores: &mut [f32]) {
     for score in scores.iter_mut() {
         *score = exp(*score - top);
     }
-    let scale = 1.0 / sum_of(scores, #[inline(always)] |x| x);
+    let scale = 1.0
+        / sum_of(
+            scores,
+            #[inline(always)]
+            |x| x,
+        );
     for score in scores.iter_mut() {
         *score *= scale;
     }

@@ -87,10 +87,11 @@ impl LabelTrie {
 fn way(path: &[u32], branches: &[Branch]) -> Vec<(usize, usize)> {
     let mut way = Vec::new();
     for (index, branch) in branches.iter().enumerate() {
-        if path.len() > branch.path.len() && path.starts_with(&branch.path) {
-            if let Ok(child) = branch.children.binary_search(&path[branch.path.len()]) {
-                way.push((index, child));
-            }
+        if path.len() > branch.path.len()
+            && path.starts_with(&branch.path)
+            && let Ok(child) = branch.children.binary_search(&path[branch.path.len()])
+        {
+            way.push((index, child));
         }
     }
     way

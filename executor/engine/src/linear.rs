@@ -74,7 +74,8 @@ impl Linear {
             match &self.matrices[..] {
                 [one] => one.apply(&x),
                 several => {
-                    let products = several.iter().map(|matrix| matrix.apply(&x)).collect::<candle_core::Result<Vec<_>>>()?;
+                    let products =
+                        several.iter().map(|matrix| matrix.apply(&x)).collect::<candle_core::Result<Vec<_>>>()?;
                     Tensor::cat(&products, 1)?.contiguous()
                 }
             }

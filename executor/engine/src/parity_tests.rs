@@ -240,7 +240,9 @@ fn equal_leading_values_are_shared_and_change_no_answer() {
         for (prompt, together) in prompts.iter().zip(together.ends) {
             let alone = run(&mut answerer, &kind, std::slice::from_ref(prompt)).remove(0);
             match (&together, &alone) {
-                (End::Scored(a), End::Scored(b)) => assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4), "{a:?} {b:?}"),
+                (End::Scored(a), End::Scored(b)) => {
+                    assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4), "{a:?} {b:?}")
+                }
                 _ => assert_eq!(together, alone),
             }
         }

@@ -48,36 +48,8 @@ pub(super) fn read(
             .error(date_at, "a logical date has letters, digits and . _ : + - only")
             .hint("for example 2026-11-20 or 2026-11-20T06"));
     }
-    let key = match options.text("key")? {
-        None => Vec::new(),
-        Some((text, at)) => {
-            let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
-            if let Some(index) = (0..names.len()).find(|i| names[*i].is_empty() || names[..*i].contains(&names[*i])) {
-                return Err(options
-                    .error(
-                        at,
-                        if names[index].is_empty() { "an empty name in `key`" } else { "a name stands twice in `key`" },
-                    )
-                    .hint("key = 'ticket_id' or key = 'shop, ticket_id'"));
-            }
-            names
-        }
-    };
-    let model = match options.text("model")? {
-        None => None,
-        Some((name, at)) => match models.iter().find(|model| model.name.eq_ignore_ascii_case(&name)) {
-            Some(model) => Some(model.name.clone()),
-            None => {
-                let error = options.error(at, format!("there is no model `{name}`"));
-                return Err(match closest(&name, models.iter().map(|model| model.name.as_str())) {
-                    Some(close) => error.hint(format!("did you mean '{close}'?")),
-                    None => {
-                        error.hint(format!("define it: CREATE MODEL {name} WITH (engine = 'candle', source = '…')"))
-                    }
-                });
-            }
-        },
-    };
+    let key = key(&mut options)?;
+    let model = default_model(&mut options, &models)?;
     let shard_rows = options.count("shard_rows", 1)?;
     let max_error_ratio = options.ratio("max_error_ratio")?.unwrap_or(ERROR_RATIO_DEFAULT);
     options.finish(&LATER)?;
@@ -100,4 +72,42 @@ pub(super) fn read(
         params: params.clone(),
     };
     Ok((spec, statement.query.ast))
+}
+
+/// `key = 'a, b'`: names of output columns; `compile` checks that they are.
+fn key(options: &mut Options<'_>) -> Result<Vec<String>> {
+    match options.text("key")? {
+        None => Ok(Vec::new()),
+        Some((text, at)) => {
+            let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+            if let Some(index) = (0..names.len()).find(|i| names[*i].is_empty() || names[..*i].contains(&names[*i])) {
+                return Err(options
+                    .error(
+                        at,
+                        if names[index].is_empty() { "an empty name in `key`" } else { "a name stands twice in `key`" },
+                    )
+                    .hint("key = 'ticket_id' or key = 'shop, ticket_id'"));
+            }
+            Ok(names)
+        }
+    }
+}
+
+/// `model = 'name'`: the model of calls that name none.
+fn default_model(options: &mut Options<'_>, models: &[ModelSpec]) -> Result<Option<String>> {
+    match options.text("model")? {
+        None => Ok(None),
+        Some((name, at)) => match models.iter().find(|model| model.name.eq_ignore_ascii_case(&name)) {
+            Some(model) => Ok(Some(model.name.clone())),
+            None => {
+                let error = options.error(at, format!("there is no model `{name}`"));
+                Err(match closest(&name, models.iter().map(|model| model.name.as_str())) {
+                    Some(close) => error.hint(format!("did you mean '{close}'?")),
+                    None => {
+                        error.hint(format!("define it: CREATE MODEL {name} WITH (engine = 'candle', source = '…')"))
+                    }
+                })
+            }
+        },
+    }
 }

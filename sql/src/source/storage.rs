@@ -128,7 +128,8 @@ impl CredentialProvider for AwsBridge {
             .provide_credentials()
             .await
             .map_err(|error| object_store::Error::Generic { store: "S3", source: Box::new(error) })?;
-        let until = fresh.expiry().map_or(now + CREDENTIALS_AGE, |end| end - CREDENTIALS_MARGIN);
+        let until =
+            fresh.expiry().map_or(now + CREDENTIALS_AGE, |end| end.checked_sub(CREDENTIALS_MARGIN).unwrap_or(now));
         let credential = Arc::new(AwsCredential {
             key_id: fresh.access_key_id().to_owned(),
             secret_key: fresh.secret_access_key().to_owned(),

@@ -165,7 +165,8 @@ fn poisoned(name: &str, tensor: &str, token: u64) -> tempfile::TempDir {
     let mut bytes = std::fs::read(&path).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let info: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let (columns, start) = (info[tensor]["shape"][1].as_u64().unwrap(), info[tensor]["data_offsets"][0].as_u64().unwrap());
+    let (columns, start) =
+        (info[tensor]["shape"][1].as_u64().unwrap(), info[tensor]["data_offsets"][0].as_u64().unwrap());
     let at = 8 + header + (start + token * columns * 4) as usize;
     bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes).unwrap();
@@ -181,7 +182,8 @@ async fn numbers_that_are_not_finite_are_that_rows_error_only() {
         ("llama-tiny", "model.embed_tokens.weight", "%", yes_or_no()),
         ("llama-tiny", "model.embed_tokens.weight", "%", write),
     ] {
-        let tokenizer: Value = serde_json::from_slice(&std::fs::read(fixture(name).join("tokenizer.json")).unwrap()).unwrap();
+        let tokenizer: Value =
+            serde_json::from_slice(&std::fs::read(fixture(name).join("tokenizer.json")).unwrap()).unwrap();
         let folder = poisoned(name, tensor, tokenizer["model"]["vocab"][bad].as_u64().unwrap());
         let engine = CandleEngine::load(name, folder.path(), &EngineOptions::default()).unwrap();
         let task = task(kind);
