@@ -117,7 +117,7 @@ fn topics_and_facts_agree_with_the_hidden_labels() {
         let extracted = column::<StructArray>(batch, "facts");
         assert_eq!(extracted.null_count(), 0, "every extraction is valid");
         let (products, severities) =
-            (field::<StringArray>(extracted, "product"), field::<arrow::array::Int64Array>(extracted, "severity"));
+            (field::<StringArray>(extracted, "product"), field::<Int32Array>(extracted, "severity"));
         for row in 0..batch.num_rows() {
             let truth = &truths[ids.value(row)];
             if !truth.is_request {
@@ -128,7 +128,7 @@ fn topics_and_facts_agree_with_the_hidden_labels() {
             score += scores.value(row);
             let product = products.is_valid(row).then(|| products.value(row).to_owned());
             let severity = severities.is_valid(row).then(|| severities.value(row));
-            facts += usize::from(product == truth.product && severity == truth.severity.map(i64::from));
+            facts += usize::from(product == truth.product && severity == truth.severity);
         }
     }
     let (topics, facts, score) = (ratio(topics, judged), ratio(facts, judged), score / judged as f64);

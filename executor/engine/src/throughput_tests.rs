@@ -1,5 +1,5 @@
 //! Measures the packed paths on this machine with random weights in the shapes of well-known small models. Asserts
-//! nothing about speed; run it by name: `cargo test -p rowmill-engine --lib throughput -- --ignored --nocapture`.
+//! nothing about speed. Run it optimised: `cargo test --release -p rowmill-engine --lib throughput -- --ignored --nocapture`.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
