@@ -4,16 +4,31 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arrow::array::{Float64Array, Int64Array, RecordBatch, StringArray};
+use datafusion::config::TableParquetOptions;
 use datafusion::dataframe::DataFrameWriteOptions;
 use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
+use rowmill_executor::{Executor, Router, RunContext, Scratch};
+use rowmill_jobs::plan::run_key;
+use rowmill_jobs::progress::Counters;
+use rowmill_jobs::queue::ShardQueue;
+use rowmill_jobs::queue::in_process::InProcessQueue;
+use rowmill_jobs::store;
+use rowmill_scheduler::claim::Supersede;
+use rowmill_scheduler::{Planned, RunId};
+use rowmill_sql::read_job_file;
+
+/// As the product's: copy and job alike run with it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROWS: i64 = 1_000_000;
 const ROUNDS: usize = 5;
@@ -48,48 +63,68 @@ fn generate(path: &Path, rows: i64) {
     writer.close().unwrap();
 }
 
-/// A plain copy with DataFusion's own reader and writer, zstd as ours. Rows per second.
+/// A plain copy of the same columns with DataFusion's own reader and writer, compressed as ours. Rows per second.
 async fn copy(table: &Path, out: &Path) -> f64 {
     let started = Instant::now();
     let context = SessionContext::new();
     context.register_parquet("t", table.to_str().unwrap(), ParquetReadOptions::default()).await.unwrap();
     let frame = context.sql("SELECT id, prompt, lang, score FROM t").await.unwrap();
-    frame.write_parquet(out.to_str().unwrap(), DataFrameWriteOptions::new(), None).await.unwrap();
+    let mut options = TableParquetOptions::default();
+    options.global.compression = Some("zstd(1)".into());
+    frame.write_parquet(out.to_str().unwrap(), DataFrameWriteOptions::new(), Some(options)).await.unwrap();
     ROWS as f64 / started.elapsed().as_secs_f64()
 }
 
-/// `rowmill run` of the echo engine in a process of its own. Returns rows per second of the whole process, start and
-/// publishing included, and its peak memory in MiB.
-fn echo(folder: &Path, table: &Path, rows: i64, round: usize) -> (f64, u64) {
-    let job = folder.join("job.sql");
+/// Writes a job that echoes every prompt of a table into `out-<name>`.
+fn job(folder: &Path, table: &Path, name: &str) -> PathBuf {
+    let path = folder.join(format!("{name}.sql"));
     let sql = format!(
         "CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION '{}';
          CREATE MODEL echo WITH (engine = 'echo');
-         CREATE JOB echo WITH (output = 'out-{rows}-{round}', logical_date = 'd', model = 'echo') AS
+         CREATE JOB echo WITH (output = 'out-{name}', logical_date = 'd', model = 'echo') AS
          SELECT id, ai_complete(prompt) AS answer, lang, score FROM t;",
         table.display()
     );
-    std::fs::write(&job, sql).unwrap();
-    let time = folder.join("time.txt");
+    std::fs::write(&path, sql).unwrap();
+    path
+}
+
+/// The whole way of a run in this process: plan, shards through the queue, parts, publishing. Rows per second.
+async fn echo(job: &Path, scratch: &Path) -> f64 {
     let started = Instant::now();
-    let status = Command::new("/usr/bin/env")
-        .args([
-            "python3",
-            "-c",
-            MEASURE,
-            time.to_str().unwrap(),
-            env!("CARGO_BIN_EXE_rowmill"),
-            "run",
-            job.to_str().unwrap(),
-        ])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .status()
-        .unwrap();
-    let seconds = started.elapsed().as_secs_f64();
+    let job = read_job_file(job, &BTreeMap::new()).unwrap();
+    let store = store::open(&job.output).unwrap();
+    let model = rowmill_executor::resolve(&job.models[0], &|_| ()).await.unwrap();
+    let pins = vec![model.pin.clone()];
+    let draft = rowmill_scheduler::draft(&job, &pins, |_, _| ()).await.unwrap();
+    let run_key = run_key(&job, None);
+    let id = RunId { job: &job, run_key: &run_key, supersede: Supersede::Never };
+    let Planned { plan, compiled } = rowmill_scheduler::pin(store.as_ref(), id, draft, &pins, scratch).await.unwrap();
+    let engine = Arc::new(Router::new(vec![model], &pins).unwrap());
+    let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };
+    let (news, receiver) = tokio::sync::mpsc::channel(64);
+    let executor = Executor::new(context, Scratch::new(scratch).unwrap(), Arc::new(Counters::default()), news);
+    let queue = Arc::new(InProcessQueue::default());
+    let serving = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move { queue.serve(2, Arc::new(executor)).await }
+    });
+    rowmill_scheduler::drive(store.as_ref(), &plan, queue.as_ref(), receiver, |_, _| ()).await.unwrap();
+    queue.close();
+    serving.await.unwrap().unwrap();
+    let manifest = rowmill_scheduler::publish_if_complete(store.as_ref(), &plan, 0.0).await.unwrap();
+    assert_eq!(manifest.rows, ROWS as u64);
+    ROWS as f64 / started.elapsed().as_secs_f64()
+}
+
+/// `rowmill run` in a process of its own. Returns its peak memory in MiB.
+fn peak_memory(folder: &Path, job: &Path) -> u64 {
+    let said = folder.join("peak.txt");
+    let arguments = ["-c", MEASURE, said.to_str().unwrap(), env!("CARGO_BIN_EXE_rowmill"), "run", job.to_str().unwrap()];
+    let quiet = std::process::Stdio::null;
+    let status = Command::new("python3").args(arguments).stdout(quiet()).stderr(quiet()).status().unwrap();
     assert!(status.success());
-    let peak: u64 = std::fs::read_to_string(time).unwrap().trim().parse().unwrap();
-    (rows as f64 / seconds, peak / 1024)
+    std::fs::read_to_string(said).unwrap().trim().parse::<u64>().unwrap() / 1024
 }
 
 /// Runs a command and writes its peak resident memory in KiB to a file.
@@ -101,21 +136,23 @@ sys.exit(code)";
 #[tokio::main]
 async fn main() {
     let folder = tempfile::tempdir().unwrap();
-    let table = folder.path().join("t.parquet");
+    let folder = folder.path();
+    let table = folder.join("t.parquet");
     generate(&table, ROWS);
     let mut ratios = Vec::new();
-    println!("| round | copy, rows/s | echo, rows/s | ratio | peak MiB |\n|---|---|---|---|---|");
+    println!("| round | copy, rows/s | echo, rows/s | ratio |\n|---|---|---|---|");
     for round in 0..ROUNDS {
-        let copied = copy(&table, &folder.path().join(format!("copy-{round}.parquet"))).await;
-        let (echoed, peak) = echo(folder.path(), &table, ROWS, round);
+        let copied = copy(&table, &folder.join(format!("copy-{round}.parquet"))).await;
+        let echoed = echo(&job(folder, &table, &format!("round-{round}")), folder).await;
         ratios.push(echoed / copied);
-        println!("| {round} | {copied:.0} | {echoed:.0} | {:.2} | {peak} |", echoed / copied);
+        println!("| {round} | {copied:.0} | {echoed:.0} | {:.2} |", echoed / copied);
     }
     ratios.sort_by(f64::total_cmp);
     println!("\nratio: median {:.2}, from {:.2} to {:.2}", ratios[ROUNDS / 2], ratios[0], ratios[ROUNDS - 1]);
-    let large = folder.path().join("large.parquet");
-    generate(&large, 5 * ROWS);
-    let (_, small_peak) = echo(folder.path(), &table, ROWS, ROUNDS);
-    let (_, large_peak) = echo(folder.path(), &large, 5 * ROWS, ROUNDS);
-    println!("peak memory: {small_peak} MiB at {ROWS} rows, {large_peak} MiB at {} rows", 5 * ROWS);
+    for millions in [1, 5, 20] {
+        let table = folder.join(format!("{millions}m.parquet"));
+        generate(&table, millions * 1_000_000);
+        let peak = peak_memory(folder, &job(folder, &table, &format!("{millions}m")));
+        println!("peak memory at {millions},000,000 rows: {peak} MiB");
+    }
 }

@@ -106,7 +106,7 @@ fn mistakes_in_a_job_file_have_a_place_and_a_hint() {
         ("SELECT ai_complete(text, model => 'nobody') AS t FROM rows", "4:35", vec!["nobody", "echo"]),
         ("SELECT ai_complete(txt) AS t FROM rows", "4:20", vec!["txt", "text"]),
         ("SELECT id FROM row", "4:16", vec!["row", "rows"]),
-        ("SELECT id, id FROM rows", "4:12", vec!["id"]),
+        ("SELECT id, id FROM rows", "4:8", vec!["two columns", "id"]),
         (
             "SELECT topic, count(*) AS id FROM (SELECT ai_complete(text) AS topic FROM rows) GROUP BY topic",
             "4:",

@@ -5,8 +5,10 @@ mod bad_input;
 mod cli;
 mod crash;
 mod example;
-#[cfg(feature = "readers")]
+#[cfg(feature = "services")]
 mod readers;
+#[cfg(feature = "services")]
+mod remote;
 mod runs;
 mod support;
 mod tidy;

@@ -265,7 +265,11 @@ impl<'a> Arguments<'a> {
                 Err(match closest(&name, job.models.iter().map(|model| model.name.as_str())) {
                     Some(close) => error.hint(format!("did you mean '{close}'?")),
                     None => {
-                        error.hint(format!("define it: CREATE MODEL {name} WITH (engine = 'candle', source = '…')"))
+                        let names: Vec<&str> = job.models.iter().map(|model| model.name.as_str()).collect();
+                        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+                        error.hint(format!(
+                            "define it: CREATE MODEL {name} WITH (engine = 'candle', source = '…'); defined are: {known}"
+                        ))
                     }
                 })
             }

@@ -2,6 +2,7 @@
 //! bytes: no time and no host stands in the file.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
@@ -10,7 +11,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::WriterProperties;
-use rowmill_jobs::{Error, Result};
+use rowmill_jobs::{Error, Kind, Result};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -83,7 +84,13 @@ impl ParquetFile {
 }
 
 fn write_error(error: parquet::errors::ParquetError) -> Error {
-    Error::temporary("cannot write results to the local disk")
+    let io = match &error {
+        parquet::errors::ParquetError::External(inner) => inner.downcast_ref::<io::Error>().map(io::Error::kind),
+        _ => None,
+    };
+    let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
+    let kind = if io.is_some_and(|kind| full.contains(&kind)) { Kind::Invalid } else { Kind::Temporary };
+    Error::new(kind, "cannot write results to the local disk")
         .caused_by(error)
-        .hint("is the disk full? TMPDIR chooses another")
+        .hint("is the disk full? free some space, or let TMPDIR name a folder on another disk; finished parts are kept")
 }

@@ -85,7 +85,21 @@ impl Diagnosis<'_> {
                 None => self.at(call.at, message.replace(&own, call.function)),
             };
         }
+        if let Some(error) = self.argument_types(&message, span) {
+            return error;
+        }
         self.at(span.unwrap_or((1, 1)), message)
+    }
+
+    /// DataFusion's "No function matches …", which comes wrapped in advice to report a defect of its own.
+    fn argument_types(&self, message: &str, span: Option<Place>) -> Option<Error> {
+        const START: &str = "No function matches the given name and argument types '";
+        let (call, rest) = message[message.find(START)? + START.len()..].split_once('\'')?;
+        let name = call.split('(').next().unwrap_or_default();
+        let at = span.or_else(|| self.find(name)).unwrap_or((1, 1));
+        let candidates = rest.lines().map(str::trim).filter(|line| line.starts_with(name));
+        let candidates = candidates.collect::<Vec<_>>().join(", ");
+        Some(self.at(at, format!("`{name}` does not take these types: {call}")).hint(format!("CAST the argument; there are {candidates}")))
     }
 
     fn schema_error(&self, error: &SchemaError, span: Option<Place>) -> Error {
@@ -210,8 +224,8 @@ pub(crate) fn running(error: DataFusionError) -> Error {
             DataFusionError::ResourcesExhausted(_) => exhausted(),
             root => Error::internal(format!("running the query failed: {}", kind_only(root))),
         },
-        DataFusionError::ParquetError(inner) => {
-            Error::invalid("an input file cannot be read as Parquet").caused_by(inner).hint("is the file complete?")
+        ref corrupt if is_parquet(corrupt) => {
+            Error::invalid("an input file cannot be read as Parquet").hint("is the file complete and undamaged?")
         }
         DataFusionError::ResourcesExhausted(_) => exhausted(),
         DataFusionError::ArrowError(inner, _) if place_in_file(&inner).is_some() => {
@@ -226,6 +240,15 @@ pub(crate) fn running(error: DataFusionError) -> Error {
         }
         other => Error::internal(format!("running the query failed: {}", kind_only(&other)))
             .caused_by(Cause(other.strip_backtrace())),
+    }
+}
+
+/// Whether a page or footer could not be decoded. The decoder's own text may show bytes of the page: it is left out.
+fn is_parquet(error: &DataFusionError) -> bool {
+    match error {
+        DataFusionError::ParquetError(_) => true,
+        DataFusionError::ArrowError(inner, _) => matches!(**inner, ArrowError::ParquetError(_)),
+        _ => false,
     }
 }
 

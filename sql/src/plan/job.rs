@@ -241,7 +241,8 @@ impl CompiledJob {
             execute_stream(physical, state.task_ctx())
         };
         let troubles = Arc::clone(&self.troubles);
-        let failed = move |error| troubles.explain(&error).unwrap_or_else(|| running(error));
+        let files = files_of(input, slices);
+        let failed = move |error| troubles.explain(&error).unwrap_or_else(|| running(error).with("reading", &files));
         Ok(RowStream::new(Arc::clone(&self.output), start, totals, failed))
     }
 
@@ -288,6 +289,14 @@ struct Unheard;
 
 impl Observer for Unheard {
     fn window(&self, _progress: &Progress) {}
+}
+
+/// The files that slices are of, for people: an error seldom knows which of them it was in.
+fn files_of(input: &TableInput, slices: &[Slice]) -> String {
+    let mut indices: Vec<u32> = slices.iter().map(|slice| slice.file).collect();
+    indices.dedup();
+    let urls = indices.iter().filter_map(|index| input.files.get(*index as usize)).map(|file| file.url.as_str());
+    urls.collect::<Vec<_>>().join(", ")
 }
 
 /// Rows of a batch so that it takes about [`BATCH_BYTES`].

@@ -2,16 +2,21 @@
 //! profiles, the same chain that the AWS SDK uses elsewhere in the product.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
-use object_store::aws::{AmazonS3Builder, AwsCredential};
+use futures::stream::{BoxStream, StreamExt};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ClientOptions, CredentialProvider, ObjectStore};
+use object_store::{
+    ClientOptions, CopyOptions, CredentialProvider, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
 use rowmill_jobs::{Error, Result};
 use tokio::sync::Mutex;
 use url::Url;
@@ -95,7 +100,74 @@ async fn s3(url: &Url) -> Result<Arc<dyn ObjectStore>> {
     let store = builder
         .build()
         .map_err(|error| Error::invalid(format!("cannot make an S3 client for bucket '{bucket}'")).caused_by(error))?;
-    Ok(Arc::new(store))
+    Ok(Arc::new(SortedErrors(store)))
+}
+
+/// S3, with errors of listing sorted like those of reading: `object_store` calls all of them "generic", also those that
+/// come back however often one tries.
+#[derive(Debug)]
+struct SortedErrors(AmazonS3);
+
+fn sorted(error: object_store::Error, place: Option<&Path>) -> object_store::Error {
+    let object_store::Error::Generic { store, source } = error else { return error };
+    let path = place.map(Path::to_string).unwrap_or_default();
+    // The type that has the status is private; its text is not.
+    let text = source.to_string();
+    let is = |status: &str| text.contains(&format!("non-2xx status code: {status}"));
+    if is("404") {
+        object_store::Error::NotFound { path, source }
+    } else if is("403") {
+        object_store::Error::PermissionDenied { path, source }
+    } else if is("401") {
+        object_store::Error::Unauthenticated { path, source }
+    } else {
+        object_store::Error::Generic { store, source }
+    }
+}
+
+impl fmt::Display for SortedErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for SortedErrors {
+    async fn put_opts(&self, place: &Path, content: PutPayload, how: PutOptions) -> object_store::Result<PutResult> {
+        self.0.put_opts(place, content, how).await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        place: &Path,
+        how: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.0.put_multipart_opts(place, how).await
+    }
+
+    async fn get_opts(&self, place: &Path, how: GetOptions) -> object_store::Result<GetResult> {
+        self.0.get_opts(place, how).await
+    }
+
+    fn delete_stream(
+        &self,
+        places: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        self.0.delete_stream(places)
+    }
+
+    fn list(&self, place: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        let owned = place.cloned();
+        self.0.list(place).map(move |found| found.map_err(|error| sorted(error, owned.as_ref()))).boxed()
+    }
+
+    async fn list_with_delimiter(&self, place: Option<&Path>) -> object_store::Result<ListResult> {
+        self.0.list_with_delimiter(place).await.map_err(|error| sorted(error, place))
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, how: CopyOptions) -> object_store::Result<()> {
+        self.0.copy_opts(from, to, how).await
+    }
 }
 
 /// Gives object_store the AWS SDK's credentials. The SDK's own cache sits elsewhere, so this keeps them until they end.

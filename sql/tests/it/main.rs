@@ -7,5 +7,4 @@ mod engines;
 mod formats;
 mod inputs;
 mod rows;
-mod speed;
 mod staging;
