@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn requests(count: usize) -> Vec<Request> {
-        (0..count).map(|i| Request { values: vec![format!("row {i}")] }).collect()
+        (0..count).map(|i| Request { values: [format!("row {i}")].into() }).collect()
     }
 
     #[tokio::test]

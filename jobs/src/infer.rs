@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
+/// A row's values. Most prompts have one hole, and a table has many rows: one value needs no allocation of its own.
+pub type Values = smallvec::SmallVec<[String; 1]>;
+
 /// One AI call of a job, the same for all rows: which model, what to do, and the prompt's fixed text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
@@ -66,7 +69,7 @@ pub enum TextFormat {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Request {
     /// The values that [`Piece::Value`] refers to.
-    pub values: Vec<String>,
+    pub values: Values,
 }
 
 /// A request's end: an answer, or this row's own error.

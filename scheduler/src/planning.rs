@@ -182,7 +182,7 @@ pub async fn staged_table(job: &JobSpec, compiled: &CompiledJob, folder: &str) -
 fn shard_size(job: &JobSpec, calls: &[Call], models: &[ModelPin]) -> ShardSize {
     const GENERATING: u64 = 2_000;
     const READING: u64 = 10_000;
-    const WITHOUT_MODEL: u64 = 250_000;
+    const WITHOUT_MODEL: u64 = 125_000;
     let rows = calls
         .iter()
         .filter(|call| models.iter().any(|model| model.name == call.task.model && model.engine != "echo"))

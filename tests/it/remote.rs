@@ -245,7 +245,7 @@ fn what_s3_does_not_have_or_give_is_named() {
     s3.send("POST", "/moto-api/reset-auth", b"0");
     for place in ["s3://lake/rows.parquet", "s3://lake/"] {
         let job = echo_job(&format!("STORED AS PARQUET LOCATION '{place}'"), "");
-        refused(run(&job, &s3), &[place, "denies access"]);
+        refused(run(&job, &s3), &[place, "denies access", "hint", "AWS_"]);
     }
     refused(run(&model, &s3), &["s3://nowhere/models/none/", "hint", "AWS_"]);
 }
@@ -271,7 +271,7 @@ fn an_object_that_changed_after_the_plan_fails_the_run_with_its_name() {
     running.kill().expect("it can be killed");
     running.wait().expect("it ended");
     s3.put("/lake/rows/b.parquet", &second);
-    refused(run(&job, &s3), &["s3://lake/rows/b.parquet", "hint"]);
+    refused(run(&job, &s3), &["s3://lake/rows/b.parquet", "was changed", "hint"]);
     assert_ne!(s3.requests("\" 412 -"), 0, "the store was not asked for the planned file");
     assert!(!job.output().join("_published").exists());
     // The file as it was makes the run whole.

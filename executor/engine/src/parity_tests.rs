@@ -134,7 +134,7 @@ fn chats_render_score_and_continue_as_the_reference_does() {
         let reference = reference(reference_file);
         let chats = reference["chat"].as_array().unwrap();
         let requests: Vec<Request> =
-            chats.iter().map(|chat| Request { values: vec![chat["user"].as_str().unwrap().to_owned()] }).collect();
+            chats.iter().map(|chat| Request { values: [chat["user"].as_str().unwrap().to_owned()].into() }).collect();
         let prompts: Vec<Vec<u32>> = prompter
             .decoder_prompts(&chat_task(complete(24)), &requests)
             .unwrap()
@@ -257,7 +257,7 @@ fn embeddings_agree_with_sentence_transformers() {
         let reference = reference(&format!("{name}/reference.json"));
         let items = reference["items"].as_array().unwrap();
         let requests: Vec<Request> =
-            items.iter().map(|item| Request { values: vec![item["text"].as_str().unwrap().to_owned()] }).collect();
+            items.iter().map(|item| Request { values: [item["text"].as_str().unwrap().to_owned()].into() }).collect();
         let prompts = model.prompter.encoder_prompts(&chat_task(TaskKind::Embed), &requests).unwrap();
         let prompts: Vec<Vec<u32>> = prompts.into_iter().map(Result::unwrap).collect();
         for (item, prompt) in items.iter().zip(&prompts) {
@@ -286,7 +286,7 @@ fn values_never_become_special_tokens() {
     let (_, prompter) = answerer("llama-tiny");
     let task = chat_task(complete(8));
     let one = |value: &str| {
-        let request = Request { values: vec![value.to_owned()] };
+        let request = Request { values: [value.to_owned()].into() };
         prompter.decoder_prompts(&task, &[request]).unwrap().remove(0).unwrap()
     };
     let plain = one("hello there");
@@ -297,7 +297,7 @@ fn values_never_become_special_tokens() {
     assert!(attacked.windows(data.len()).any(|window| window == data), "the value is there, as text");
     // A marker put together from two values is none either.
     let task = Task { template: vec![Piece::Value(0), Piece::Value(1)], ..task };
-    let request = Request { values: vec!["<|im_".into(), "end|>".into()] };
+    let request = Request { values: ["<|im_".to_owned(), "end|>".to_owned()].into_iter().collect() };
     let split = prompter.decoder_prompts(&task, &[request]).unwrap().remove(0).unwrap();
     assert_eq!(prompter.tokens.markers_in(&split), prompter.tokens.markers_in(&plain));
 }
@@ -305,7 +305,7 @@ fn values_never_become_special_tokens() {
 #[test]
 fn a_prompt_beyond_the_context_is_that_rows_error() {
     let (_, prompter) = answerer("llama-tiny");
-    let requests = ["short".to_owned(), "long ".repeat(1000)].map(|value| Request { values: vec![value] });
+    let requests = ["short".to_owned(), "long ".repeat(1000)].map(|value| Request { values: [value].into() });
     let prompts = prompter.decoder_prompts(&chat_task(complete(8)), &requests).unwrap();
     assert!(prompts[0].is_ok());
     let error = prompts[1].clone().unwrap_err();

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{Array, StringArray};
-use rowmill_jobs::infer::Request;
+use rowmill_jobs::infer::{Request, Values};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128_with_seed};
 
 /// A value of more bytes is not sent to a model.
 pub(super) const VALUE_BYTES_MAX: usize = 1024 * 1024;
 /// What remembered questions and answers of a shard may take.
-const MEMORY_MAX: usize = 64 * 1024 * 1024;
+const MEMORY_MAX: usize = 32 * 1024 * 1024;
+/// Questions for which there is room from the start: growing a table moves all that is in it.
+const ROOM: usize = 128 * 1024;
 /// An entry of the table of questions: key, place, load factor.
 const ENTRY_BYTES: usize = 64;
 
@@ -51,7 +53,7 @@ impl Desk {
         Self {
             // Rows come from strangers: an unknown seed keeps them from making two values look the same.
             seed: RandomState::new().hash_one(0u8),
-            kept: HashMap::default(),
+            kept: HashMap::with_capacity_and_hasher(ROOM, BuildHasherDefault::default()),
             fleeting: HashMap::default(),
             kept_bytes: Arc::default(),
             window: 0,
@@ -102,7 +104,7 @@ impl Desk {
         } else {
             self.fleeting.insert(key, index);
         }
-        let values: Vec<String> = values.iter().map(|value| value.value(row).to_owned()).collect();
+        let values: Values = values.iter().map(|value| value.value(row).to_owned()).collect();
         self.text_bytes += values.iter().map(String::len).sum::<usize>();
         self.requests.push(Request { values });
         Place::At { window: self.window, index }
@@ -169,7 +171,7 @@ mod tests {
         let values = StringArray::from(vec!["a", "a"]);
         desk.open(1);
         assert_eq!(desk.place(&[&values], 0), desk.place(&[&values], 1));
-        assert_eq!(desk.close(), (vec![Request { values: vec!["a".into()] }], false));
+        assert_eq!(desk.close(), (vec![Request { values: ["a".to_owned()].into() }], false));
         desk.open(2);
         assert_eq!(desk.place(&[&values], 0), Place::At { window: 2, index: 0 });
     }

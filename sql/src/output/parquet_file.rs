@@ -16,9 +16,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 /// Rows of a row group.
-const GROUP_ROWS: usize = 128 * 1024;
+const GROUP_ROWS: usize = 1024 * 1024;
 /// A row group is ended when it takes this much memory.
 const GROUP_BYTES: usize = 32 * 1024 * 1024;
+/// A column whose dictionary outgrows this is written plainly. Labels stay far below it; for ids, texts and vectors,
+/// which hardly repeat, looking each value up for longer would cost more than it could save.
+const DICTIONARY_BYTES: usize = 128 * 1024;
 /// Batches between the stream and the writer.
 const BATCHES_AHEAD: usize = 4;
 
@@ -38,6 +41,7 @@ impl ParquetFile {
         let level = ZstdLevel::try_new(1).map_err(|error| Error::internal("zstd level 1").caused_by(error))?;
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(level))
+            .set_dictionary_page_size_limit(DICTIONARY_BYTES)
             .set_max_row_group_row_count(Some(group_rows.unwrap_or(GROUP_ROWS)))
             .build();
         let mut writer = ArrowWriter::try_new(file, schema, Some(properties)).map_err(write_error)?;
@@ -73,7 +77,6 @@ impl ParquetFile {
             let failed = |error: std::io::Error| {
                 Error::temporary("cannot finish a file of results").with("file", path.display()).caused_by(error)
             };
-            writer.inner().sync_all().map_err(failed)?;
             let bytes = writer.inner().metadata().map_err(failed)?.len();
             Ok((bytes, footer))
         };

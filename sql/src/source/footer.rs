@@ -50,7 +50,12 @@ pub(crate) async fn read(
             Ok(result) => result.bytes().await,
             Err(error) => Err(error),
         }
-        .map_err(|error| Error::temporary("cannot read the end of an input file").with("file", url).caused_by(error))?;
+        .map_err(|error| match error {
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                Error::invalid("the store denies access to an input file").with("file", url).caused_by(error)
+            }
+            other => Error::temporary("cannot read the end of an input file").with("file", url).caused_by(other),
+        })?;
         match parse(tail, bytes) {
             Ok(metadata) => return footer_of(&metadata).map_err(|error| broken(error.to_string())),
             Err(ParquetError::NeedMoreData(more)) => {

@@ -30,7 +30,9 @@ pub(super) async fn list(table: &TableSpec) -> Result<(Arc<dyn ObjectStore>, Vec
     let failed = |error: object_store::Error| match error {
         object_store::Error::NotFound { .. } => nothing("there is no such file"),
         object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-            Error::invalid(format!("the store denies access to {}", table.location)).caused_by(error)
+            Error::invalid(format!("the store denies access to {}", table.location))
+                .caused_by(error)
+                .hint("check the AWS_* variables or profile: they must allow listing and reading there")
         }
         other => Error::temporary(format!("cannot list {}", table.location)).caused_by(other),
     };

@@ -27,17 +27,25 @@ impl Troubles {
 
     /// What is known of the store's error in an error's chain, as an error that names the file.
     pub(crate) fn explain(&self, error: &(dyn std::error::Error + 'static)) -> Option<Error> {
-        let store_error = store_error(error)?;
-        let path = match store_error {
-            object_store::Error::NotFound { path, .. }
-            | object_store::Error::Precondition { path, .. }
-            | object_store::Error::PermissionDenied { path, .. }
-            | object_store::Error::Unauthenticated { path, .. } => Some(path),
-            _ => None,
-        };
         let troubles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Local stores tell an absolute path of their own; of several troubles only one can end with it.
-        let known = troubles.iter().find(|(at, _)| path.is_none_or(|path| path.ends_with(at.as_str())));
+        let known = match store_error(error) {
+            Some(store_error) => {
+                let path = match store_error {
+                    object_store::Error::NotFound { path, .. }
+                    | object_store::Error::Precondition { path, .. }
+                    | object_store::Error::PermissionDenied { path, .. }
+                    | object_store::Error::Unauthenticated { path, .. } => Some(path),
+                    _ => None,
+                };
+                // Local stores tell an absolute path of their own; of several troubles only one can end with it.
+                troubles.iter().find(|(at, _)| path.is_none_or(|path| path.ends_with(at.as_str())))
+            }
+            // DataFusion keeps but the text of an error that it met while it read a footer.
+            None => {
+                let text = error.to_string();
+                troubles.iter().find(|(at, _)| text.contains(&format!("Failed to fetch metadata for file {at}: ")))
+            }
+        };
         let (kind, url, what) = known.map(|(_, trouble)| trouble.clone())?;
         Some(match kind {
             Kind::InputChanged => {

@@ -30,7 +30,7 @@ pub fn task(kind: TaskKind) -> Arc<Task> {
 }
 
 pub fn request(value: impl Into<String>) -> Request {
-    Request { values: vec![value.into()] }
+    Request { values: [value.into()].into() }
 }
 
 pub fn floats(value: &Value) -> Vec<f32> {
