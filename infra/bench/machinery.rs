@@ -120,7 +120,8 @@ async fn echo(job: &Path, scratch: &Path) -> f64 {
 /// `rowmill run` in a process of its own. Returns its peak memory in MiB.
 fn peak_memory(folder: &Path, job: &Path) -> u64 {
     let said = folder.join("peak.txt");
-    let arguments = ["-c", MEASURE, said.to_str().unwrap(), env!("CARGO_BIN_EXE_rowmill"), "run", job.to_str().unwrap()];
+    let arguments =
+        ["-c", MEASURE, said.to_str().unwrap(), env!("CARGO_BIN_EXE_rowmill"), "run", job.to_str().unwrap()];
     let quiet = std::process::Stdio::null;
     let status = Command::new("python3").args(arguments).stdout(quiet()).stderr(quiet()).status().unwrap();
     assert!(status.success());

@@ -90,22 +90,20 @@ impl Snapshot {
         self.root.join(name).metadata().is_ok_and(|metadata| metadata.len() == bytes)
     }
 
-    /// Refuses, and removes, files that are not as long as the hub says.
+    /// Refuses, and removes, the first file that is not as long as the hub says.
     fn check(&self, files: &[Listed]) -> Result<()> {
-        for (name, bytes) in files.iter().filter(|(name, bytes)| !self.has(name, *bytes)) {
-            let link = self.root.join(name);
-            let found = link.metadata().map(|metadata| metadata.len());
-            let blob = link.canonicalize().ok();
-            for path in [Some(link), blob].into_iter().flatten().filter(|path| path.symlink_metadata().is_ok()) {
-                std::fs::remove_file(&path).map_err(|error| {
-                    Error::invalid(format!("cannot remove the damaged file {}", path.display())).caused_by(error)
-                })?;
-            }
-            let found = found.map_or("nothing".to_owned(), |found| format!("{found} bytes"));
-            return Err(Error::temporary(format!("the hub sent {found} for {name}, which has {bytes} bytes"))
-                .hint("it was not kept: try again; if it stays so, look at what HF_ENDPOINT and the proxy answer"));
+        let Some((name, bytes)) = files.iter().find(|(name, bytes)| !self.has(name, *bytes)) else { return Ok(()) };
+        let link = self.root.join(name);
+        let found = link.metadata().map(|metadata| metadata.len());
+        let blob = link.canonicalize().ok();
+        for path in [Some(link), blob].into_iter().flatten().filter(|path| path.symlink_metadata().is_ok()) {
+            std::fs::remove_file(&path).map_err(|error| {
+                Error::invalid(format!("cannot remove the damaged file {}", path.display())).caused_by(error)
+            })?;
         }
-        Ok(())
+        let found = found.map_or("nothing".to_owned(), |found| format!("{found} bytes"));
+        Err(Error::temporary(format!("the hub sent {found} for {name}, which has {bytes} bytes"))
+            .hint("it was not kept: try again; if it stays so, look at what HF_ENDPOINT and the proxy answer"))
     }
 
     fn list_path(&self) -> Option<PathBuf> {

@@ -99,7 +99,10 @@ impl Diagnosis<'_> {
         let at = span.or_else(|| self.find(name)).unwrap_or((1, 1));
         let candidates = rest.lines().map(str::trim).filter(|line| line.starts_with(name));
         let candidates = candidates.collect::<Vec<_>>().join(", ");
-        Some(self.at(at, format!("`{name}` does not take these types: {call}")).hint(format!("CAST the argument; there are {candidates}")))
+        Some(
+            self.at(at, format!("`{name}` does not take these types: {call}"))
+                .hint(format!("CAST the argument; there are {candidates}")),
+        )
     }
 
     fn schema_error(&self, error: &SchemaError, span: Option<Place>) -> Error {

@@ -39,7 +39,7 @@ impl Engine for Script {
         Ok(requests
             .into_iter()
             .map(|request| {
-                self.asked.lock().unwrap().push((task.model.clone(), request.values.clone()));
+                self.asked.lock().unwrap().push((task.model.clone(), request.values.to_vec()));
                 let text = request.values.join("|");
                 if text.contains("fail") {
                     return Err(RowError::new(RowErrorCode::Injected, "told to"));
