@@ -7,7 +7,7 @@ use rowmill_executor::{Router, Scratch, Watch};
 use rowmill_jobs::infer::Engine;
 use rowmill_jobs::plan::{InputFile, Slice};
 use rowmill_jobs::progress::Counters;
-use rowmill_jobs::{Error, Result};
+use rowmill_jobs::{Error, Result, store};
 use rowmill_scheduler::split::{ShardSize, split};
 use rowmill_sql::{Observer, Source, compile, format_rows, rows_as_json};
 use serde_json::json;
@@ -34,12 +34,8 @@ pub(crate) async fn preview(args: &JobArgs, rows: u64, format: Format) -> Result
             std::fs::create_dir_all(&folder)
                 .map_err(|error| Error::invalid("cannot create a folder for temporary files").caused_by(error))?;
             draft.compiled.stage(&folder).await?;
-            let staged = rowmill_scheduler::planning::staged_table(
-                &job,
-                &draft.compiled,
-                &format!("file://{}/", folder.display()),
-            )
-            .await?;
+            let staged =
+                rowmill_scheduler::planning::staged_table(&job, &draft.compiled, &store::folder_url(&folder)).await?;
             (compile(&job, &draft.inputs, Some(&staged), &pins).await?, staged.files)
         }
     };

@@ -24,7 +24,7 @@ pub(crate) async fn resolve(args: &OutputArgs, date: Option<&str>, format: Forma
             .hint("`rowmill status JOB.sql` shows how far a run is"));
     };
     match format {
-        Format::Text => say(plain(&found.folder)),
+        Format::Text => say(&plain(&found.folder)),
         Format::Json => say(&json!({
             "status": "published",
             "published": plain(&found.folder),

@@ -54,7 +54,7 @@ pub(crate) async fn run(args: RunArgs, format: Format) -> Result<()> {
     let done = counters.snapshot();
     let summary = Summary {
         manifest: &manifest,
-        published: plain(&folder),
+        published: &plain(&folder),
         computed: done.parts_written,
         rows_computed: done.rows_written,
         seconds: started.elapsed().as_secs_f64(),
@@ -63,7 +63,7 @@ pub(crate) async fn run(args: RunArgs, format: Format) -> Result<()> {
         Format::Json => say(&summary.to_json().to_string()),
         Format::Text => {
             tell(&summary.to_text());
-            say(plain(&folder));
+            say(&plain(&folder));
         }
     }
     Ok(())

@@ -57,12 +57,12 @@ pub(crate) fn open_output(args: &OutputArgs) -> Result<(Arc<dyn Store>, Option<J
         return Err(Error::invalid(format!("there is no folder {}", folder.display()))
             .hint("name a job file (*.sql) or the folder that its `output` names"));
     }
-    Ok((store::open(&format!("file://{}/", folder.display()))?, None))
+    Ok((store::open(&store::folder_url(&folder))?, None))
 }
 
 /// A URL as people and other tools want it: a plain path where it is one.
-pub(crate) fn plain(url: &str) -> &str {
-    url.strip_prefix("file://").unwrap_or(url)
+pub(crate) fn plain(url: &str) -> String {
+    store::local_path(url).map_or_else(|| url.to_owned(), |path| path.display().to_string())
 }
 
 /// The system's folder for temporary files.

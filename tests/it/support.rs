@@ -64,7 +64,8 @@ pub struct Job {
 impl Job {
     /// A job file with this text, beside whatever tables are made later.
     pub fn new(sql: &str) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        // With a blank and an umlaut, which URLs spell otherwise than paths do.
+        let folder = tempfile::Builder::new().prefix("job with ü ").tempdir().expect("a temporary folder");
         std::fs::write(folder.path().join("job.sql"), sql).expect("the job file is written");
         Self { folder }
     }

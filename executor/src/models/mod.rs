@@ -95,7 +95,7 @@ async fn candle(
     } else if source.starts_with("s3://") {
         (s3::fetch(source, note).await?, None)
     } else {
-        (PathBuf::from(source.strip_prefix("file://").unwrap_or(source)), None)
+        (PathBuf::from(source), None)
     };
     let named = spec.clone();
     let pinned = tokio::task::spawn_blocking(move || pin(&named, &path, revision).map(|pin| (pin, path))).await;

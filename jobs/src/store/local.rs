@@ -23,7 +23,7 @@ pub struct LocalStore {
 impl LocalStore {
     /// The store in this folder, which need not exist yet. `root` must be absolute.
     pub fn new(root: PathBuf) -> Self {
-        let url = format!("file://{}/", root.display().to_string().trim_end_matches('/'));
+        let url = super::folder_url(&root);
         Self { root, url }
     }
 
@@ -228,6 +228,14 @@ mod tests {
         std::fs::write(&finished, b"whole").unwrap();
         assert_eq!(store.put_if_absent("a/b", &Payload::File(finished)).await.unwrap(), Put::Created);
         assert_eq!(store.get("a/b").await.unwrap().unwrap(), "whole");
+    }
+
+    #[test]
+    fn a_folder_survives_its_url() {
+        for folder in ["/tmp/a b", "/tmp/ü/100%/x#y?z", "/"] {
+            let store = LocalStore::new(PathBuf::from(folder));
+            assert_eq!(super::super::local_path(store.url()).unwrap(), PathBuf::from(folder), "{}", store.url());
+        }
     }
 
     #[tokio::test]

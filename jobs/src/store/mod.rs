@@ -4,7 +4,7 @@
 pub mod contract;
 pub mod local;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,11 +72,21 @@ pub struct ObjectInfo {
 /// # Errors
 /// The URL has no known scheme.
 pub fn open(url: &str) -> Result<Arc<dyn Store>> {
-    if let Some(path) = url.strip_prefix("file://") {
-        return Ok(Arc::new(local::LocalStore::new(PathBuf::from(path))));
+    if let Some(path) = local_path(url) {
+        return Ok(Arc::new(local::LocalStore::new(path)));
     }
     Err(Error::invalid(format!("cannot write to {url}"))
         .hint("this version publishes to folders of this machine; give `output` a path"))
+}
+
+/// The path that a `file://` URL names, with `%20` and the like undone; `None` for anything else.
+pub fn local_path(url: &str) -> Option<PathBuf> {
+    url::Url::parse(url).ok().filter(|url| url.scheme() == "file")?.to_file_path().ok()
+}
+
+/// The `file://` URL of a folder; it ends in `/`. A relative path has none: then the path itself, for messages.
+pub fn folder_url(path: &Path) -> String {
+    url::Url::from_directory_path(path).map_or_else(|()| path.display().to_string(), String::from)
 }
 
 /// Times a [`create`] looks and tries again before it gives up.
