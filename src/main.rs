@@ -29,16 +29,23 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = if cli.json { Format::Json } else { Format::Text };
+    // A panic's message may quote a row; its place is enough to find the defect.
+    std::panic::set_hook(Box::new(|panic| {
+        tell(&format!("a defect of Rowmill at {}", panic.location().map_or("?".into(), ToString::to_string)));
+    }));
     if let Err(error) = listen(&cli.log) {
         tell(&error.report());
         return ExitCode::from(error.kind().exit_code());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let result = match runtime {
-        Ok(runtime) => runtime.block_on(dispatch(cli.command, format)),
-        Err(error) => Err(Error::internal("cannot start the runtime").caused_by(error)),
+    let (runtime, result) = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(dispatch(cli.command, format));
+            (Some(runtime), result)
+        }
+        Err(error) => (None, Err(Error::internal("cannot start the runtime").caused_by(error))),
     };
-    match result {
+    let code = match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tell(&error.report());
@@ -47,7 +54,12 @@ fn main() -> ExitCode {
             }
             ExitCode::from(error.kind().exit_code())
         }
+    };
+    // Work that blocks a thread (hashing or loading a model) is not waited for; it changes nothing that lasts.
+    if let Some(runtime) = runtime {
+        runtime.shutdown_background();
     }
+    code
 }
 
 async fn dispatch(command: Command, format: Format) -> Result<()> {

@@ -33,6 +33,8 @@ pub(crate) struct Summary<'a> {
     pub(crate) manifest: &'a Manifest,
     /// Folder of the published table.
     pub(crate) published: &'a str,
+    /// The run that readers of this date see instead, if a rerun superseded this one.
+    pub(crate) superseded_by: Option<&'a str>,
     /// Parts that this process computed.
     pub(crate) computed: u64,
     /// Rows that this process computed.
@@ -49,6 +51,7 @@ impl Summary<'_> {
             "status": "published",
             "run_key": self.manifest.run_key,
             "published": self.published,
+            "superseded_by": self.superseded_by,
             "logical_date": self.manifest.logical_date,
             "rows": self.manifest.rows,
             "errors": self.manifest.errors,
@@ -66,7 +69,7 @@ impl Summary<'_> {
     pub(crate) fn to_text(&self) -> String {
         let Manifest { rows, errors, usage, parts, .. } = self.manifest;
         let work = match self.computed {
-            0 => "was published already; computed nothing".to_owned(),
+            0 => "all parts existed already; computed nothing".to_owned(),
             computed => format!(
                 "{computed} of {} parts computed in {:.1} s ({:.0} rows/s)",
                 parts.len(),
@@ -74,8 +77,11 @@ impl Summary<'_> {
                 self.rows_computed as f64 / self.seconds.max(1e-9)
             ),
         };
+        let superseded = self.superseded_by.map_or(String::new(), |run| {
+            format!("\n  superseded: readers of this date see run {run} (`rowmill resolve`)")
+        });
         format!(
-            "published {} for {}: {rows} rows, {errors} with errors, {} tokens in, {} out\n  {work}",
+            "published {} for {}: {rows} rows, {errors} with errors, {} tokens in, {} out\n  {work}{superseded}",
             self.manifest.job, self.manifest.logical_date, usage.input_tokens, usage.output_tokens
         )
     }

@@ -3,6 +3,7 @@
 use rowmill_jobs::plan::run_key;
 use rowmill_jobs::publish::RunOutcome;
 use rowmill_jobs::{Error, Result, layout, store};
+use rowmill_scheduler::claim::sequence;
 use rowmill_scheduler::{RunState, run_state};
 use serde_json::json;
 
@@ -57,10 +58,18 @@ pub(crate) async fn status(args: &RunIdArgs, format: Format) -> Result<()> {
         }
         RunState::Ended(RunOutcome::Success { manifest }) => {
             let parts = manifest.parts.len();
+            let seq = sequence(store.as_ref(), &job.logical_date, &key).await?;
+            let announced = match seq {
+                Some(seq) => store.head(&layout::published(&job.logical_date, seq)).await?.is_some(),
+                None => false,
+            };
             let folder = format!("{}{}", store.url(), layout::run_folder(&key));
-            let words =
-                format!("published: {} rows, {} with errors, in {}", manifest.rows, manifest.errors, plain(&folder));
-            ("published", parts, Some(parts), words)
+            if announced {
+                let counts = format!("{} rows, {} with errors", manifest.rows, manifest.errors);
+                ("published", parts, Some(parts), format!("published: {counts}, in {}", plain(&folder)))
+            } else {
+                ("open", parts, Some(parts), "all parts exist; `rowmill run` publishes them".to_owned())
+            }
         }
         RunState::Ended(RunOutcome::Cancelled { by, why }) => {
             ("cancelled", 0, None, format!("cancelled by {by}: {why}"))

@@ -44,15 +44,18 @@ pub(crate) async fn run(args: RunArgs, format: Format) -> Result<()> {
     };
     let manifest = tokio::select! {
         result = work => result?,
-        _ = tokio::signal::ctrl_c() => {
-            return Err(Error::temporary("interrupted")
+        signal = told_to_stop() => {
+            return Err(Error::temporary(format!("stopped by {signal}"))
                 .with("run", &run_key)
                 .hint("finished parts are kept; the same command continues"));
         }
     };
     let folder = format!("{}{}", store.url(), layout::run_folder(&run_key));
     let done = counters.snapshot();
+    let winner = rowmill_scheduler::resolve(store.as_ref(), Some(&job.logical_date)).await?;
+    let superseded_by = winner.map(|winner| winner.manifest.run_key).filter(|winner| *winner != run_key);
     let summary = Summary {
+        superseded_by: superseded_by.as_deref(),
         manifest: &manifest,
         published: &plain(&folder),
         computed: done.parts_written,
@@ -67,6 +70,22 @@ pub(crate) async fn run(args: RunArgs, format: Format) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits for Ctrl-C or for the signal that supervisors stop processes with.
+async fn told_to_stop() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => "Ctrl-C",
+            _ = terminate.recv() => "SIGTERM",
+        },
+        Err(_) => {
+            // Without a handler for it, SIGTERM ends the process at once, as it would any other.
+            let _ = tokio::signal::ctrl_c().await;
+            "Ctrl-C"
+        }
+    }
 }
 
 /// The manifest, if the run is over already. A run whose publisher died half-way is published now.

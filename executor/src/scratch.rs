@@ -24,11 +24,14 @@ impl Scratch {
     /// # Errors
     /// The folder cannot be created.
     pub fn new(parent: &Path) -> Result<Self> {
-        let parent = parent.join("rowmill");
+        use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+        // One for each user, closed to the others: unfinished parts hold rows.
+        let user = std::fs::metadata("/proc/self").map_or(0, |process| process.uid());
+        let parent = parent.join(format!("rowmill-{user}"));
         remove_abandoned(&parent);
         let folder = parent.join(Ulid::new().to_string().to_lowercase());
         let create = || -> std::io::Result<File> {
-            std::fs::create_dir_all(&folder)?;
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
             let lock = File::create(folder.join(LOCK))?;
             lock.lock()?;
             Ok(lock)
@@ -74,7 +77,8 @@ mod tests {
     #[test]
     fn a_living_folder_stays_and_an_abandoned_one_goes() {
         let parent = tempfile::tempdir().unwrap();
-        let abandoned = parent.path().join("rowmill/dead");
+        let user = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap());
+        let abandoned = parent.path().join(format!("rowmill-{user}/dead"));
         std::fs::create_dir_all(&abandoned).unwrap();
         std::fs::write(abandoned.join(LOCK), "").unwrap();
         let first = Scratch::new(parent.path()).unwrap();

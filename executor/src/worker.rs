@@ -1,7 +1,6 @@
 //! [`Executor`]: runs one shard after another. Look whether the part exists, compute, commit with one create-only write.
 //! It is safe to run the same shard twice, here or elsewhere: whoever commits second changes nothing.
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -90,9 +89,7 @@ impl ShardHandler for Executor {
         let news = match result {
             Ok(Ok(())) => ShardNews::Committed(shard),
             Ok(Err(error)) => ShardNews::Failed(shard, error),
-            Err(panic) => {
-                ShardNews::Failed(shard, Error::internal(format!("a defect: {}", panic_text(panic.as_ref()))))
-            }
+            Err(_) => ShardNews::Failed(shard, defect()),
         };
         // Nobody listens any more when the run is over for other reasons.
         let _ = self.news.send(news).await;
@@ -113,9 +110,9 @@ fn part_metadata(plan: &Plan, shard: &Shard, attempt: &str, summary: &PartSummar
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
+/// A panic's own words may quote a row, so they are not repeated.
+fn defect() -> Error {
+    Error::internal("a defect of Rowmill ended this attempt").hint("please report it, with the place printed above")
 }
 
 /// Hands what a running shard tells on to the process's counters.

@@ -64,7 +64,6 @@ pub async fn pin(
     scratch: &Path,
 ) -> Result<Planned> {
     let job = run.job;
-    claim(store, &job.logical_date, run.run_key, run.supersede).await?;
     let Draft { inputs, compiled, shards } = draft;
     let (staged, compiled, shards) = match shards {
         Some(shards) => (None, compiled, shards),
@@ -75,6 +74,8 @@ pub async fn pin(
             (Some(staged), compiled, shards)
         }
     };
+    // Only now: a query that cannot be staged must not hold the date.
+    claim(store, &job.logical_date, run.run_key, run.supersede).await?;
     let plan = Plan {
         version: PLAN_VERSION,
         rowmill: env!("CARGO_PKG_VERSION").into(),

@@ -37,9 +37,9 @@ fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").subsec_nanos();
     let mut state = u64::from(seed);
     println!("seed {seed}");
-    // 40 shards of 25 ms: enough for 20 kills between 0 and 60 ms after the start of work.
+    // 80 shards of 100 ms, two at a time; each process lives for up to 300 ms.
     let job = Job::echo(", delay_ms = 1", "SELECT id, ai_complete(text) AS answer FROM rows");
-    job.with_rows("a", 0, 4000);
+    job.with_rows("a", 0, 8000);
     let path = job.path();
     let mut seen: BTreeMap<PathBuf, (u64, i64)> = BTreeMap::new();
     for kill in 0..KILLS {
@@ -48,13 +48,14 @@ fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
             .stderr(Stdio::null())
             .spawn()
             .expect("the product starts");
-        std::thread::sleep(Duration::from_millis(random(&mut state) % 200));
+        std::thread::sleep(Duration::from_millis(random(&mut state) % 300));
         process.kill().expect("it can be killed");
         process.wait().expect("it ended");
         let now = parts(&job.output());
         for (part, identity) in &seen {
             assert_eq!(now.get(part), Some(identity), "seed {seed}, kill {kill}: {} changed", part.display());
         }
+        assert!(!job.output().join("_published").exists(), "seed {seed}, kill {kill}: something was published");
         seen = now;
     }
     let started = Instant::now();
@@ -64,9 +65,10 @@ fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
         assert_eq!(after.get(part), Some(identity), "seed {seed}: {} was computed again", part.display());
     }
     let before = seen.len() as u64;
+    assert!(before > 0, "seed {seed}: no process lived long enough to finish a shard");
     assert_eq!(summary["reused"].as_u64(), Some(before), "seed {seed}");
     assert_eq!(summary["computed"].as_u64(), summary["parts"].as_u64().map(|parts| parts - before), "seed {seed}");
     let rows = read_table(Path::new(summary["published"].as_str().expect("a folder")));
-    assert_eq!(integers(&rows, "id"), (0..4000).collect::<Vec<i64>>(), "seed {seed}");
+    assert_eq!(integers(&rows, "id"), (0..8000).collect::<Vec<i64>>(), "seed {seed}");
     println!("{before} parts survived the kills; the rest took {:?}", started.elapsed());
 }

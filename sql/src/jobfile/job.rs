@@ -34,10 +34,14 @@ pub(super) fn read(
     };
     let output =
         absolute_url(folder, &output, Some(true)).map_err(|error| options.error(output_at, error.to_string()))?;
-    if let Some(table) = tables.iter().find(|table| table.location == output) {
+    // One inside the other would feed tomorrow's run with today's results.
+    let overlaps = |table: &&TableSpec| {
+        table.location.starts_with(&output) || (table.location.ends_with('/') && output.starts_with(&table.location))
+    };
+    if let Some(table) = tables.iter().find(overlaps) {
         return Err(options
-            .error(output_at, format!("the output is the folder that table `{}` is read from", table.name))
-            .hint("write to a folder of its own"));
+            .error(output_at, format!("the output and the folder that table `{}` is read from overlap", table.name))
+            .hint("write to a folder of its own, beside the input"));
     }
     let Some((logical_date, date_at)) = options.text("logical_date")? else {
         return Err(options.missing("logical_date", "logical_date = '{{ ds }}', and run with --param ds=2026-11-20"));

@@ -7,9 +7,9 @@ use arrow::error::ArrowError;
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::ast::{Expr, Ident, Query, Visit, Visitor};
+use rowmill_jobs::Error;
 use rowmill_jobs::error::closest;
 use rowmill_jobs::spec::JobSpec;
-use rowmill_jobs::{Error, Kind};
 
 use super::chain::Refusal;
 use crate::functions::{CallSpec, OWN_PREFIX, Places};
@@ -217,7 +217,9 @@ pub(crate) fn running(error: DataFusionError) -> Error {
     match error {
         DataFusionError::External(inner) => match inner.downcast::<Error>() {
             Ok(error) => *error,
-            Err(other) => Error::new(Kind::Temporary, "reading the input failed").caused_by(other),
+            // A function's own error may quote the value it failed on; what a store said was looked at before.
+            Err(_) => Error::invalid("the query failed on a row's value: a function refused it")
+                .hint("guard the expression: NULLIF, or a WHERE that leaves such rows out"),
         },
         DataFusionError::Context(_, inner) => running(*inner),
         DataFusionError::ObjectStore(inner) => {

@@ -51,7 +51,7 @@ impl Troubles {
             Kind::InputChanged => {
                 Error::new(kind, format!("an input file is not the one this run was planned for: {what}"))
                     .with("file", url)
-                    .hint("start a new run: it will pin the files as they are now")
+                    .hint("put the file back, or pin the files as they are now with --rerun ID")
             }
             _ => Error::new(kind, format!("cannot read an input file: {what}")).with("file", url),
         })
