@@ -109,7 +109,7 @@ fn smol_lm() -> Model {
 }
 
 #[test]
-#[ignore = "measures"]
+#[ignore = "a measurement: it says something only in a release build on a quiet machine"]
 fn matrix_products() {
     let mut noise = Noise(3);
     for (rows, inputs, outputs) in
@@ -131,7 +131,7 @@ fn matrix_products() {
 }
 
 #[test]
-#[ignore = "measures"]
+#[ignore = "a measurement: it says something only in a release build on a quiet machine"]
 fn embedding() {
     let Network::Encoder { encoder, .. } = mini_lm().network else { panic!("not an encoder") };
     let mut noise = Noise(5);
@@ -157,7 +157,7 @@ fn embedding() {
 }
 
 #[test]
-#[ignore = "measures"]
+#[ignore = "a measurement: it says something only in a release build on a quiet machine"]
 fn deciding_and_writing() {
     let model = smol_lm();
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };

@@ -11,6 +11,7 @@ use rowmill_jobs::plan::RowGroup;
 use rowmill_jobs::{Error, Result};
 
 use super::parquet_file::ParquetFile;
+use crate::source::footer::row_groups_of;
 
 /// Rows of a staged row group: what a small shard holds.
 const GROUP_ROWS: usize = 16 * 1024;
@@ -71,13 +72,5 @@ fn size(batch: &RecordBatch) -> usize {
 
 async fn finish(path: PathBuf, file: ParquetFile) -> Result<StagedFile> {
     let (bytes, footer) = file.finish(Vec::new()).await?;
-    let row_groups = footer
-        .row_groups()
-        .iter()
-        .map(|group| RowGroup {
-            rows: u64::try_from(group.num_rows()).unwrap_or(0),
-            bytes: u64::try_from(group.total_byte_size()).unwrap_or(0),
-        })
-        .collect();
-    Ok(StagedFile { path, row_groups, bytes })
+    Ok(StagedFile { path, row_groups: row_groups_of(&footer), bytes })
 }

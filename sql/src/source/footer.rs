@@ -80,13 +80,17 @@ pub(crate) fn parse(tail: Bytes, bytes: u64) -> Result<ParquetMetaData, ParquetE
 fn footer_of(metadata: &ParquetMetaData) -> Result<Footer, ParquetError> {
     let file = metadata.file_metadata();
     let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())?;
-    let row_groups = metadata
+    Ok(Footer { schema, row_groups: row_groups_of(metadata) })
+}
+
+/// A file's row groups, as plans know them.
+pub(crate) fn row_groups_of(metadata: &ParquetMetaData) -> Vec<RowGroup> {
+    metadata
         .row_groups()
         .iter()
         .map(|group| RowGroup {
             rows: u64::try_from(group.num_rows()).unwrap_or(0),
             bytes: u64::try_from(group.total_byte_size()).unwrap_or(0),
         })
-        .collect();
-    Ok(Footer { schema, row_groups })
+        .collect()
 }

@@ -2,7 +2,7 @@
 
 pub(crate) mod discover;
 pub mod download;
-mod footer;
+pub(crate) mod footer;
 pub(crate) mod infer_schema;
 mod listing;
 pub(crate) mod pinned;
