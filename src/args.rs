@@ -2,7 +2,9 @@
 //! variable is declared here and nowhere else; what they do is in the other files.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use rowmill_jobs::{Error, Kind, Result};
@@ -48,7 +50,7 @@ pub(crate) enum Command {
     /// twice, and does nothing at all once the run is published.
     Run(RunArgs),
     /// Show what a run would read and do, without computing or writing anything
-    Plan(JobArgs),
+    Plan(RunIdArgs),
     /// Compute a job's first rows and print them; writes nothing
     Preview {
         /// The job.
@@ -58,6 +60,19 @@ pub(crate) enum Command {
         #[arg(short = 'n', long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         rows: u64,
     },
+    /// Plan a run that executors elsewhere compute
+    ///
+    /// With --wait, schedules it until it is published; without, `rowmill serve` does. Starting the same command again, or
+    /// ten at once, is safe: it is one run.
+    Submit(SubmitArgs),
+    /// Compute shards of submitted runs: an executor
+    ///
+    /// Takes shards from Redis, one run's or many, until it gets SIGTERM; then it finishes those in hand.
+    Work(WorkArgs),
+    /// Schedule submitted runs: a service; any number of them may run
+    Serve(ServeArgs),
+    /// Give a run up; a published run stays published
+    Cancel(CancelArgs),
     /// Print the folder of the published table
     Resolve {
         /// The output.
@@ -77,6 +92,12 @@ pub(crate) enum Command {
     /// Races many create-only writes against the output and refuses a store that lets two of them win. It leaves small
     /// objects under _doctor/ in the output, because nothing in Rowmill that writes can delete.
     Doctor(OutputArgs),
+    /// What a process does that an executor starts for shards that crash.
+    #[command(hide = true)]
+    Isolated {
+        /// Its order.
+        order: PathBuf,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -127,6 +148,105 @@ pub(crate) struct RunArgs {
     /// Shards worked on at once: while one computes, others read and write
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) slots: u8,
+}
+
+/// Which Redis carries shards.
+#[derive(Debug, Args)]
+pub(crate) struct RedisArgs {
+    /// redis://HOST:PORT, rediss:// (TLS), or redis+sentinel://HOST:26379,HOST:26379/NAME
+    #[arg(long, value_name = "URL", env = "ROWMILL_REDIS_URL", hide_env_values = true)]
+    pub(crate) redis: Option<String>,
+
+    /// Reach a Redis on another machine without TLS: the network is private
+    #[arg(long, env = "ROWMILL_REDIS_PLAINTEXT")]
+    pub(crate) redis_plaintext: bool,
+
+    /// Give up, with exit code 75, when Redis or the store stay away for this long
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) patience: u64,
+}
+
+impl RedisArgs {
+    /// How long Redis and the store may stay away.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(self.patience)
+    }
+}
+
+/// What `submit` takes.
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArgs {
+    /// The run.
+    #[command(flatten)]
+    pub(crate) id: RunIdArgs,
+
+    /// The queue.
+    #[command(flatten)]
+    pub(crate) redis: RedisArgs,
+
+    /// Schedule the run here until it is published
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+/// What `work` takes.
+#[derive(Debug, Args)]
+pub(crate) struct WorkArgs {
+    /// The queue.
+    #[command(flatten)]
+    pub(crate) redis: RedisArgs,
+
+    /// Serve the jobs that name this pool
+    #[arg(long, value_name = "NAME", default_value = "default", env = "ROWMILL_POOL")]
+    pub(crate) pool: String,
+
+    /// Shards worked on at once: while one computes, others read and write
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) slots: u8,
+
+    /// Be taken for dead, and have shards given to others, after this long without a sign; the same for all of a pool
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..))]
+    pub(crate) lease: u64,
+
+    /// When told to stop, finish shards in hand for at most this long
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub(crate) drain: u64,
+
+    /// Answer /livez and /readyz at this address, for example 127.0.0.1:8080
+    #[arg(long, value_name = "ADDRESS", env = "ROWMILL_HEALTH")]
+    pub(crate) health: Option<SocketAddr>,
+}
+
+/// What `serve` takes.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Outputs whose unfinished runs are taken up even if Redis has forgotten them
+    #[arg(value_name = "OUTPUT")]
+    pub(crate) outputs: Vec<String>,
+
+    /// The queue.
+    #[command(flatten)]
+    pub(crate) redis: RedisArgs,
+
+    /// The pool for runs that Redis has forgotten
+    #[arg(long, value_name = "NAME", default_value = "default", env = "ROWMILL_POOL")]
+    pub(crate) pool: String,
+
+    /// Answer /livez, /readyz and /depth/POOL at this address, for example 127.0.0.1:8080
+    #[arg(long, value_name = "ADDRESS", env = "ROWMILL_HEALTH")]
+    pub(crate) health: Option<SocketAddr>,
+}
+
+/// What `cancel` takes.
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// The run.
+    #[command(flatten)]
+    pub(crate) id: RunIdArgs,
+
+    /// Why, for those who look later
+    #[arg(long, value_name = "TEXT", default_value = "no reason given")]
+    pub(crate) why: String,
 }
 
 /// An output: a job's, or given by its place.

@@ -4,15 +4,22 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod args;
+mod cancel;
 mod doctor;
+mod footers;
+mod health;
 mod models;
 mod output;
 mod plan;
+mod planned;
 mod preview;
 mod progress;
 mod published;
 mod run;
+mod serve;
 mod setup;
+mod submit;
+mod work;
 
 use std::process::ExitCode;
 
@@ -25,6 +32,9 @@ use crate::output::{Format, say, tell};
 /// Rows are allocated on one thread and freed on another; the system's allocator spends a quarter of an echo run on that.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long the store may stay away from a process that computes a shard on its own.
+const ISOLATED_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -67,6 +77,14 @@ async fn dispatch(command: Command, format: Format) -> Result<()> {
         Command::Run(args) => run::run(args, format).await,
         Command::Plan(job) => plan::plan(&job, format).await,
         Command::Preview { job, rows } => preview::preview(&job, rows, format).await,
+        Command::Submit(args) => submit::submit(&args, format).await,
+        Command::Work(args) => work::work(&args, format).await,
+        Command::Serve(args) => serve::serve(&args).await,
+        Command::Cancel(args) => cancel::cancel(&args, format).await,
+        Command::Isolated { order } => {
+            say(&rowmill_executor::isolate::obey(&order, ISOLATED_PATIENCE).await);
+            Ok(())
+        }
         Command::Resolve { output, date } => published::resolve(&output, date.as_deref(), format).await,
         Command::Status(id) => published::status(&id, format).await,
         Command::Models(ModelsCommand::List(job)) => models::list(&job, format).await,

@@ -35,12 +35,19 @@ pub(crate) struct Summary<'a> {
     pub(crate) published: &'a str,
     /// The run that readers of this date see instead, if a rerun superseded this one.
     pub(crate) superseded_by: Option<&'a str>,
-    /// Parts that this process computed.
-    pub(crate) computed: u64,
-    /// Rows that this process computed.
-    pub(crate) rows_computed: u64,
+    /// What was computed for it now.
+    pub(crate) work: Work,
     /// Wall time.
     pub(crate) seconds: f64,
+}
+
+/// What was computed between a command's start and its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Work {
+    /// Parts.
+    pub(crate) parts: u64,
+    /// Rows of them.
+    pub(crate) rows: u64,
 }
 
 impl Summary<'_> {
@@ -56,11 +63,11 @@ impl Summary<'_> {
             "rows": self.manifest.rows,
             "errors": self.manifest.errors,
             "parts": parts,
-            "computed": self.computed,
-            "reused": parts.saturating_sub(self.computed),
+            "computed": self.work.parts,
+            "reused": parts.saturating_sub(self.work.parts),
             "tokens": tokens(self.manifest.usage),
             "seconds": round(self.seconds),
-            "rows_per_second": round(self.rows_computed as f64 / self.seconds.max(1e-9)),
+            "rows_per_second": round(self.work.rows as f64 / self.seconds.max(1e-9)),
             "cost_usd": Value::Null,
         })
     }
@@ -68,13 +75,13 @@ impl Summary<'_> {
     /// For people.
     pub(crate) fn to_text(&self) -> String {
         let Manifest { rows, errors, usage, parts, .. } = self.manifest;
-        let work = match self.computed {
+        let work = match self.work.parts {
             0 => "all parts existed already; computed nothing".to_owned(),
             computed => format!(
                 "{computed} of {} parts computed in {:.1} s ({:.0} rows/s)",
                 parts.len(),
                 self.seconds,
-                self.rows_computed as f64 / self.seconds.max(1e-9)
+                self.work.rows as f64 / self.seconds.max(1e-9)
             ),
         };
         let superseded = self.superseded_by.map_or(String::new(), |run| {

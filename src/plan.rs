@@ -7,7 +7,8 @@ use rowmill_scheduler::Draft;
 use rowmill_sql::Source;
 use serde_json::{Value, json};
 
-use crate::args::JobArgs;
+use crate::args::RunIdArgs;
+use crate::footers;
 use crate::output::{Format, say, table};
 use crate::setup::{pins, plain, read_job, resolve_models};
 
@@ -15,15 +16,15 @@ use crate::setup::{pins, plain, read_job, resolve_models};
 ///
 /// # Errors
 /// Whatever would keep the run from starting.
-pub(crate) async fn plan(args: &JobArgs, format: Format) -> Result<()> {
-    let job = read_job(args)?;
+pub(crate) async fn plan(args: &RunIdArgs, format: Format) -> Result<()> {
+    let job = read_job(&args.job)?;
     let models = pins(&resolve_models(&job.models).await?);
-    let draft = rowmill_scheduler::draft(&job, &models, |_, _| ()).await?;
+    let draft = rowmill_scheduler::draft(&job, &models, footers::watch()).await?;
     let staged = match draft.compiled.source() {
         Source::Staged { why } => Some(why),
         Source::Table { .. } => None,
     };
-    let key = run_key(&job, None);
+    let key = run_key(&job, args.rerun.as_deref());
     match format {
         Format::Json => say(&to_json(&key, &draft, staged.as_deref()).to_string()),
         Format::Text => {

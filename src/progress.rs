@@ -76,6 +76,49 @@ impl Drop for Progress {
     }
 }
 
+/// Shows how far a run is that other processes compute: by its parts alone.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    bar: Option<ProgressBar>,
+    total: usize,
+    shown: std::sync::Mutex<(usize, Instant)>,
+}
+
+impl Watcher {
+    /// Starts showing a run.
+    pub(crate) fn start(plan: &Plan) -> Self {
+        let total = plan.shards.len();
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+            match ProgressStyle::with_template("{bar:24} {pos}/{len} parts  {per_sec}  ETA {eta}") {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            }
+        });
+        Self { bar, total, shown: std::sync::Mutex::new((0, Instant::now())) }
+    }
+
+    /// Tells how many parts exist.
+    pub(crate) fn committed(&self, parts: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(parts as u64);
+            return;
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if shown.0 != parts && shown.1.elapsed() >= LINE_EVERY {
+            tell(&format!("parts {parts}/{}", self.total));
+            *shown = (parts, Instant::now());
+        }
+    }
+
+    /// Ends the display.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn live_line(rows: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(rows), ProgressDrawTarget::stderr());
     // The template is a constant; if it were ever wrong, the default style would do.

@@ -1,16 +1,18 @@
 //! What several commands start with: the job file, its output's store, its models on this machine.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
 use rowmill_executor::ResolvedModel;
 use rowmill_jobs::plan::ModelPin;
+use rowmill_jobs::queue::redis_server::{Plaintext, RedisServer};
 use rowmill_jobs::spec::{JobSpec, ModelSpec};
 use rowmill_jobs::store::{self, Store};
-use rowmill_jobs::{Error, Result};
+use rowmill_jobs::{Error, Kind, Result};
 use rowmill_sql::read_job_file;
 
-use crate::args::{JobArgs, OutputArgs, parameters};
+use crate::args::{JobArgs, OutputArgs, RedisArgs, parameters};
 use crate::output::tell;
 
 /// Reads and checks a job file.
@@ -47,17 +49,24 @@ pub(crate) fn open_output(args: &OutputArgs) -> Result<(Arc<dyn Store>, Option<J
         let job = read_job_file(&args.target, &parameters(&args.params)?)?;
         return Ok((store::open(&job.output)?, Some(job)));
     }
-    let text = args.target.to_string_lossy();
+    Ok((store::open(&output_url(&args.target.to_string_lossy())?)?, None))
+}
+
+/// The URL of an output that is named by a URL or a path.
+///
+/// # Errors
+/// There is no such folder.
+pub(crate) fn output_url(text: &str) -> Result<String> {
     if text.contains("://") {
-        return Ok((store::open(&text)?, None));
+        return Ok(if text.ends_with('/') { text.to_owned() } else { format!("{text}/") });
     }
-    let folder = std::path::absolute(&args.target)
-        .map_err(|error| Error::invalid(format!("{text} is no folder")).caused_by(error))?;
+    let folder =
+        std::path::absolute(text).map_err(|error| Error::invalid(format!("{text} is no folder")).caused_by(error))?;
     if !folder.is_dir() {
         return Err(Error::invalid(format!("there is no folder {}", folder.display()))
             .hint("name a job file (*.sql) or the folder that its `output` names"));
     }
-    Ok((store::open(&store::folder_url(&folder))?, None))
+    Ok(store::folder_url(&folder))
 }
 
 /// A URL as people and other tools want it: a plain path where it is one.
@@ -69,4 +78,47 @@ pub(crate) fn plain(url: &str) -> String {
 pub(crate) fn temporary() -> std::path::PathBuf {
     let folder = std::env::temp_dir();
     if folder.as_os_str().is_empty() { Path::new("/tmp").into() } else { folder }
+}
+
+/// Names this process in records: host, process id and a word of its own.
+pub(crate) fn process_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let word = ulid::Ulid::generate().to_string().to_lowercase();
+    format!("{}-{}-{}", host.trim(), std::process::id(), word.get(18..).unwrap_or_default())
+}
+
+/// The command that computes a shard in a process of its own.
+pub(crate) fn isolation() -> Vec<OsString> {
+    // Where the operating system does not tell, the name we were called by will do.
+    let program = std::env::current_exe().unwrap_or_else(|_| "rowmill".into());
+    vec![program.into_os_string(), "isolated".into()]
+}
+
+/// Waits for Ctrl-C or for the signal that supervisors stop processes with.
+pub(crate) async fn told_to_stop() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => "Ctrl-C",
+            _ = terminate.recv() => "SIGTERM",
+        },
+        Err(_) => {
+            // Without a handler for it, SIGTERM ends the process at once, as it would any other.
+            let _ = tokio::signal::ctrl_c().await;
+            "Ctrl-C"
+        }
+    }
+}
+
+/// The Redis that the arguments name.
+///
+/// # Errors
+/// None is named, or it would be reached without TLS.
+pub(crate) fn redis_server(args: &RedisArgs) -> Result<Arc<RedisServer>> {
+    let url = args.redis.as_deref().filter(|url| !url.is_empty()).ok_or_else(|| {
+        Error::new(Kind::Usage, "no Redis is named")
+            .hint("give --redis redis://localhost:6379, or set ROWMILL_REDIS_URL; `rowmill run` needs none")
+    })?;
+    let plaintext = if args.redis_plaintext { Plaintext::Allowed } else { Plaintext::Refused };
+    Ok(Arc::new(RedisServer::new(url, plaintext)?))
 }

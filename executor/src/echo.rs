@@ -24,11 +24,18 @@ pub struct EchoEngine {
     pub fail_ratio: f64,
     /// Length of vectors.
     pub dimensions: usize,
+    /// A request whose values contain this text ends the process.
+    pub abort_on: Option<String>,
 }
 
 #[async_trait]
 impl Engine for EchoEngine {
     async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
+        if let Some(text) = &self.abort_on
+            && requests.iter().any(|request| request.values.iter().any(|value| value.contains(text)))
+        {
+            std::process::abort();
+        }
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay * u32::try_from(requests.len()).unwrap_or(u32::MAX)).await;
         }
@@ -129,7 +136,7 @@ mod tests {
     use super::*;
 
     fn engine(fail_ratio: f64) -> EchoEngine {
-        EchoEngine { delay: Duration::ZERO, fail_ratio, dimensions: 8 }
+        EchoEngine { delay: Duration::ZERO, fail_ratio, dimensions: 8, abort_on: None }
     }
 
     fn task(kind: TaskKind) -> Arc<Task> {

@@ -3,14 +3,21 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod attempt;
 mod digest;
 pub mod echo;
+pub mod engines;
+pub mod isolate;
 pub mod models;
 pub mod router;
+pub mod runs;
 pub mod scratch;
 pub mod worker;
 
+pub use attempt::{Who, attempt};
+pub use engines::Engines;
 pub use models::{ResolvedModel, resolve};
 pub use router::Router;
+pub use runs::{RunContext, Runs, pinned_specs};
 pub use scratch::Scratch;
-pub use worker::{Executor, RunContext, Watch};
+pub use worker::{Executor, ExecutorOptions, Watch};

@@ -3,12 +3,17 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rowmill_jobs::{Error, Result};
 use ulid::Ulid;
 
 /// Name of the lock that a living process holds in its folder.
 const LOCK: &str = "lock";
+/// What a folder's name starts with until its process holds its lock: till then the lock says nothing.
+const NOT_LOCKED_YET: &str = ".";
+/// Making a folder takes no time; one that is this old lost its process in the middle of it.
+const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A private folder for unfinished files.
 #[derive(Debug)]
@@ -29,11 +34,14 @@ impl Scratch {
         let user = std::fs::metadata("/proc/self").map_or(0, |process| process.uid());
         let parent = parent.join(format!("rowmill-{user}"));
         remove_abandoned(&parent);
-        let folder = parent.join(Ulid::new().to_string().to_lowercase());
+        let name = Ulid::generate().to_string().to_lowercase();
+        let folder = parent.join(&name);
         let create = || -> std::io::Result<File> {
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-            let lock = File::create(folder.join(LOCK))?;
+            let unlocked = parent.join(format!("{NOT_LOCKED_YET}{name}"));
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&unlocked)?;
+            let lock = File::create(unlocked.join(LOCK))?;
             lock.lock()?;
+            std::fs::rename(unlocked, &folder)?;
             Ok(lock)
         };
         let lock = create().map_err(|error| {
@@ -61,7 +69,13 @@ impl Drop for Scratch {
 fn remove_abandoned(parent: &Path) {
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
         let folder = entry.path();
-        // A folder without a lock file is just being made.
+        if entry.file_name().to_string_lossy().starts_with(NOT_LOCKED_YET) {
+            let age = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+            if age().is_some_and(|age| age > ABANDONED_AFTER) {
+                let _ = std::fs::remove_dir_all(&folder);
+            }
+            continue;
+        }
         let Ok(lock) = File::open(folder.join(LOCK)) else { continue };
         match lock.try_lock() {
             Ok(()) => drop(std::fs::remove_dir_all(&folder)),
@@ -88,5 +102,36 @@ mod tests {
         let path = first.path().to_path_buf();
         drop(first);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_is_just_being_made_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let made = |name: &str, hours: u64| {
+            let folder = parent.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join(LOCK), "").unwrap();
+            let then = std::time::SystemTime::now() - Duration::from_secs(hours * 3600);
+            File::open(&folder).unwrap().set_modified(then).unwrap();
+            folder
+        };
+        let (young, old) = (made(".young", 0), made(".old", 25));
+        remove_abandoned(parent.path());
+        assert!(young.exists() && !old.exists());
+    }
+
+    #[test]
+    fn processes_that_start_together_leave_each_other_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        std::thread::scope(|threads| {
+            for _ in 0..16 {
+                threads.spawn(|| {
+                    for _ in 0..50 {
+                        let scratch = Scratch::new(parent.path()).unwrap();
+                        assert!(scratch.path().join(LOCK).exists());
+                    }
+                });
+            }
+        });
     }
 }

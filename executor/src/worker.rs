@@ -1,99 +1,205 @@
-//! [`Executor`]: runs one shard after another. Look whether the part exists, compute, commit with one create-only write.
-//! It is safe to run the same shard twice, here or elsewhere: whoever commits second changes nothing.
+//! [`Executor`]: computes the shards it is given, of whichever run, and tells what became of them. Which shards those are
+//! is decided elsewhere.
 
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use rowmill_jobs::infer::Engine;
 use rowmill_jobs::part::PartMetadata;
 use rowmill_jobs::plan::{Plan, Shard};
 use rowmill_jobs::progress::Counters;
 use rowmill_jobs::queue::{ShardHandler, ShardNews, ShardRef};
-use rowmill_jobs::store::{self, Payload, Put, Store};
-use rowmill_jobs::{Error, Result, layout};
-use rowmill_sql::{CompiledJob, Observer, PartSummary, Progress, write_part};
-use tokio::sync::mpsc;
-use ulid::Ulid;
+use rowmill_jobs::store::Payload;
+use rowmill_jobs::{Error, Kind, Result};
+use rowmill_sql::{Observer, PartSummary, Progress, RowStream, write_part};
+use tokio::sync::{mpsc, watch};
 
+use crate::attempt::{Begun, Ended, Waiting, Who, attempt};
+use crate::isolate;
+use crate::runs::{RunContext, Runs};
 use crate::scratch::Scratch;
 
-/// What an executor needs to know of a run.
-#[derive(Debug)]
-pub struct RunContext {
-    /// The plan.
-    pub plan: Plan,
-    /// The job, compiled against the plan's inputs.
-    pub compiled: CompiledJob,
-    /// Where parts go.
-    pub store: Arc<dyn Store>,
-    /// What answers.
-    pub engine: Arc<dyn Engine>,
+/// Attempts at a shard that died silently before it is computed in a process of its own, where it can only harm itself.
+const SILENT_MAX: usize = 3;
+
+/// How an executor works.
+#[derive(Debug, Clone)]
+pub struct ExecutorOptions {
+    /// Names the process in records and messages.
+    pub name: String,
+    /// How long a store may stay away.
+    pub patience: Duration,
+    /// The command that computes a part of a shard in a process of its own (see [`isolate`]); it gets a file's path as
+    /// its last argument. Without it, a shard that ends processes goes on doing so.
+    pub isolation: Option<Vec<std::ffi::OsString>>,
+    /// Whether the process ends when a store stayed away for longer than `patience`.
+    pub ends_when_stuck: bool,
 }
 
-/// Runs the shards of one run.
+/// Computes shards.
 #[derive(Debug)]
 pub struct Executor {
-    run: RunContext,
+    options: ExecutorOptions,
+    runs: Runs,
     scratch: Scratch,
     counters: Arc<Counters>,
-    news: mpsc::Sender<ShardNews>,
+    news: Option<mpsc::Sender<ShardNews>>,
+    /// Attempts that wait for a store.
+    waiting: Waiting,
+    /// Why the process should end: a store stayed away for longer than patience lasts.
+    stuck: watch::Sender<Option<String>>,
 }
 
 impl Executor {
-    /// An executor for one run, which sends news of each shard.
-    pub fn new(run: RunContext, scratch: Scratch, counters: Arc<Counters>, news: mpsc::Sender<ShardNews>) -> Self {
-        Self { run, scratch, counters, news }
+    /// An executor. `news` is told of each shard, if somebody in this process wants to know.
+    pub fn new(
+        options: ExecutorOptions,
+        scratch: Scratch,
+        counters: Arc<Counters>,
+        news: Option<mpsc::Sender<ShardNews>>,
+    ) -> Self {
+        let stuck = watch::Sender::new(None);
+        Self { options, runs: Runs::default(), scratch, counters, news, waiting: Waiting::default(), stuck }
     }
 
-    /// Runs a shard until its part exists.
-    async fn run_shard(&self, shard: u32) -> Result<()> {
-        let RunContext { plan, compiled, store, engine } = &self.run;
-        let name = layout::part(&plan.run_key, shard);
-        if store.head(&name).await?.is_some() || store.head(&layout::outcome(&plan.run_key)).await?.is_some() {
-            return Ok(());
-        }
+    /// The runs it has open.
+    pub fn runs(&self) -> &Runs {
+        &self.runs
+    }
+
+    /// Whether no attempt waits for a store that does not answer.
+    pub fn store_answers(&self) -> bool {
+        !self.waiting.any()
+    }
+
+    /// Returns once a store stayed away for longer than patience lasts: nothing can be done here any more.
+    pub async fn stuck(&self) -> Error {
+        let mut stuck = self.stuck.subscribe();
+        let why = stuck.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        Error::temporary(why.unwrap_or_default()).hint("finished parts are kept; start it again when the store answers")
+    }
+
+    async fn run_shard(&self, shard: &ShardRef) -> Result<Ended, (String, Error)> {
+        let who =
+            Who { executor: self.options.name.clone(), patience: self.options.patience, waiting: self.waiting.clone() };
+        let run = match self.runs.get(&shard.run, &who).await {
+            Ok(run) => run,
+            Err(error) => return self.unopened(shard, &who, error).await,
+        };
         let started = Instant::now();
-        let planned: &Shard =
-            plan.shards.get(shard as usize).ok_or_else(|| Error::internal(format!("the plan has no shard {shard}")))?;
-        let attempt = Ulid::new().to_string().to_lowercase();
-        let watch = Arc::new(Watch(Arc::clone(&self.counters)));
-        let rows = compiled.run(&planned.slices, Arc::clone(engine), watch)?;
-        let file = self.scratch.path().join(format!("part-{shard:05}-{attempt}.parquet"));
-        let summary = write_part(rows, &file, |summary| {
-            let metadata = part_metadata(plan, planned, &attempt, summary);
-            // Plain data always serialises; without the pair the publisher would refuse the part, not trust it.
-            metadata.to_pair().into_iter().collect()
-        })
-        .await?;
-        let committed = store::create(store.as_ref(), &name, &Payload::File(file.clone())).await;
-        // Linked or copied by now; what stays behind goes with the scratch folder.
-        let _ = tokio::fs::remove_file(&file).await;
-        self.counters.finished(planned.rows(), summary.rows);
-        if committed? == Put::Created {
+        let (scratch, counters, run) = (&self.scratch, &self.counters, &run);
+        let compute = |begun: Begun| async move {
+            let planned = run.plan.shards.get(shard.shard as usize);
+            let planned = planned.ok_or_else(|| Error::internal(format!("the plan has no shard {}", shard.shard)))?;
+            let file = scratch.path().join(format!("part-{:05}-{}.parquet", shard.shard, begun.attempt));
+            let summary = match &self.options.isolation {
+                Some(command) if begun.silent >= SILENT_MAX => {
+                    let isolated =
+                        isolate::Isolated { command, run: &shard.run, shard: planned, scratch: scratch.path() };
+                    isolated.compute(&begun.attempt, &file).await?
+                }
+                _ => {
+                    let watch = Arc::new(Watch(Arc::clone(counters)));
+                    let rows = run.compiled.run(&planned.slices, Arc::clone(&run.engine), watch)?;
+                    compute_part(run, planned, &begun.attempt, vec![rows], &file).await?
+                }
+            };
+            counters.finished(planned.rows(), summary.rows);
+            let seconds = started.elapsed().as_secs_f32();
+            tracing::info!(
+                shard = shard.shard,
+                rows = summary.rows,
+                errors = summary.errors,
+                seconds,
+                "shard computed"
+            );
+            Ok(Payload::File(file))
+        };
+        let ended = attempt(run.store.as_ref(), &run.plan.run_key, shard.shard, &who, compute).await;
+        self.remove_part_files(shard.shard).await;
+        if ended.as_ref().is_ok_and(|ended| *ended == Ended::Committed) {
             self.counters.committed();
         }
-        let seconds = started.elapsed().as_secs_f32();
-        tracing::info!(shard, rows = summary.rows, errors = summary.errors, seconds, "part committed");
-        Ok(())
+        ended
+    }
+
+    /// A run that this machine cannot open may still be one for others: the failure counts as one attempt.
+    async fn unopened(&self, shard: &ShardRef, who: &Who, error: Error) -> Result<Ended, (String, Error)> {
+        let store = rowmill_jobs::store::open(&shard.run.output).map_err(|error| (String::new(), error))?;
+        let executor = &who.executor;
+        let refuse = |_: Begun| async move {
+            let here = Error::new(
+                if error.kind() == Kind::Internal { Kind::Internal } else { Kind::Temporary },
+                error.to_string(),
+            );
+            let here = here.with("executor", executor).caused_by(error);
+            Err(here.hint("this executor cannot compute the run; another may"))
+        };
+        attempt(store.as_ref(), &shard.run.run_key, shard.shard, who, refuse).await
+    }
+
+    /// What was linked or copied into the store, or is worth nothing.
+    async fn remove_part_files(&self, shard: u32) {
+        let prefix = format!("part-{shard:05}-");
+        let Ok(mut entries) = tokio::fs::read_dir(self.scratch.path()).await else { return };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                // What cannot be removed now goes with the scratch folder.
+                let _ = tokio::fs::remove_file(entry.path()).await;
+            }
+        }
     }
 }
 
 #[async_trait]
 impl ShardHandler for Executor {
     async fn handle(&self, shard: ShardRef) {
-        let shard = shard.shard;
-        let result = AssertUnwindSafe(self.run_shard(shard)).catch_unwind().await;
+        let result = AssertUnwindSafe(self.run_shard(&shard)).catch_unwind().await;
         let news = match result {
-            Ok(Ok(())) => ShardNews::Committed(shard),
-            Ok(Err(error)) => ShardNews::Failed(shard, error),
-            Err(_) => ShardNews::Failed(shard, defect()),
+            Ok(Ok(_)) => ShardNews::Committed(shard.shard),
+            Ok(Err((attempt, error))) => {
+                tracing::warn!(shard = shard.shard, error = %error, "an attempt failed");
+                if error.retryable() && self.options.ends_when_stuck {
+                    self.look_for_the_store(&shard, &error).await;
+                }
+                ShardNews::Failed { shard: shard.shard, attempt, error }
+            }
+            Err(_) => ShardNews::Failed { shard: shard.shard, attempt: String::new(), error: defect() },
         };
-        // Nobody listens any more when the run is over for other reasons.
-        let _ = self.news.send(news).await;
+        if let Some(listener) = &self.news {
+            // Nobody listens any more when the run is over for other reasons.
+            let _ = listener.send(news).await;
+        }
     }
+}
+
+impl Executor {
+    /// After trouble that may have been the store's: if it still does not answer, patience ended while we waited for it.
+    async fn look_for_the_store(&self, shard: &ShardRef, error: &Error) {
+        let Ok(store) = rowmill_jobs::store::open(&shard.run.output) else { return };
+        if store.head(&rowmill_jobs::layout::plan(&shard.run.run_key)).await.is_err_and(|error| error.retryable()) {
+            self.stuck.send_replace(Some(format!("the store stays away: {error}")));
+        }
+    }
+}
+
+/// Writes a shard's rows to a file, with the metadata that makes it this shard's part.
+pub(crate) async fn compute_part(
+    run: &RunContext,
+    shard: &Shard,
+    attempt: &str,
+    rows: Vec<RowStream>,
+    file: &PathBuf,
+) -> Result<PartSummary> {
+    write_part(rows, file, |summary| {
+        let metadata = part_metadata(&run.plan, shard, attempt, summary);
+        // Plain data always serialises; without the pair the publisher would refuse the part, not trust it.
+        metadata.to_pair().into_iter().collect()
+    })
+    .await
 }
 
 fn part_metadata(plan: &Plan, shard: &Shard, attempt: &str, summary: &PartSummary) -> PartMetadata {

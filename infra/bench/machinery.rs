@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::{Float64Array, Int64Array, RecordBatch, StringArray};
 use datafusion::config::TableParquetOptions;
@@ -16,14 +16,15 @@ use datafusion::dataframe::DataFrameWriteOptions;
 use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
-use rowmill_executor::{Executor, Router, RunContext, Scratch};
+use rowmill_executor::{Executor, ExecutorOptions, Router, RunContext, Scratch};
 use rowmill_jobs::plan::run_key;
 use rowmill_jobs::progress::Counters;
-use rowmill_jobs::queue::ShardQueue;
 use rowmill_jobs::queue::in_process::InProcessQueue;
+use rowmill_jobs::queue::{RunRef, ShardQueue};
 use rowmill_jobs::store;
 use rowmill_scheduler::claim::Supersede;
-use rowmill_scheduler::{Planned, RunId};
+use rowmill_scheduler::tracker::Limits;
+use rowmill_scheduler::{Drive, Planned, RunId};
 use rowmill_sql::read_job_file;
 
 /// As the product's: copy and job alike run with it.
@@ -100,16 +101,27 @@ async fn echo(job: &Path, scratch: &Path) -> f64 {
     let run_key = run_key(&job, None);
     let id = RunId { job: &job, run_key: &run_key, supersede: Supersede::Never };
     let Planned { plan, compiled } = rowmill_scheduler::pin(store.as_ref(), id, draft, &pins, scratch).await.unwrap();
-    let engine = Arc::new(Router::new(vec![model], &pins).unwrap());
-    let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };
     let (news, receiver) = tokio::sync::mpsc::channel(64);
-    let executor = Executor::new(context, Scratch::new(scratch).unwrap(), Arc::new(Counters::default()), news);
+    let options =
+        ExecutorOptions { name: "bench".into(), patience: Duration::ZERO, isolation: None, ends_when_stuck: false };
+    let executor = Executor::new(options, Scratch::new(scratch).unwrap(), Arc::new(Counters::default()), Some(news));
+    let engine = Arc::new(Router::new(vec![model], &pins, executor.runs().engines()).unwrap());
+    let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };
+    executor.runs().insert(RunRef::of(store.url(), &plan), context).await;
     let queue = Arc::new(InProcessQueue::default());
     let serving = tokio::spawn({
         let queue = Arc::clone(&queue);
         async move { queue.serve(2, Arc::new(executor)).await }
     });
-    rowmill_scheduler::drive(store.as_ref(), &plan, queue.as_ref(), receiver, |_, _| ()).await.unwrap();
+    let drive = Drive {
+        store: store.as_ref(),
+        plan: &plan,
+        queue: queue.as_ref(),
+        limits: Limits::one_process(),
+        first: 0,
+        patience: Duration::ZERO,
+    };
+    rowmill_scheduler::drive(drive, Some(receiver), |_, _| ()).await.unwrap();
     queue.close();
     serving.await.unwrap().unwrap();
     let manifest = rowmill_scheduler::publish_if_complete(store.as_ref(), &plan, 0.0).await.unwrap();

@@ -150,6 +150,8 @@ pub enum RowErrorCode {
     Numeric,
     /// The engine ran out of memory with this row alone.
     OutOfMemory,
+    /// Computing this row ended the process, each time it was tried.
+    Crash,
     /// The engine was told to fail (the `echo` engine's `fail_ratio`).
     Injected,
 }
@@ -164,6 +166,7 @@ impl RowErrorCode {
             RowErrorCode::InvalidOutput => "invalid_output",
             RowErrorCode::Numeric => "numeric",
             RowErrorCode::OutOfMemory => "out_of_memory",
+            RowErrorCode::Crash => "crash",
             RowErrorCode::Injected => "injected",
         }
     }

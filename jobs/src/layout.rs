@@ -15,6 +15,11 @@ pub fn part(run_key: &str, shard: u32) -> String {
     format!("run={run_key}/part-{shard:05}.parquet")
 }
 
+/// The run that a plan's name stands for.
+pub fn run_of_plan(name: &str) -> Option<&str> {
+    name.strip_prefix("run=")?.strip_suffix("/_plan.json").filter(|key| !key.contains('/'))
+}
+
 /// What all parts' names start with.
 pub fn parts(run_key: &str) -> String {
     format!("run={run_key}/part-")
@@ -35,6 +40,32 @@ pub fn success(run_key: &str) -> String {
     format!("run={run_key}/_SUCCESS")
 }
 
+/// The record that an attempt at a shard began.
+pub fn attempt(run_key: &str, shard: u32, attempt: &str) -> String {
+    format!("{}{attempt}.json", attempts(run_key, shard))
+}
+
+/// What the records of all attempts at a shard start with.
+pub fn attempts(run_key: &str, shard: u32) -> String {
+    format!("run={run_key}/_attempts/{shard:05}/")
+}
+
+/// The record that an attempt at a shard failed.
+pub fn failure(run_key: &str, shard: u32, attempt: &str) -> String {
+    format!("{}{shard:05}-{attempt}.json", failures(run_key))
+}
+
+/// What the records of all failed attempts of a run start with.
+pub fn failures(run_key: &str) -> String {
+    format!("run={run_key}/_failures/")
+}
+
+/// The shard and the attempt that a failure's name stands for.
+pub fn attempt_of_failure<'a>(run_key: &str, name: &'a str) -> Option<(u32, &'a str)> {
+    let (shard, attempt) = name.strip_prefix(&failures(run_key))?.strip_suffix(".json")?.split_once('-')?;
+    Some((shard.parse().ok()?, attempt))
+}
+
 /// A file of the staged query result. `attempt` keeps two stagings apart; the plan names the one that counts.
 pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
     format!("run={run_key}/_staged/{attempt}/staged-{file:05}.parquet")
@@ -44,6 +75,9 @@ pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
 pub fn claim(logical_date: &str, seq: u64) -> String {
     format!("_claims/{logical_date}/{seq:06}.json")
 }
+
+/// What all claims start with.
+pub const CLAIMS: &str = "_claims/";
 
 /// What all claims on a logical date start with.
 pub fn claims(logical_date: &str) -> String {
@@ -77,6 +111,7 @@ mod tests {
     fn names_can_be_read_back() {
         assert_eq!(super::shard_of_part("k", &super::part("k", 17)), Some(17));
         assert_eq!(super::shard_of_part("k", "run=k/part-00017.parquet.tmp"), None);
+        assert_eq!(super::attempt_of_failure("k", &super::failure("k", 17, "a-b")), Some((17, "a-b")));
         assert_eq!(super::date_and_seq(&super::claim("2026-11-20", 2)), Some(("2026-11-20", 2)));
     }
 }

@@ -8,9 +8,11 @@ pub mod infer;
 pub mod layout;
 pub mod part;
 pub mod plan;
+pub mod planted;
 pub mod progress;
 pub mod publish;
 pub mod queue;
+pub mod record;
 pub mod spec;
 pub mod store;
 

@@ -161,8 +161,8 @@ pub enum Ability {
 
 /// Names a run: the job's definition, its parameters and logical date, and a nonce that differs only when somebody asks
 /// for a rerun. Deliberately not the input: two triggers a second apart must join one run, whatever they see of the
-/// table; the first plan pins the input for both. Nor `max_error_ratio`: it decides what is published, not what is
-/// computed, so raising it publishes a held-back run as it is.
+/// table; the first plan pins the input for both. Nor `max_error_ratio` and `pool`: they decide what is published and where
+/// it is computed, not what, so raising the ratio publishes a held-back run as it is.
 ///
 /// Returns 26 characters of lower-case base32 (130 bits of sha256).
 pub fn run_key(job: &JobSpec, rerun_nonce: Option<&str>) -> String {
@@ -170,6 +170,7 @@ pub fn run_key(job: &JobSpec, rerun_nonce: Option<&str>) -> String {
     identity.file = String::new();
     identity.query_start = (0, 0);
     identity.max_error_ratio = 0.0;
+    identity.pool = String::new();
     let mut hasher = Sha256::new();
     // Serialising plain structs of strings, numbers and maps cannot fail; an empty string would only merge such keys.
     hasher.update(serde_json::to_vec(&identity).unwrap_or_default());

@@ -33,6 +33,8 @@ pub struct JobSpec {
     pub shard_rows: Option<u64>,
     /// The run is published only while (rows with an error) / rows is at most this.
     pub max_error_ratio: f64,
+    /// The executors that compute it; what it computes does not depend on it.
+    pub pool: String,
     /// Parameters the file was rendered with.
     pub params: BTreeMap<String, String>,
 }
@@ -102,6 +104,8 @@ pub enum EngineSpec {
         fail_ratio: f64,
         /// Length of its vectors.
         dimensions: u32,
+        /// A request whose values contain this text ends the process, as a model that crashes does. For tests.
+        abort_on: Option<String>,
     },
 }
 

@@ -50,6 +50,20 @@ pub async fn sequence(store: &dyn Store, logical_date: &str, run_key: &str) -> R
     Ok(claims.into_iter().find(|(_, holder)| holder == run_key).map(|(seq, _)| seq))
 }
 
+/// The runs that hold a claim, on any date.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn holders(store: &dyn Store) -> Result<Vec<String>> {
+    let mut runs = Vec::new();
+    for object in store.list(layout::CLAIMS).await? {
+        if let Some(claim) = store::get_json::<Claim>(store, &object.name).await? {
+            runs.push(claim.run_key);
+        }
+    }
+    Ok(runs)
+}
+
 /// All claims on a date as `(seq, run_key)`, by seq.
 async fn held(store: &dyn Store, logical_date: &str) -> Result<Vec<(u64, String)>> {
     let mut claims = Vec::new();

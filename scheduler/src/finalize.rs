@@ -7,9 +7,10 @@ use futures::{StreamExt, TryStreamExt};
 use rowmill_jobs::infer::Usage;
 use rowmill_jobs::part::PartMetadata;
 use rowmill_jobs::plan::Plan;
+use rowmill_jobs::planted::{self, Bug};
 use rowmill_jobs::publish::{Manifest, PartEntry, Published, RunOutcome};
 use rowmill_jobs::store::{self, ObjectInfo, Payload, Store};
-use rowmill_jobs::{Error, Kind, Result, layout};
+use rowmill_jobs::{Error, Kind, Result, layout, record};
 use rowmill_sql::{FooterRead, read_part_metadata};
 
 use crate::claim::sequence;
@@ -32,7 +33,7 @@ pub async fn publish_if_complete(store: &dyn Store, plan: &Plan, max_error_ratio
         store::create_json(store, &outcome_name, &RunOutcome::Success { manifest }).await?;
     }
     // Whoever won the race for the outcome decides; so read it back, even if it was us.
-    match store::get_json::<RunOutcome>(store, &outcome_name).await? {
+    match record::outcome(store, &plan.run_key).await? {
         Some(RunOutcome::Success { manifest }) => {
             announce(store, plan).await?;
             Ok(manifest)
@@ -53,7 +54,12 @@ async fn announce(store: &dyn Store, plan: &Plan) -> Result<()> {
     let seq = seq.ok_or_else(|| Error::internal("the run holds no claim on its date").with("run", &plan.run_key))?;
     let outcome = store.head(&layout::outcome(&plan.run_key)).await?;
     let published = Published { run_key: plan.run_key.clone(), outcome_etag: outcome.and_then(|object| object.etag) };
-    store::create_json(store, &layout::published(date, seq), &published).await?;
+    if planted::is(Bug::MutablePointer) {
+        let pointer = serde_json::to_vec(&published).unwrap_or_default();
+        planted::sabotage(&layout::published(date, 1), Some(pointer.into()));
+    } else {
+        store::create_json(store, &layout::published(date, seq), &published).await?;
+    }
     store::create(store, &layout::success(&plan.run_key), &Payload::Bytes(bytes(&plan.run_key))).await?;
     Ok(())
 }

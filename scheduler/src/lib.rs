@@ -3,15 +3,19 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod cancel;
 pub mod claim;
 pub mod drive;
 pub mod finalize;
+pub mod gc;
 pub mod planning;
 pub mod resolve;
+pub mod service;
 pub mod split;
 pub mod tracker;
 
-pub use drive::drive;
+pub use cancel::cancel;
+pub use drive::{Drive, drive};
 pub use finalize::publish_if_complete;
-pub use planning::{Draft, Planned, RunId, adopt, draft, pin, stored};
+pub use planning::{Draft, Planned, RunId, adopt, draft, pin, pin_plan};
 pub use resolve::{Resolved, RunState, resolve, run_state};

@@ -7,8 +7,8 @@ use rowmill_jobs::infer::TaskKind;
 use rowmill_jobs::plan::{ModelPin, PLAN_VERSION, Plan, Shard, TableInput};
 use rowmill_jobs::spec::{JobSpec, TableFormat, TableSpec};
 use rowmill_jobs::store::{self, Payload, Store};
-use rowmill_jobs::{Error, Result, layout};
-use rowmill_sql::{Call, CompiledJob, Source, compile, discover_inputs};
+use rowmill_jobs::{Error, Result, layout, record};
+use rowmill_sql::{Call, CompiledJob, Source, compile, compile_plan, discover_inputs};
 
 use crate::claim::{Supersede, claim};
 use crate::split::{ShardSize, split};
@@ -74,8 +74,6 @@ pub async fn pin(
             (Some(staged), compiled, shards)
         }
     };
-    // Only now: a query that cannot be staged must not hold the date.
-    claim(store, &job.logical_date, run.run_key, run.supersede).await?;
     let plan = Plan {
         version: PLAN_VERSION,
         rowmill: env!("CARGO_PKG_VERSION").into(),
@@ -87,14 +85,23 @@ pub async fn pin(
         output_schema: compiled.output_schema(),
         shards,
     };
-    match store::create_json(store, &layout::plan(run.run_key), &plan).await? {
-        store::Put::Created => Ok(Planned { plan, compiled }),
-        store::Put::Exists => match stored(store, run.run_key).await? {
-            // Ours after all: the write was applied though its answer was lost.
-            Some(stored) if stored == plan => Ok(Planned { plan, compiled }),
-            Some(stored) => adopt(stored).await,
-            None => Err(Error::temporary("the store reports a plan but does not show it").with("run", run.run_key)),
-        },
+    let stored = pin_plan(store, &plan, run.supersede).await?;
+    if stored == plan { Ok(Planned { plan, compiled }) } else { adopt(stored).await }
+}
+
+/// Claims the plan's date for its run and makes it the run's plan, unless the run has one. Returns the plan that counts.
+///
+/// # Errors
+/// The date belongs to another run and may not be taken over, or the store does not answer.
+pub async fn pin_plan(store: &dyn Store, plan: &Plan, supersede: Supersede) -> Result<Plan> {
+    // Only now, when the plan is made: a query that cannot be staged must not hold the date.
+    claim(store, &plan.job.logical_date, &plan.run_key, supersede).await?;
+    match store::create_json(store, &layout::plan(&plan.run_key), plan).await? {
+        store::Put::Created => Ok(plan.clone()),
+        // Another's; or ours after all, if the write was applied though its answer was lost.
+        store::Put::Exists => record::plan(store, &plan.run_key).await?.ok_or_else(|| {
+            Error::temporary("the store reports a plan but does not show it").with("run", &plan.run_key)
+        }),
     }
 }
 
@@ -109,35 +116,12 @@ pub struct RunId<'a> {
     pub supersede: Supersede,
 }
 
-/// The run's stored plan, if it has one.
-///
-/// # Errors
-/// The store does not answer, or the plan is of another version.
-pub async fn stored(store: &dyn Store, run_key: &str) -> Result<Option<Plan>> {
-    let Some(plan) = store::get_json::<Plan>(store, &layout::plan(run_key)).await? else { return Ok(None) };
-    if plan.version != PLAN_VERSION {
-        return Err(Error::invalid(format!(
-            "the run was planned by Rowmill {}, which this version cannot continue",
-            plan.rowmill
-        ))
-        .with("run", run_key)
-        .hint("finish it with that version, or start again with --rerun ID"));
-    }
-    Ok(Some(plan))
-}
-
 /// Compiles a stored plan's job against the inputs it pins.
 ///
 /// # Errors
 /// The plan cannot be compiled by this version.
 pub async fn adopt(plan: Plan) -> Result<Planned> {
-    let compiled = compile(&plan.job, &plan.inputs, plan.staged.as_ref(), &plan.models).await?;
-    if compiled.output_schema() != plan.output_schema {
-        return Err(Error::invalid("this version would write other columns than the run's plan says")
-            .with("run", &plan.run_key)
-            .with("planned by", &plan.rowmill)
-            .hint("finish it with that version, or start again with --rerun ID"));
-    }
+    let compiled = compile_plan(&plan).await?;
     Ok(Planned { plan, compiled })
 }
 
@@ -150,7 +134,7 @@ async fn stage(
     scratch: &Path,
 ) -> Result<TableInput> {
     // Another scheduler may stage the same query; each writes under a name of its own and the stored plan picks one.
-    let attempt = ulid::Ulid::new().to_string().to_lowercase();
+    let attempt = ulid::Ulid::generate().to_string().to_lowercase();
     for (index, file) in compiled.stage(scratch).await?.iter().enumerate() {
         let name = layout::staged(run_key, &attempt, index);
         store::create(store, &name, &Payload::File(file.path.clone())).await?;

@@ -3,10 +3,9 @@
 use rowmill_jobs::plan::Plan;
 use rowmill_jobs::publish::{Manifest, Published, RunOutcome};
 use rowmill_jobs::store::{self, Store};
-use rowmill_jobs::{Error, Result, layout};
+use rowmill_jobs::{Error, Result, layout, record};
 
 use crate::drive::committed_parts;
-use crate::planning;
 
 /// A published run.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,10 +63,10 @@ pub enum RunState {
 /// # Errors
 /// The store does not answer.
 pub async fn run_state(store: &dyn Store, run_key: &str) -> Result<RunState> {
-    if let Some(outcome) = store::get_json(store, &layout::outcome(run_key)).await? {
+    if let Some(outcome) = record::outcome(store, run_key).await? {
         return Ok(RunState::Ended(outcome));
     }
-    let Some(plan) = planning::stored(store, run_key).await? else { return Ok(RunState::Unplanned) };
+    let Some(plan) = record::plan(store, run_key).await? else { return Ok(RunState::Unplanned) };
     let parts = committed_parts(store, &plan).await?.len();
     Ok(RunState::Open { plan: Box::new(plan), parts })
 }

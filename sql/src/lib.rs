@@ -18,6 +18,7 @@ pub use output::part::{FooterRead, PartSummary, read_part_metadata, write_part};
 pub use output::rows::RowStream;
 pub use output::show::format_rows;
 pub use output::stage::StagedFile;
+pub use plan::adopt::compile_plan;
 pub use plan::job::{Call, CompiledJob, Source, compile};
 pub use source::discover::discover_inputs;
 pub use source::{download, storage};

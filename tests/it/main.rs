@@ -5,6 +5,8 @@
 
 mod bad_input;
 mod cli;
+#[cfg(feature = "services")]
+mod cluster;
 mod crash;
 mod example;
 #[cfg(feature = "services")]
@@ -12,5 +14,7 @@ mod readers;
 #[cfg(feature = "services")]
 mod remote;
 mod runs;
+#[cfg(feature = "services")]
+mod servers;
 mod support;
 mod tidy;

@@ -1,122 +1,17 @@
 //! Tables and models that are not on this machine: read from `s3://` (moto) and `hf://` (a hub in small). Each test starts
 //! its own server, and reads what the server was asked from the server's log.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::support::{Job, Said, integers, read_table, repository, rowmill, strings};
+use crate::servers::{PATIENCE, Server, TOKEN, model};
+use crate::support::{Job, Said, integers, read_table, rowmill, strings};
 
 /// What the hub in small calls `main`.
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-const TOKEN: &str = "hf_a-token-that-nobody-may-see";
-/// Longer than any server or run here takes; only a hang meets it.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A server in Python, stopped when this is dropped.
-struct Server {
-    process: Child,
-    /// `host:port`.
-    address: String,
-    log: Arc<(Mutex<Vec<String>>, Condvar)>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.process.kill().expect("the server can be stopped");
-        self.process.wait().expect("the server ended");
-    }
-}
-
-impl Server {
-    /// An S3 server with the empty bucket `lake`.
-    fn s3() -> Self {
-        let server = Self::start(&["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]);
-        server.put("/lake", b"");
-        server
-    }
-
-    /// A hub that has the model of [`model`].
-    fn hub() -> Self {
-        let script = repository().join("tests/it/fake_hub.py");
-        Self::start(&[text(&script), text(&model()), TOKEN])
-    }
-
-    fn start(args: &[&str]) -> Self {
-        let python = std::env::var("ROWMILL_TEST_PYTHON").expect("infra/test names a Python with the services");
-        let mut command = Command::new(python);
-        command.args(args).env("PYTHONUNBUFFERED", "1").stdin(Stdio::null()).stdout(Stdio::null());
-        let mut process = command.stderr(Stdio::piped()).spawn().expect("Python starts");
-        let lines = BufReader::new(process.stderr.take().expect("a pipe")).lines();
-        let log: Arc<(Mutex<Vec<String>>, Condvar)> = Arc::default();
-        let shared = Arc::clone(&log);
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                shared.0.lock().expect("the log").push(line);
-                shared.1.notify_all();
-            }
-        });
-        let mut server = Self { process, address: String::new(), log };
-        let running = server.line_with("Running on http://");
-        let (_, rest) = running.split_once("http://").expect("an address");
-        server.address = rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
-        server
-    }
-
-    /// Waits for a line of the log.
-    fn line_with(&self, part: &str) -> String {
-        let find = |lines: &Vec<String>| lines.iter().find(|line| line.contains(part)).cloned();
-        let lines = self.log.0.lock().expect("the log");
-        let (lines, _) =
-            self.log.1.wait_timeout_while(lines, PATIENCE, |lines| find(lines).is_none()).expect("the log");
-        find(&lines).unwrap_or_else(|| panic!("no {part:?} in\n{}", lines.join("\n")))
-    }
-
-    /// How many requests for `what` (`GET /lake/models`) were made until now.
-    fn requests(&self, what: &str) -> usize {
-        static MARKS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        // The log is in order: once it has this request, it has all that were answered before.
-        let mark = format!("/mark-{}", MARKS.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
-        self.send("GET", &mark, b"");
-        self.line_with(&mark);
-        self.log.0.lock().expect("the log").iter().filter(|line| line.contains(what)).count()
-    }
-
-    /// Stores an object: `/bucket/key`, percent-encoded.
-    fn put(&self, path: &str, content: &[u8]) {
-        let answer = self.send("PUT", path, content);
-        assert!(answer.starts_with("HTTP/1.1 200"), "PUT {path}: {answer}");
-    }
-
-    fn send(&self, method: &str, path: &str, content: &[u8]) -> String {
-        let mut stream = TcpStream::connect(&self.address).expect("the server listens");
-        // The server asks for a signature and looks at none.
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\nAuthorization: \
-             AWS4-HMAC-SHA256 Credential=test/20261120/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n",
-            self.address,
-            content.len()
-        );
-        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(content)).expect("the request is sent");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("the server answers");
-        String::from_utf8_lossy(&answer).into_owned()
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
-}
-
-/// The folder of a small model.
-fn model() -> std::path::PathBuf {
-    repository().join("executor/engine/tests/fixtures/llama-tiny")
-}
 
 /// `rowmill <args> job.sql --json`, with nothing of this machine's own settings; `server` stands for both services.
 fn command(job: &Job, args: &[&str], server: &str) -> Command {

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rowmill_jobs::store::local::{remove_abandoned, unfinished_file};
 use rowmill_jobs::{Error, Result};
 use rowmill_sql::download::{RemoteObject, download, list_objects};
 
@@ -43,8 +44,28 @@ async fn fetch_one(object: &RemoteObject, path: &Path) -> Result<()> {
         |error: std::io::Error| Error::invalid(format!("cannot write {}", path.display())).caused_by(error);
     let folder = path.parent().unwrap_or(Path::new("/"));
     tokio::fs::create_dir_all(folder).await.map_err(unwritable)?;
-    let unfinished = tempfile::NamedTempFile::new_in(folder).map_err(unwritable)?;
+    remove_abandoned(folder);
+    let unfinished = unfinished_file(folder).map_err(unwritable)?;
     download(object, unfinished.path()).await?;
     unfinished.persist(path).map_err(|error| unwritable(error.error))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[tokio::test]
+    async fn a_fetched_file_is_readable_as_any_other_and_leaves_nothing_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let plain = folder.path().join("plain");
+        std::fs::write(&plain, "{}").unwrap();
+        let cache = folder.path().join("cache");
+        let object = list_objects(&format!("file://{}", plain.display())).await.unwrap().remove(0);
+        fetch_one(&object, &cache.join("config.json")).await.unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode(&cache.join("config.json")), mode(&plain));
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
+    }
 }

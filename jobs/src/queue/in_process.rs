@@ -1,13 +1,13 @@
 //! [`InProcessQueue`]: the queue of `rowmill run`, where scheduler and executor are one process. Nothing survives it,
 //! and nothing has to.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-use super::{ShardHandler, ShardQueue, ShardRef};
+use super::{Depth, Held, RunRef, ShardHandler, ShardQueue, ShardRef};
 use crate::Result;
 
 /// A queue in memory.
@@ -20,6 +20,8 @@ pub struct InProcessQueue {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<ShardRef>,
+    /// What is waiting or running, and whether it runs.
+    held: HashMap<ShardRef, bool>,
     closed: bool,
 }
 
@@ -36,8 +38,16 @@ impl InProcessQueue {
             tokio::pin!(changed);
             // Registered before looking, so that a push between looking and waiting still wakes us.
             changed.as_mut().enable();
-            let (shard, closed) =
-                self.with_state(|state| if state.closed { (None, true) } else { (state.waiting.pop_front(), false) });
+            let (shard, closed) = self.with_state(|state| {
+                if state.closed {
+                    return (None, true);
+                }
+                let shard = state.waiting.pop_front();
+                if let Some(shard) = &shard {
+                    state.held.insert(shard.clone(), true);
+                }
+                (shard, false)
+            });
             if closed {
                 return None;
             }
@@ -52,19 +62,42 @@ impl InProcessQueue {
 #[async_trait]
 impl ShardQueue for InProcessQueue {
     async fn push(&self, shards: Vec<ShardRef>) -> Result<()> {
-        self.with_state(|state| state.waiting.extend(shards));
+        self.with_state(|state| {
+            for shard in shards {
+                if !state.held.contains_key(&shard) {
+                    state.held.insert(shard.clone(), false);
+                    state.waiting.push_back(shard);
+                }
+            }
+        });
         self.changed.notify_waiters();
         Ok(())
     }
 
-    async fn depth(&self) -> Result<usize> {
-        Ok(self.with_state(|state| state.waiting.len()))
+    async fn held(&self, run: &RunRef) -> Result<BTreeMap<u32, Held>> {
+        Ok(self.with_state(|state| {
+            let mut held: BTreeMap<u32, Held> = BTreeMap::new();
+            for (shard, running) in state.held.iter().filter(|(shard, _)| shard.run == *run) {
+                let entry = held.entry(shard.shard).or_default();
+                entry.copies += 1;
+                entry.running |= running;
+            }
+            held
+        }))
+    }
+
+    async fn depth(&self) -> Result<Depth> {
+        Ok(self.with_state(|state| Depth {
+            waiting: state.waiting.len(),
+            running: state.held.len() - state.waiting.len(),
+        }))
     }
 
     async fn serve(&self, slots: usize, handler: Arc<dyn ShardHandler>) -> Result<()> {
         let slot = || async {
             while let Some(shard) = self.next().await {
-                handler.handle(shard).await;
+                handler.handle(shard.clone()).await;
+                self.with_state(|state| state.held.remove(&shard));
             }
         };
         futures::future::join_all((0..slots).map(|_| slot())).await;
@@ -81,40 +114,10 @@ impl ShardQueue for InProcessQueue {
 mod tests {
     use super::*;
 
-    struct Recorder {
-        queue: Arc<InProcessQueue>,
-        seen: Mutex<Vec<u32>>,
-        expected: usize,
-    }
-
-    #[async_trait]
-    impl ShardHandler for Recorder {
-        async fn handle(&self, shard: ShardRef) {
-            tokio::task::yield_now().await;
-            let mut seen = self.seen.lock().unwrap();
-            seen.push(shard.shard);
-            if seen.len() == self.expected {
-                self.queue.close();
-            }
-        }
-    }
-
     #[tokio::test]
-    async fn every_shard_is_handled_once_whenever_it_is_pushed() {
-        let queue = Arc::new(InProcessQueue::default());
-        let shard = |shard| ShardRef { output: "file:///out/".into(), run_key: "k".into(), shard };
-        queue.push((0..50).map(shard).collect()).await.unwrap();
-        let handler = Arc::new(Recorder { queue: Arc::clone(&queue), seen: Mutex::default(), expected: 100 });
-        let serving = tokio::spawn({
-            let (queue, handler) = (Arc::clone(&queue), Arc::clone(&handler));
-            async move { queue.serve(3, handler).await }
-        });
-        tokio::task::yield_now().await;
-        queue.push((50..100).map(shard).collect()).await.unwrap();
-        serving.await.unwrap().unwrap();
-        let mut seen = handler.seen.lock().unwrap().clone();
-        seen.sort_unstable();
-        assert_eq!(seen, (0..100).collect::<Vec<_>>());
-        assert_eq!(queue.depth().await.unwrap(), 0);
+    async fn keeps_the_contract() {
+        super::super::contract::check(|| async { Ok(Arc::new(InProcessQueue::default()) as Arc<dyn ShardQueue>) })
+            .await
+            .unwrap();
     }
 }

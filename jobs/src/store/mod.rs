@@ -1,8 +1,10 @@
 //! [`Store`]: where a run's truth lives. One write primitive, put-if-absent; no overwrite and no delete, by design:
 //! whoever writes can then never destroy (reliability: an ambiguous PUT followed by a clean-up loses committed data).
 
+pub mod aws;
 pub mod contract;
 pub mod local;
+pub mod s3;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::planted::{self, Bug};
 use crate::{Error, Result};
 
 /// Objects by name. Names are relative, `/`-separated, without `.` or `..`.
@@ -65,18 +68,22 @@ pub struct ObjectInfo {
     pub bytes: u64,
     /// Changes whenever the content does.
     pub etag: Option<String>,
+    /// When it was created, by the store's own clock: milliseconds since 1970.
+    pub modified_ms: i64,
 }
 
 /// Opens the store that a URL names.
 ///
 /// # Errors
-/// The URL has no known scheme.
+/// The URL has no known scheme, or names no bucket.
 pub fn open(url: &str) -> Result<Arc<dyn Store>> {
     if let Some(path) = local_path(url) {
         return Ok(Arc::new(local::LocalStore::new(path)));
     }
-    Err(Error::invalid(format!("cannot write to {url}"))
-        .hint("this version publishes to folders of this machine; give `output` a path"))
+    if url.starts_with("s3://") {
+        return Ok(Arc::new(s3::S3Store::new(url)?));
+    }
+    Err(Error::invalid(format!("cannot write to {url}")).hint("an output is a folder or s3://bucket/folder/"))
 }
 
 /// The path that a `file://` URL names, with `%20` and the like undone; `None` for anything else.
@@ -89,30 +96,45 @@ pub fn folder_url(path: &Path) -> String {
     url::Url::from_directory_path(path).map_or_else(|()| path.display().to_string(), String::from)
 }
 
-/// Times a [`create`] looks and tries again before it gives up.
-const CREATE_ATTEMPTS: u32 = 5;
+/// How long a [`create`] tries again before it gives up.
+const CREATE_PATIENCE: Duration = Duration::from_secs(10);
+/// Wait before the second try; doubles for each further one, up to [`CREATE_WAIT_MAX`].
+const CREATE_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait between two tries.
+const CREATE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Creates an object and is sure about it: after any error it looks whether the object is there, and tries again only
 /// if it is not.
 ///
 /// # Errors
-/// The last error, when the object is still not there after several attempts or can never be.
+/// The last error, when the object is still not there after ten seconds of tries or can never be.
 pub async fn create(store: &dyn Store, name: &str, payload: &Payload) -> Result<Put> {
-    let mut attempt = 1;
+    create_within(store, name, payload, CREATE_PATIENCE).await
+}
+
+/// As [`create`], with a patience of one's own: what took minutes to compute is worth minutes of trying.
+///
+/// # Errors
+/// As [`create`].
+pub async fn create_within(store: &dyn Store, name: &str, payload: &Payload, patience: Duration) -> Result<Put> {
+    let started = tokio::time::Instant::now();
+    let mut wait = CREATE_WAIT;
     loop {
         let error = match store.put_if_absent(name, payload).await {
             Ok(put) => return Ok(put),
             Err(error) => error,
         };
-        if let Ok(Some(_)) = store.head(name).await {
+        if planted::is(Bug::DeleteOnError) {
+            planted::sabotage(name, None);
+        } else if let Ok(Some(_)) = store.head(name).await {
             return Ok(Put::Exists);
         }
-        if !error.retryable() || attempt == CREATE_ATTEMPTS {
+        if !error.retryable() || started.elapsed() >= patience {
             return Err(error);
         }
-        tracing::warn!(name, attempt, error = %error, "put failed and the object is not there; trying again");
-        tokio::time::sleep(Duration::from_millis(100 << attempt)).await;
-        attempt += 1;
+        tracing::warn!(name, error = %error, "put failed and the object is not there; trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(CREATE_WAIT_MAX);
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use datafusion::sql::sqlparser::ast::Query;
 use rowmill_jobs::Result;
 use rowmill_jobs::error::closest;
+use rowmill_jobs::queue::{POOL_DEFAULT, check_pool};
 use rowmill_jobs::spec::{JobSpec, ModelSpec, TableSpec};
 
 use super::absolute_url;
@@ -56,6 +57,7 @@ pub(super) fn read(
     let model = default_model(&mut options, &models)?;
     let shard_rows = options.count("shard_rows", 1)?;
     let max_error_ratio = options.ratio("max_error_ratio")?.unwrap_or(ERROR_RATIO_DEFAULT);
+    let pool = pool(&mut options)?;
     options.finish(&LATER)?;
     let spec = JobSpec {
         name: statement.name,
@@ -73,9 +75,21 @@ pub(super) fn read(
         model,
         shard_rows,
         max_error_ratio,
+        pool,
         params: params.clone(),
     };
     Ok((spec, statement.query.ast))
+}
+
+/// `pool = 'gpu'`: the executors that compute the job.
+fn pool(options: &mut Options<'_>) -> Result<String> {
+    match options.text("pool")? {
+        None => Ok(POOL_DEFAULT.into()),
+        Some((name, at)) => {
+            check_pool(&name).map_err(|error| options.error(at, error.to_string()).hint("for example pool = 'gpu'"))?;
+            Ok(name)
+        }
+    }
 }
 
 /// `key = 'a, b'`: names of output columns; `compile` checks that they are.

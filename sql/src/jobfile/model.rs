@@ -100,5 +100,7 @@ fn echo(options: &mut Options<'_>) -> Result<EngineSpec> {
     let delay_ms = options.count("delay_ms", 0)?.unwrap_or(0);
     let fail_ratio = options.ratio("fail_ratio")?.unwrap_or(0.0);
     let dimensions = options.count("dimensions", 1)?.unwrap_or(64);
-    Ok(EngineSpec::Echo { delay_ms, fail_ratio, dimensions: u32::try_from(dimensions).unwrap_or(u32::MAX).min(65_536) })
+    let dimensions = u32::try_from(dimensions).unwrap_or(u32::MAX).min(65_536);
+    let abort_on = options.text("abort_on")?.map(|(text, _)| text).filter(|text| !text.is_empty());
+    Ok(EngineSpec::Echo { delay_ms, fail_ratio, dimensions, abort_on })
 }

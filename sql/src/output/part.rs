@@ -29,24 +29,31 @@ pub struct PartSummary {
     pub bytes: u64,
 }
 
-/// Writes a shard's rows to a local file. `metadata` makes the footer's key-value pairs once all rows are counted.
+/// Writes a shard's rows to a local file, one stream after another. `metadata` makes the footer's key-value pairs once all
+/// rows are counted.
 ///
 /// # Errors
 /// What the rows' stream or the local disk meets. The file is then incomplete and must not be used.
 pub async fn write_part(
-    mut rows: RowStream,
+    rows: Vec<RowStream>,
     path: &Path,
     metadata: impl FnOnce(&PartSummary) -> Vec<(String, String)>,
 ) -> Result<PartSummary> {
-    let file = ParquetFile::create(path, rows.schema(), None)?;
-    while let Some(batch) = rows.next().await {
-        if !file.write(batch?).await {
-            break;
+    let first = rows.first().ok_or_else(|| Error::internal("a part of no rows at all"))?;
+    let file = ParquetFile::create(path, first.schema(), None)?;
+    let mut summary = PartSummary::default();
+    for mut rows in rows {
+        while let Some(batch) = rows.next().await {
+            if !file.write(batch?).await {
+                break;
+            }
         }
+        let sums = rows.progress();
+        summary.rows += sums.rows_out;
+        summary.errors += sums.errors;
+        summary.usage += sums.usage;
+        summary.requests += sums.requests;
     }
-    let sums = rows.progress();
-    let mut summary =
-        PartSummary { rows: sums.rows_out, errors: sums.errors, usage: sums.usage, requests: sums.requests, bytes: 0 };
     let (bytes, _) = file.finish(metadata(&summary)).await?;
     summary.bytes = bytes;
     Ok(summary)

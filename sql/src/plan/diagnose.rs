@@ -7,17 +7,20 @@ use arrow::error::ArrowError;
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::ast::{Expr, Ident, Query, Visit, Visitor};
-use rowmill_jobs::Error;
 use rowmill_jobs::error::closest;
+use rowmill_jobs::plan::TableInput;
 use rowmill_jobs::spec::JobSpec;
+use rowmill_jobs::{Error, Kind};
 
 use super::chain::Refusal;
+use super::operands::Mismatch;
 use crate::functions::{CallSpec, OWN_PREFIX, Places};
 use crate::jobfile::options::Place;
 
-/// What is needed to find places: the job, its query as written, and its calls.
+/// What is needed to find places: the job, its tables, its query as written, and its calls.
 pub(super) struct Diagnosis<'a> {
     pub(super) job: &'a JobSpec,
+    pub(super) inputs: &'a [TableInput],
     pub(super) ast: &'a Query,
     pub(super) calls: &'a [CallSpec],
 }
@@ -87,6 +90,10 @@ impl Diagnosis<'_> {
         }
         if let Some(error) = self.argument_types(&message, span) {
             return error;
+        }
+        if let Some(mismatch) = Mismatch::read(&message) {
+            let at = span.or_else(|| mismatch.find(self.ast, self.inputs)).unwrap_or((1, 1));
+            return self.at(at, message.as_str()).hint("CAST one of the two to the other's type");
         }
         self.at(span.unwrap_or((1, 1)), message)
     }
@@ -217,33 +224,47 @@ pub(crate) fn running(error: DataFusionError) -> Error {
     match error {
         DataFusionError::External(inner) => match inner.downcast::<Error>() {
             Ok(error) => *error,
-            // A function's own error may quote the value it failed on; what a store said was looked at before.
-            Err(_) => Error::invalid("the query failed on a row's value: a function refused it")
-                .hint("guard the expression: NULLIF, or a WHERE that leaves such rows out"),
+            Err(inner) => described(&DataFusionError::External(inner)),
         },
         DataFusionError::Context(_, inner) => running(*inner),
-        DataFusionError::ObjectStore(inner) => {
-            Error::temporary("the store failed while rows were read").caused_by(inner)
+        other => described(&other),
+    }
+}
+
+/// As [`running`], of an error that several readers of one input have: it can be looked at, and not taken apart.
+fn described(error: &DataFusionError) -> Error {
+    match error {
+        DataFusionError::Context(_, inner) => described(inner),
+        DataFusionError::Shared(inner) => described(inner.find_root()),
+        DataFusionError::External(inner) if inner.is::<Error>() => {
+            let ours = inner.downcast_ref::<Error>();
+            let error = Error::new(ours.map_or(Kind::Internal, Error::kind), inner.to_string());
+            match ours.and_then(Error::hint_text) {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
         }
-        DataFusionError::Shared(inner) => match inner.find_root() {
-            DataFusionError::ResourcesExhausted(_) => exhausted(),
-            root => Error::internal(format!("running the query failed: {}", kind_only(root))),
-        },
-        ref corrupt if is_parquet(corrupt) => {
+        // A function's own error may quote the value it failed on; what a store said was looked at before.
+        DataFusionError::External(_) => Error::invalid("the query failed on a row's value: a function refused it")
+            .hint("guard the expression: NULLIF, or a WHERE that leaves such rows out"),
+        DataFusionError::ObjectStore(inner) => {
+            Error::temporary("the store failed while rows were read").caused_by(Cause(inner.to_string()))
+        }
+        corrupt if is_parquet(corrupt) => {
             Error::invalid("an input file cannot be read as Parquet").hint("is the file complete and undamaged?")
         }
-        DataFusionError::ResourcesExhausted(_) => exhausted(),
-        DataFusionError::ArrowError(inner, _) if place_in_file(&inner).is_some() => {
-            let place = place_in_file(&inner).unwrap_or_default();
+        DataFusionError::ResourcesExhausted(_) => Error::temporary("the query needs more memory than it may take"),
+        DataFusionError::ArrowError(inner, _) if place_in_file(inner).is_some() => {
+            let place = place_in_file(inner).unwrap_or_default();
             Error::invalid(format!("an input file cannot be read: {place}"))
                 .hint("check the format and its OPTIONS, or declare the column as STRING")
         }
         // A cast or an arithmetic error quotes the value it failed on: that is row content.
         DataFusionError::ArrowError(..) | DataFusionError::Execution(_) => {
-            Error::invalid(format!("the query failed on a row's value: {}", kind_only(&error)))
+            Error::invalid(format!("the query failed on a row's value: {}", kind_only(error)))
                 .hint("guard the expression: TRY_CAST, NULLIF, or a WHERE that leaves such rows out")
         }
-        other => Error::internal(format!("running the query failed: {}", kind_only(&other)))
+        other => Error::internal(format!("running the query failed: {}", kind_only(other)))
             .caused_by(Cause(other.strip_backtrace())),
     }
 }
@@ -277,10 +298,6 @@ fn place_in_file(error: &ArrowError) -> Option<String> {
         ArrowError::JsonError(_) => Some("a line is not a JSON object with the table's types".to_owned()),
         _ => None,
     }
-}
-
-fn exhausted() -> Error {
-    Error::temporary("the query needs more memory than it may take")
 }
 
 /// The sort of an error, without the values that its text may quote.

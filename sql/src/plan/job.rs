@@ -92,7 +92,7 @@ pub async fn compile(
     let places = Places::InQuery(spec);
     let calls = functions::rewrite(&mut ast, spec, &places)?;
     let types = check_models(&calls, models, &places)?;
-    let diagnosis = Diagnosis { job: spec, ast: &written, calls: &calls };
+    let diagnosis = Diagnosis { job: spec, inputs, ast: &written, calls: &calls };
     let troubles = Arc::new(Troubles::default());
     let read: Vec<&TableInput> = staged.map_or_else(|| inputs.iter().collect(), |staged| vec![staged]);
     let runtime = session::runtime(&read, &troubles).await?;

@@ -1,6 +1,7 @@
 //! From a job to plans: DataFusion's logical plan, AI calls lifted out of it, and what of it is row-local. `job.rs` is the
 //! face of it.
 
+pub(crate) mod adopt;
 pub(crate) mod chain;
 mod checks;
 mod classify;
@@ -9,5 +10,6 @@ pub(crate) mod errors_column;
 pub(crate) mod infer_node;
 pub(crate) mod job;
 mod lift;
+mod operands;
 mod session;
 mod staged;

@@ -45,21 +45,39 @@ pub async fn discover_inputs(spec: &JobSpec, on_file: impl Fn(usize, usize) + Se
     on_file(0, found);
     let mut inputs = Vec::new();
     for (table, (store, files)) in listed {
-        let read: Vec<(InputFile, Option<Schema>)> = stream::iter(files.into_iter().map(|meta| {
-            let (store, on_file, done) = (&store, &on_file, &done);
-            async move {
-                let read = pin(table, store, meta).await;
-                on_file(done.fetch_add(1, Ordering::Relaxed) + 1, found);
-                read
-            }
-        }))
-        .buffered(FOOTERS_AT_ONCE)
-        .try_collect()
-        .await
-        .map_err(|error: Error| error.with("table", &table.name))?;
-        inputs.push(agree(table, read).map_err(|error| error.with("table", &table.name))?);
+        let on_read = || on_file(done.fetch_add(1, Ordering::Relaxed) + 1, found);
+        inputs.push(discover(table, &store, files, on_read).await.map_err(|error| error.with("table", &table.name))?);
     }
     Ok(inputs)
+}
+
+/// Pins one table's files, in their order. Each schema is held against the agreed one as it comes and dropped at once: ten
+/// thousand files of a thousand columns would not fit into memory.
+async fn discover(
+    table: &TableSpec,
+    store: &Arc<dyn ObjectStore>,
+    files: Vec<ObjectMeta>,
+    on_read: impl Fn() + Send + Sync,
+) -> Result<TableInput> {
+    let mut agreement = Agreement::new(table)?;
+    let mut pinned = Vec::with_capacity(files.len());
+    let mut read = stream::iter(files.into_iter().map(|meta| {
+        let on_read = &on_read;
+        async move {
+            let read = pin(table, store, meta).await;
+            on_read();
+            read
+        }
+    }))
+    // In the files' order, so that the first file is the reference in every process, and the first wrong one is named.
+    .buffered(FOOTERS_AT_ONCE);
+    while let Some((file, schema)) = read.try_next().await? {
+        if let Some(schema) = schema {
+            agreement.check(schema, &file.url)?;
+        }
+        pinned.push(file);
+    }
+    Ok(TableInput { table: table.name.clone(), schema: agreement.schema(table)?, files: pinned })
 }
 
 async fn pin(table: &TableSpec, store: &Arc<dyn ObjectStore>, meta: ObjectMeta) -> Result<(InputFile, Option<Schema>)> {
@@ -116,32 +134,46 @@ fn partition_values(table: &TableSpec, path: &Path, url: &str) -> Result<Vec<Opt
 }
 
 /// One schema for all files: the declared one, or the first file's, which the others must have too.
-fn agree(table: &TableSpec, read: Vec<(InputFile, Option<Schema>)>) -> Result<TableInput> {
-    let declared = declared(&table.columns)?;
-    let partitions = declared_fields(&table.partition_columns)?;
-    let mut files: Vec<InputFile> = Vec::with_capacity(read.len());
-    let mut agreed = declared.clone();
-    let mut first_url = String::new();
-    for (file, schema) in read {
-        match (&agreed, schema) {
-            (Some(agreed), Some(schema)) => check_same(agreed, &schema, &file.url, &first_url, declared.is_some())?,
-            (None, Some(schema)) => {
-                first_url.clone_from(&file.url);
-                agreed = Some(schema);
+struct Agreement {
+    declared: bool,
+    agreed: Option<Schema>,
+    /// The file that `agreed` is of, if it is not declared.
+    first_url: String,
+}
+
+impl Agreement {
+    fn new(table: &TableSpec) -> Result<Self> {
+        let fields = declared_fields(&table.columns)?;
+        let agreed = (!fields.is_empty()).then(|| Schema::new(fields));
+        Ok(Self { declared: agreed.is_some(), agreed, first_url: String::new() })
+    }
+
+    /// Holds the next file's schema against the agreed one; without one it is the agreed one.
+    fn check(&mut self, schema: Schema, url: &str) -> Result<()> {
+        match &self.agreed {
+            Some(agreed) => check_same(agreed, &schema, url, &self.first_url, self.declared),
+            None => {
+                url.clone_into(&mut self.first_url);
+                self.agreed = Some(schema);
+                Ok(())
             }
-            _ => {}
         }
-        files.push(file);
     }
-    let schema = agreed.ok_or_else(|| Error::internal("a table without files and columns"))?;
-    if let Some(clash) = partitions.iter().find(|field| schema.column_with_name(field.name()).is_some()) {
-        return Err(Error::invalid(format!("column `{}` stands in the files and in the folder names", clash.name()))
+
+    /// The table's schema with its partition columns, as Arrow's own JSON.
+    fn schema(self, table: &TableSpec) -> Result<serde_json::Value> {
+        let partitions = declared_fields(&table.partition_columns)?;
+        let schema = self.agreed.ok_or_else(|| Error::internal("a table without files and columns"))?;
+        if let Some(clash) = partitions.iter().find(|field| schema.column_with_name(field.name()).is_some()) {
+            return Err(Error::invalid(format!(
+                "column `{}` stands in the files and in the folder names",
+                clash.name()
+            ))
             .hint("leave it out of PARTITIONED BY, or out of the files"));
+        }
+        let all: Vec<Field> = schema.fields().iter().map(|field| field.as_ref().clone()).chain(partitions).collect();
+        serde_json::to_value(Schema::new(all)).map_err(|error| Error::internal("a schema as JSON").caused_by(error))
     }
-    let all: Vec<Field> = schema.fields().iter().map(|field| field.as_ref().clone()).chain(partitions).collect();
-    let schema =
-        serde_json::to_value(Schema::new(all)).map_err(|error| Error::internal("a schema as JSON").caused_by(error))?;
-    Ok(TableInput { table: table.name.clone(), schema, files })
 }
 
 fn check_same(agreed: &Schema, schema: &Schema, url: &str, first_url: &str, declared: bool) -> Result<()> {
@@ -182,11 +214,6 @@ fn check_same(agreed: &Schema, schema: &Schema, url: &str, first_url: &str, decl
             .hint("declare the table's columns in CREATE EXTERNAL TABLE: then a missing column reads as NULL"));
     }
     Ok(())
-}
-
-fn declared(columns: &[(String, String)]) -> Result<Option<Schema>> {
-    let fields = declared_fields(columns)?;
-    Ok((!fields.is_empty()).then(|| Schema::new(fields)))
 }
 
 fn declared_fields(columns: &[(String, String)]) -> Result<Vec<Field>> {

@@ -1,5 +1,5 @@
 //! Lists a table's files: a file, a folder without its hidden files, or the published runs of a job's output. It reads no
-//! data.
+//! data, and nothing of a run that is not published.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,30 +36,43 @@ pub(super) async fn list(table: &TableSpec) -> Result<(Arc<dyn ObjectStore>, Vec
         }
         other => Error::temporary(format!("cannot list {}", table.location)).caused_by(other),
     };
+    let mut absent = "the folder has no files";
     if !table.location.ends_with('/') {
-        return match store.head(&prefix).await {
-            Ok(meta) => Ok((store, vec![meta])),
+        match store.head(&prefix).await {
+            Ok(meta) => return Ok((store, vec![meta])),
             // `s3://bucket/folder` without the slash is a folder more often than a mistake.
             Err(object_store::Error::NotFound { .. }) if table.location.starts_with("s3://") => {
-                folder(store, &prefix, table)
-                    .await
-                    .map_err(failed)?
-                    .ok_or_else(|| nothing("there is no such file or folder"))
+                absent = "there is no such file or folder";
             }
-            Err(error) => Err(failed(error)),
-        };
+            Err(error) => return Err(failed(error)),
+        }
     }
-    let found = folder(store, &prefix, table).await.map_err(failed)?;
-    found.ok_or_else(|| nothing("the folder has no files"))
+    match folder(&store, &prefix, table).await.map_err(failed)? {
+        Folder::Files(files) => Ok((store, files)),
+        Folder::Nothing => Err(nothing(absent)),
+        Folder::NotPublished => {
+            let what = format!("nothing is published yet in the output of a job: {}", shown(&table.location));
+            Err(Error::invalid(what)
+                .hint("wait for that job's run, or start it again: a run is read once it is published"))
+        }
+    }
 }
 
-type Listed = (Arc<dyn ObjectStore>, Vec<ObjectMeta>);
+/// What a folder has for a reader.
+enum Folder {
+    /// Its files, sorted by path.
+    Files(Vec<ObjectMeta>),
+    Nothing,
+    /// It is a job's output, of which no run is published: parts may be there, but not all of them.
+    NotPublished,
+}
 
-async fn folder(store: Arc<dyn ObjectStore>, prefix: &Path, table: &TableSpec) -> object_store::Result<Option<Listed>> {
+async fn folder(store: &Arc<dyn ObjectStore>, prefix: &Path, table: &TableSpec) -> object_store::Result<Folder> {
     let mut objects = store.list(Some(prefix));
-    let (mut files, mut publications) = (Vec::new(), Vec::new());
+    let (mut files, mut publications, mut is_output) = (Vec::new(), Vec::new(), false);
     while let Some(meta) = objects.try_next().await? {
         let Some(name) = name_below(prefix, &meta.location) else { continue };
+        is_output |= is_claim(&name) || layout::run_of_plan(&name).is_some();
         if name.starts_with(&layout::publications(None)) {
             publications.push((name, meta.location));
         } else if meta.size > 0 && !is_hidden(&name, table.format) && files.len() <= FILES_MAX {
@@ -67,13 +80,21 @@ async fn folder(store: Arc<dyn ObjectStore>, prefix: &Path, table: &TableSpec) -
         }
     }
     drop(objects);
+    if publications.is_empty() && is_output {
+        return Ok(Folder::NotPublished);
+    }
     if !publications.is_empty() {
-        let parts = published_parts(&store, publications).await?;
+        let parts = published_parts(store, publications).await?;
         files.retain(|(name, _)| parts.iter().any(|parts| name.starts_with(parts)));
     }
     files.sort_by(|(_, a), (_, b)| a.location.cmp(&b.location));
     let files: Vec<ObjectMeta> = files.into_iter().map(|(_, meta)| meta).collect();
-    Ok((!files.is_empty()).then_some((store, files)))
+    Ok(if files.is_empty() { Folder::Nothing } else { Folder::Files(files) })
+}
+
+/// Whether this is the name of a run's claim on a date: a run has one before it has parts.
+fn is_claim(name: &str) -> bool {
+    layout::date_and_seq(name).is_some_and(|(date, seq)| name == layout::claim(date, seq))
 }
 
 /// A job's output has runs of all dates, some of them superseded or not published yet. Reading it means reading the last

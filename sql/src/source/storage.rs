@@ -7,7 +7,6 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use futures::stream::{BoxStream, StreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential};
@@ -17,6 +16,7 @@ use object_store::{
     ClientOptions, CopyOptions, CredentialProvider, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
+use rowmill_jobs::store::aws::{S3Access, s3_access};
 use rowmill_jobs::{Error, Result};
 use tokio::sync::Mutex;
 use url::Url;
@@ -82,11 +82,8 @@ pub(crate) fn url_of(root: &str, path: &Path) -> String {
 
 async fn s3(url: &Url) -> Result<Arc<dyn ObjectStore>> {
     let bucket = url.host_str().ok_or_else(|| Error::invalid(format!("'{url}' names no bucket")))?;
-    let config = aws_config::load_defaults(BehaviorVersion::latest()).await;
-    let endpoint = std::env::var("AWS_ENDPOINT_URL_S3").ok().or_else(|| config.endpoint_url().map(str::to_owned));
-    let mut builder = AmazonS3Builder::new()
-        .with_bucket_name(bucket)
-        .with_region(config.region().map_or("us-east-1", |region| region.as_ref()));
+    let S3Access { region, endpoint, credentials } = s3_access().await;
+    let mut builder = AmazonS3Builder::new().with_bucket_name(bucket).with_region(region);
     if let Some(endpoint) = &endpoint {
         let plain = endpoint.starts_with("http://");
         builder = builder
@@ -94,8 +91,8 @@ async fn s3(url: &Url) -> Result<Arc<dyn ObjectStore>> {
             .with_virtual_hosted_style_request(false)
             .with_client_options(ClientOptions::new().with_allow_http(plain));
     }
-    if let Some(bridge) = AwsBridge::new(&config) {
-        builder = builder.with_credentials(Arc::new(bridge));
+    if let Some(provider) = credentials {
+        builder = builder.with_credentials(Arc::new(AwsBridge { provider, kept: Mutex::new(None) }));
     }
     let store = builder
         .build()
@@ -175,12 +172,6 @@ impl ObjectStore for SortedErrors {
 struct AwsBridge {
     provider: SharedCredentialsProvider,
     kept: Mutex<Option<(Arc<AwsCredential>, SystemTime)>>,
-}
-
-impl AwsBridge {
-    fn new(config: &SdkConfig) -> Option<Self> {
-        Some(Self { provider: config.credentials_provider()?, kept: Mutex::new(None) })
-    }
 }
 
 #[async_trait]

@@ -112,11 +112,23 @@ const QUERIES: &[(&str, &str)] = &[
     ),
     (
         "SELECT id FROM t WHERE body = 1 + body",
-        "error: Cannot coerce arithmetic expression Int64 + Utf8 to valid types\n  at job.sql:5:1",
+        "error: Cannot coerce arithmetic expression Int64 + Utf8 to valid types\n  at job.sql:5:31\n  hint: CAST one of the two to the other's type",
+    ),
+    (
+        "SELECT id FROM t WHERE id = 1 AND tags = 2 AND tag = 'x'",
+        "error: Cannot infer common argument type for comparison operation List(Int32) = Int64\n  at job.sql:5:35\n  hint: CAST one of the two to the other's type",
+    ),
+    (
+        "SELECT id FROM t WHERE tags > 1 OR tags > 2",
+        "error: Cannot infer common argument type for comparison operation List(Int32) > Int64\n  at job.sql:5:1\n  hint: CAST one of the two to the other's type",
+    ),
+    (
+        "SELECT id FROM t WHERE tag AND id > 1",
+        "error: Cannot infer common argument type for logical boolean operation Utf8 AND Boolean\n  at job.sql:5:24\n  hint: CAST one of the two to the other's type",
     ),
     (
         "SELECT id + tags AS x FROM t",
-        "error: Cannot coerce arithmetic expression Int64 + List(Int32) to valid types\n  at job.sql:5:8",
+        "error: Cannot coerce arithmetic expression Int64 + List(Int32) to valid types\n  at job.sql:5:8\n  hint: CAST one of the two to the other's type",
     ),
     (
         "SELECT ai_complete(body) OVER () FROM t",

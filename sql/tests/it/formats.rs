@@ -62,7 +62,7 @@ async fn a_part_holds_rows_and_metadata() {
     let write = async |name: &str| {
         let rows = job.run(&slices(&inputs[0]), bed.engine.clone(), bed.counter.clone()).unwrap();
         let summary =
-            write_part(rows, &bed.path(name), |summary| vec![("rowmill.rows".into(), summary.rows.to_string())])
+            write_part(vec![rows], &bed.path(name), |summary| vec![("rowmill.rows".into(), summary.rows.to_string())])
                 .await
                 .unwrap();
         (summary, std::fs::read(bed.path(name)).unwrap())
@@ -99,7 +99,7 @@ async fn a_published_output_is_a_table() {
     let rows = job.run(&slices(&inputs[0]), bed.engine.clone(), bed.counter.clone()).unwrap();
     std::fs::create_dir_all(bed.path("t/_staged")).unwrap();
     std::fs::write(bed.path("t/_plan.json"), "{}").unwrap();
-    write_part(rows, &bed.path("t/part-00000.parquet"), |_| Vec::new()).await.unwrap();
+    write_part(vec![rows], &bed.path("t/part-00000.parquet"), |_| Vec::new()).await.unwrap();
     assert_eq!(lines(&bed.rows("SELECT * EXCEPT (_errors), ai_complete(c) AS d FROM t").await)[1], "1 | 1 | 1 | NULL");
     assert_eq!(lines(&bed.rows("SELECT count(*) AS n FROM t WHERE _errors IS NULL").await), ["3 | NULL"]);
 }

@@ -66,6 +66,63 @@ async fn what_is_wrong_with_files_is_said() {
 }
 
 #[tokio::test]
+async fn of_many_files_the_first_is_the_reference_and_the_first_that_differs_is_named() {
+    let bed = Bed::new();
+    for file in 0..200 {
+        let other = [77, 78, 150].contains(&file);
+        let column: ArrayRef = if other { Arc::new(Float64Array::from(vec![1.0])) } else { ids(0..1) };
+        bed.parquet(&format!("t/{file:03}.parquet"), vec![("id", column)], 2);
+    }
+    let said = report(&bed).await;
+    assert!(said.contains("file: …/t/077.parquet\n  differs from: …/t/000.parquet"), "{said}");
+    std::fs::write(bed.path("t/060.parquet"), "id,body\n1,this is CSV\n").unwrap();
+    let said = report(&bed).await;
+    assert!(said.contains("not a readable Parquet file") && said.contains("060.parquet"), "{said}");
+}
+
+#[tokio::test]
+async fn files_without_rows_or_row_groups_are_files() {
+    let bed = Bed::new();
+    for (file, rows) in [("a", 0..0), ("b", 0..3), ("c", 0..0), ("d", 3..4), ("e", 0..0)] {
+        bed.parquet(&format!("t/{file}.parquet"), vec![("id", ids(rows))], 2);
+    }
+    for query in
+        ["SELECT ai_complete(id) AS c FROM t", "SELECT ai_complete(id) AS c FROM (SELECT DISTINCT id FROM t) s"]
+    {
+        let mut rows = lines(&bed.rows(query).await);
+        rows.sort();
+        assert_eq!(rows, ["0 | NULL", "1 | NULL", "2 | NULL", "3 | NULL"], "{query}");
+    }
+    for file in ["b", "d"] {
+        std::fs::remove_file(bed.path(&format!("t/{file}.parquet"))).unwrap();
+    }
+    assert_eq!(bed.rows("SELECT ai_complete(id) AS c FROM t").await.num_rows(), 0);
+}
+
+#[tokio::test]
+async fn of_a_jobs_output_only_published_runs_are_read() {
+    let bed = Bed::new();
+    let write = |name: &str, text: &str| {
+        std::fs::create_dir_all(bed.path(name).parent().unwrap()).unwrap();
+        std::fs::write(bed.path(name), text).unwrap();
+    };
+    const NOTHING: &str = "error: nothing is published yet in the output of a job: …/t/\n  table: t\n  \
+        hint: wait for that job's run, or start it again: a run is read once it is published";
+    write("t/_claims/2026-11-20/000001.json", r#"{"run_key":"a"}"#);
+    assert_eq!(report(&bed).await, NOTHING);
+    write("t/run=a/_plan.json", "{}");
+    bed.parquet("t/run=a/part-00000.parquet", vec![("id", ids(0..1))], 2);
+    assert_eq!(report(&bed).await, NOTHING);
+    std::fs::remove_dir_all(bed.path("t/_claims")).unwrap();
+    assert_eq!(report(&bed).await, NOTHING, "the plan alone says it");
+    // Run `b` is published; `a` is still not.
+    bed.parquet("t/run=b/part-00000.parquet", vec![("id", ids(7..8))], 2);
+    write("t/run=b/_plan.json", "{}");
+    write("t/_published/2026-11-20/000001.json", r#"{"run_key":"b","outcome_etag":null}"#);
+    assert_eq!(lines(&bed.rows("SELECT ai_complete(id) AS c FROM t").await), ["7 | NULL"]);
+}
+
+#[tokio::test]
 async fn a_missing_file_is_said() {
     let bed = Bed::new();
     let text = format!("{HEAD}SELECT id FROM t").replace("'t/'", "'t.parquet'");

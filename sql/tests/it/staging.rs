@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, StringArray};
+use rowmill_jobs::Kind;
 use rowmill_sql::Source;
 
 use crate::bed::{Bed, HEAD, lines};
@@ -104,4 +105,31 @@ async fn a_base_without_columns_keeps_its_rows() {
     let bed = shop();
     assert_eq!(rows(&bed, "SELECT ai_complete('hello') AS c FROM t LIMIT 3").await, [" | NULL"; 3]);
     assert_eq!(bed.engine.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_value_that_cannot_be_cast_is_said_as_everywhere_without_showing_it() {
+    let bed = shop();
+    let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..1000));
+    let bodies: ArrayRef = Arc::new(StringArray::from_iter_values((0..1000).map(|n| match n {
+        700 => "secret".to_owned(),
+        n => n.to_string(),
+    })));
+    bed.parquet("t/a.parquet", vec![("id", ids), ("body", bodies)], 100);
+    let row_local = "SELECT ai_complete(CAST(body AS INT)) AS c FROM t";
+    let said = bed.job_rows(&format!("{TWO}{HEAD}{row_local}")).await.unwrap_err().report();
+    let (explanation, _) = said.split_once("\n  reading").expect("a file's name");
+    for query in [
+        "SELECT ai_complete(n) AS c FROM (SELECT DISTINCT CAST(body AS INT) AS n FROM t) s",
+        "SELECT ai_complete(n) AS c FROM (SELECT CAST(body AS INT) AS n, count(*) AS k FROM t GROUP BY 1) s",
+        "SELECT ai_complete(u.name) AS c FROM u JOIN (SELECT CAST(body AS INT) AS n FROM t) s ON u.id = s.n",
+        "SELECT ai_complete(u.name) AS c FROM (SELECT CAST(body AS INT) AS n FROM t) s JOIN u ON u.id = s.n",
+        "SELECT ai_complete(n) AS c FROM (SELECT CAST(body AS INT) AS n FROM t ORDER BY n) s",
+    ] {
+        let error = bed.job_rows(&format!("{TWO}{HEAD}{query}")).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid, "{query}: {}", error.report());
+        assert!(error.report().starts_with(explanation), "{query}: {}", error.report());
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("TRY_CAST")), "{query}: {}", error.report());
+        assert!(!error.report().contains("secret"), "{query}: {}", error.report());
+    }
 }

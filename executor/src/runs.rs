@@ -1,0 +1,107 @@
+//! [`Runs`]: what this process knows of the runs whose shards it gets: plan, compiled job, store and engine, opened when
+//! the first shard of a run comes. Only runs of one lane are kept, so that models of others can go.
+
+use std::sync::Arc;
+
+use rowmill_jobs::infer::Engine;
+use rowmill_jobs::plan::Plan;
+use rowmill_jobs::queue::RunRef;
+use rowmill_jobs::spec::{EngineSpec, ModelSpec};
+use rowmill_jobs::store::{self, Store};
+use rowmill_jobs::{Error, Result, record};
+use rowmill_sql::{CompiledJob, compile_plan};
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::attempt::{Who, patiently};
+use crate::engines::Engines;
+use crate::models::{ResolvedModel, resolve};
+use crate::router::Router;
+
+/// Runs kept open.
+const OPEN_MAX: usize = 4;
+
+/// What an executor needs to know of a run.
+#[derive(Debug)]
+pub struct RunContext {
+    /// The plan.
+    pub plan: Plan,
+    /// The job, compiled against the plan's inputs.
+    pub compiled: CompiledJob,
+    /// Where parts go.
+    pub store: Arc<dyn Store>,
+    /// What answers.
+    pub engine: Arc<dyn Engine>,
+}
+
+type Opened = Arc<OnceCell<Arc<RunContext>>>;
+
+/// The runs that are open, the last used last.
+#[derive(Debug, Default)]
+pub struct Runs {
+    open: Mutex<Vec<(RunRef, Opened)>>,
+    engines: Engines,
+}
+
+impl Runs {
+    /// A run that is open already.
+    pub async fn insert(&self, run: RunRef, context: RunContext) {
+        self.open.lock().await.push((run, Arc::new(OnceCell::new_with(Some(Arc::new(context))))));
+    }
+
+    /// A run, opened now if it is not yet.
+    ///
+    /// # Errors
+    /// The store stays away, the run has no plan, or this machine cannot compute it.
+    pub async fn get(&self, run: &RunRef, who: &Who) -> Result<Arc<RunContext>> {
+        let cell = self.cell(run).await;
+        cell.get_or_try_init(|| self.open(run, who)).await.map(Arc::clone)
+    }
+
+    async fn cell(&self, run: &RunRef) -> Opened {
+        let mut open = self.open.lock().await;
+        let cell = match open.iter().position(|(known, _)| known == run) {
+            Some(index) => open.remove(index).1,
+            None => Arc::default(),
+        };
+        open.push((run.clone(), Arc::clone(&cell)));
+        // The newest stays; its engines are shared with those that go.
+        let excess = open.len().saturating_sub(OPEN_MAX);
+        open.drain(..excess);
+        open.retain(|(known, _)| known.lane == run.lane);
+        cell
+    }
+
+    async fn open(&self, run: &RunRef, who: &Who) -> Result<Arc<RunContext>> {
+        let store = store::open(&run.output)?;
+        let plan = patiently(who, || record::plan(store.as_ref(), &run.run_key)).await?;
+        let plan = plan.ok_or_else(|| {
+            Error::invalid("the run has no plan").with("run", &run.run_key).with("output", &run.output)
+        })?;
+        let mut models: Vec<ResolvedModel> = Vec::new();
+        for spec in pinned_specs(&plan) {
+            models.push(resolve(&spec, &|note| tracing::info!("{note}")).await?);
+        }
+        let engine = Arc::new(Router::new(models, &plan.models, &self.engines)?);
+        let compiled = compile_plan(&plan).await?;
+        Ok(Arc::new(RunContext { plan, compiled, store, engine }))
+    }
+
+    /// What is loaded.
+    pub fn engines(&self) -> &Engines {
+        &self.engines
+    }
+}
+
+/// The plan's models at the revisions it pinned: a branch may have moved since.
+pub fn pinned_specs(plan: &Plan) -> Vec<ModelSpec> {
+    let mut specs = plan.job.models.clone();
+    for spec in &mut specs {
+        let pin = plan.models.iter().find(|pin| pin.name == spec.name);
+        if let (EngineSpec::Candle { revision, .. }, Some(pinned)) =
+            (&mut spec.engine, pin.and_then(|pin| pin.revision.clone()))
+        {
+            *revision = Some(pinned);
+        }
+    }
+    specs
+}
