@@ -73,6 +73,21 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Give a run up; a published run stays published
     Cancel(CancelArgs),
+    /// Delete what nobody can read any more from an output; the only command that deletes
+    ///
+    /// Gives up runs that nobody went on with, and deletes the objects of runs that were given up or replaced by a later
+    /// run of their date. Plan and outcome stay. Give it credentials of its own: no other command needs to delete.
+    Gc {
+        /// The output.
+        #[command(flatten)]
+        output: OutputArgs,
+        /// Give up a run to which nothing was added for this many hours
+        #[arg(long, value_name = "HOURS", default_value_t = 168, value_parser = clap::value_parser!(u64).range(1..))]
+        abandoned_after: u64,
+        /// Keep what is over for this many hours, for readers and writers that are still at it
+        #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..))]
+        grace: u64,
+    },
     /// Print the folder of the published table
     Resolve {
         /// The output.

@@ -7,6 +7,7 @@ mod args;
 mod cancel;
 mod doctor;
 mod footers;
+mod gc;
 mod health;
 mod models;
 mod output;
@@ -33,6 +34,9 @@ use crate::output::{Format, say, tell};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Threads for blocking work end when they are idle for this long. What other threads free of an idle thread's memory stays
+/// with it until it runs again: with tokio's ten seconds, a run's peak grows with the number of threads that ever wrote.
+const IDLE_THREAD_MAX: std::time::Duration = std::time::Duration::from_millis(50);
 /// How long the store may stay away from a process that computes a shard on its own.
 const ISOLATED_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -47,7 +51,8 @@ fn main() -> ExitCode {
         tell(&error.report());
         return ExitCode::from(error.kind().exit_code());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE_THREAD_MAX).build();
     let (runtime, result) = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(dispatch(cli.command, format));
@@ -81,6 +86,7 @@ async fn dispatch(command: Command, format: Format) -> Result<()> {
         Command::Work(args) => work::work(&args, format).await,
         Command::Serve(args) => serve::serve(&args).await,
         Command::Cancel(args) => cancel::cancel(&args, format).await,
+        Command::Gc { output, abandoned_after, grace } => gc::gc(&output, abandoned_after, grace, format).await,
         Command::Isolated { order } => {
             say(&rowmill_executor::isolate::obey(&order, ISOLATED_PATIENCE).await);
             Ok(())

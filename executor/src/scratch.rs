@@ -126,7 +126,7 @@ mod tests {
         std::thread::scope(|threads| {
             for _ in 0..16 {
                 threads.spawn(|| {
-                    for _ in 0..50 {
+                    for _ in 0..200 {
                         let scratch = Scratch::new(parent.path()).unwrap();
                         assert!(scratch.path().join(LOCK).exists());
                     }

@@ -5,25 +5,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use rowmill_jobs::planted::{self, Bug};
 use rowmill_jobs::publish::RunOutcome;
 use rowmill_jobs::record;
+pub use rowmill_jobs::store::erase::Eraser;
 use rowmill_jobs::store::{ObjectInfo, Payload, Store, create};
 use rowmill_jobs::{Result, layout};
 
 use crate::cancel::cancel;
+use crate::claim::sequence;
 use crate::resolve::resolve;
 
 /// Who cancels an abandoned run.
 pub const COLLECTOR: &str = "gc";
-
-/// Deletes objects. Nothing that writes has one.
-#[async_trait]
-pub trait Eraser: Send + Sync {
-    /// Deletes an object; one that is not there is no error.
-    async fn erase(&self, name: &str) -> Result<()>;
-}
 
 /// What may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +97,8 @@ async fn is_garbage(store: &dyn Store, run_key: &str, now: i64, keep: Retention)
         Some(RunOutcome::Cancelled { .. }) => Ok(true),
         Some(RunOutcome::Success { manifest }) => {
             let Some(current) = resolve(store, Some(&manifest.logical_date)).await? else { return Ok(false) };
-            if current.manifest.run_key == run_key {
+            // A later run is published as soon as somebody goes on with it, however old its outcome is.
+            if sequence(store, &manifest.logical_date, run_key).await?.is_none_or(|seq| seq >= current.seq) {
                 return Ok(false);
             }
             let published = store.head(&layout::published(&current.logical_date, current.seq)).await?;

@@ -2,6 +2,8 @@
 
 use crate::support::{Job, say};
 
+const SELECT_ANSWERS: &str = "SELECT id, ai_complete(text) AS answer FROM rows";
+
 #[test]
 fn help_names_every_command_and_the_exit_codes() {
     let said = say(&["--help"]).ok();
@@ -63,6 +65,17 @@ fn plan_and_preview_write_nothing() {
     assert_eq!(ids, [Some(0), Some(2), Some(4), Some(6), Some(8)]);
     assert_eq!(rows[1]["answer"], "text of row 2");
     assert!(!job.output().exists());
+}
+
+#[test]
+fn plan_names_the_run_that_a_rerun_would_be() {
+    let job = Job::echo("", SELECT_ANSWERS);
+    job.with_rows("a", 0, 10);
+    let key =
+        |command: &str, more: &[&str]| job.say(command, more).ok().summary()["run_key"].as_str().map(str::to_owned);
+    let (first, again) = (key("plan", &[]), key("plan", &["--rerun", "fix"]));
+    assert_ne!(first, again);
+    assert_eq!((key("run", &[]), key("run", &["--rerun", "fix"])), (first, again));
 }
 
 #[test]

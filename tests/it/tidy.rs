@@ -17,12 +17,16 @@ const CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// Libraries that one crate alone may use.
-const HOMES: [(&str, &str); 14] = [
+const HOMES: [(&str, &str); 19] = [
     ("arrow", "sql"),
     ("parquet", "sql"),
     ("datafusion", "sql"),
     ("object_store", "sql"),
-    ("aws-config", "sql"),
+    ("apalis", "jobs"),
+    ("apalis-redis", "jobs"),
+    ("aws-config", "jobs"),
+    ("aws-sdk-s3", "jobs"),
+    ("redis", "jobs"),
     ("candle-core", "executor/engine"),
     ("candle-nn", "executor/engine"),
     ("candle-transformers", "executor/engine"),
@@ -30,6 +34,7 @@ const HOMES: [(&str, &str); 14] = [
     ("llguidance", "executor/engine"),
     ("safetensors", "executor/engine"),
     ("hf-hub", "executor"),
+    ("axum", "."),
     ("clap", "."),
     ("indicatif", "."),
 ];

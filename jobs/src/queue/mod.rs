@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::plan::{ModelPin, Plan};
 use crate::{Error, Kind, Result};
 
-/// Most shards of a run that wait or run at once. apalis-redis moves what is due in one Lua call, which breaks at 8,000.
+/// Most shards of a run that wait or run at once: a queue that is lost costs little, and looking at it stays cheap.
 pub const WINDOW_MAX: usize = 2_000;
 
 /// The pool of jobs and executors that name none.

@@ -86,6 +86,19 @@ static TRIM: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Lets jobs wait where workers take them. Every job is pushed as one for later, even if later is now, and what is due is
+/// moved by apalis in one call that fails, for good, at 8,000 jobs; so they are moved here, in small numbers. `KEYS`: later,
+/// waiting. `ARGV`: how many. Returns how many there were.
+static MAKE_DUE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local jobs = redis.call('ZPOPMIN', KEYS[1], ARGV[1])
+         for i = 1, #jobs, 2 do
+           redis.call('RPUSH', KEYS[2], jobs[i])
+         end
+         return #jobs / 2",
+    )
+});
+
 /// Signs a worker off and gives back what it had. `KEYS`: workers, its jobs, waiting jobs, its metadata. `ARGV`: its name.
 static SIGN_OFF: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -184,6 +197,20 @@ impl RedisQueue {
         }
     }
 
+    async fn make_due(config: &Config, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+        loop {
+            let moved: usize = MAKE_DUE
+                .key(config.scheduled_jobs_set())
+                .key(config.active_jobs_list())
+                .arg(PUSH_AT_ONCE)
+                .invoke_async(connection)
+                .await?;
+            if moved < PUSH_AT_ONCE {
+                return Ok(());
+            }
+        }
+    }
+
     /// Signs off a worker whose last job is over.
     pub(super) async fn sign_off(&self, lane: &str, worker: &str) -> Result<()> {
         let config = self.config(lane);
@@ -209,6 +236,7 @@ impl RedisQueue {
             for lane in lanes {
                 let config = self.config(&lane);
                 Self::trim(&config, connection).await?;
+                Self::make_due(&config, connection).await?;
                 let (active, scheduled, held): (usize, usize, usize) = redis::pipe()
                     .cmd("LLEN")
                     .arg(config.active_jobs_list())
@@ -281,22 +309,24 @@ impl ShardQueue for RedisQueue {
             lanes.entry(shard.run.lane.clone()).or_default().push(shard);
         }
         for (lane, shards) in lanes {
-            let connection = self
-                .with_connection("queue shards in", async |connection| {
-                    redis::cmd("SADD").arg(self.lanes_key()).arg(&lane).query_async::<()>(connection).await?;
-                    Ok(connection.clone())
-                })
-                .await?;
-            let mut storage = RedisStorage::<ShardRef, _>::new(connection).with_config(self.config(&lane));
+            let config = self.config(&lane);
             for some in shards.chunks(PUSH_AT_ONCE) {
-                let job = |shard: &ShardRef| {
-                    TaskBuilder::new(shard.clone()).task_id(TaskId::from_ulid(job_id(shard))).build()
-                };
+                let connection = self
+                    .with_connection("queue shards in", async |connection| {
+                        redis::cmd("SADD").arg(self.lanes_key()).arg(&lane).query_async::<()>(connection).await?;
+                        Ok(connection.clone())
+                    })
+                    .await?;
+                let mut storage = RedisStorage::<ShardRef, _>::new(connection).with_config(config.clone());
+                let job =
+                    |shard: &ShardRef| TaskBuilder::new(shard.clone()).task_id(TaskId::from_ulid(job_id(shard))).build();
                 let jobs: Vec<_> = some.iter().map(job).collect();
                 storage.push_all(&mut futures::stream::iter(jobs)).await.map_err(|error| {
                     Error::temporary(format!("cannot queue shards in {}", self.server.name()))
                         .caused_by(error.to_string())
                 })?;
+                self.with_connection("queue shards in", async |connection| Self::make_due(&config, connection).await)
+                    .await?;
             }
         }
         Ok(())

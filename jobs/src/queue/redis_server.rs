@@ -67,6 +67,10 @@ impl RedisServer {
             return Err(Error::new(Kind::Usage, format!("{name} would be reached without TLS"))
                 .hint("use rediss://, or --redis-plaintext (ROWMILL_REDIS_PLAINTEXT=true) on a private network"));
         }
+        if encrypted {
+            // Two are compiled in, so that somebody has to choose. An earlier choice is as good.
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        }
         let target = match scheme {
             "redis" | "rediss" => Target::Single(Client::open(url).map_err(|_| bad())?),
             "redis+sentinel" | "rediss+sentinel" => {

@@ -3,6 +3,7 @@
 
 pub mod aws;
 pub mod contract;
+pub mod erase;
 pub mod local;
 pub mod s3;
 

@@ -1,5 +1,5 @@
 //! [`S3Store`]: a folder of a bucket, through the AWS SDK. An object appears by one PUT with `If-None-Match: *`, which the
-//! server does atomically and only if the name is free. It refuses to overwrite and to delete, and it never writes in
+//! server does atomically and only if the name is free. As a `Store` it cannot overwrite or delete, and it never writes in
 //! several parts: what is written here fits into one PUT.
 
 use std::path::Path;
@@ -94,6 +94,14 @@ impl S3Store {
             return Err(Error::internal(format!("{name:?} is no object name")));
         }
         Ok(format!("{}{name}", self.folder))
+    }
+
+    /// Deletes an object. Only the eraser calls it, under other credentials.
+    pub(super) async fn erase(&self, name: &str) -> Result<()> {
+        let key = self.key(name)?;
+        let client = &self.connected().await?.client;
+        let deleted = client.delete_object().bucket(&self.bucket).key(key).send().await;
+        deleted.map(drop).map_err(|error| self.failed("delete", name, error))
     }
 
     fn failed<E, R>(&self, action: &str, name: &str, error: SdkError<E, R>) -> Error

@@ -284,7 +284,7 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "CREATE MODEL m WITH (engine = 'echo', delay = 1)",
-        "error: CREATE MODEL m has no option `delay`\n  at job.sql:1:39\n  hint: its options are: engine, delay_ms, fail_ratio, dimensions",
+        "error: CREATE MODEL m has no option `delay`\n  at job.sql:1:39\n  hint: its options are: engine, delay_ms, fail_ratio, dimensions, abort_on",
     ),
     (
         "CREATE MODEL m WITH (engine = 'echo', delay_ms = 'slow')",
@@ -344,7 +344,7 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "CREATE JOB j WITH (output = 'out', logical_date = '1', max_errors = 1) AS SELECT 1",
-        "error: CREATE JOB j has no option `max_errors`\n  at job.sql:1:56\n  hint: its options are: output, logical_date, key, model, shard_rows, max_error_ratio",
+        "error: CREATE JOB j has no option `max_errors`\n  at job.sql:1:56\n  hint: its options are: output, logical_date, key, model, shard_rows, max_error_ratio, pool",
     ),
     (
         "CREATE JOB j WITH (output = 'out', logical_date = '1', model = 'x') AS SELECT 1",

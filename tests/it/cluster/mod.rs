@@ -1,0 +1,17 @@
+//! Many processes, one run: schedulers and executors of the real binary on a real Redis and a real S3 server, while
+//! processes die, freeze and start twice, Redis forgets and S3 fails. What is checked is always the same: every row once,
+//! published whole or not at all.
+
+mod bucket;
+mod cancel;
+mod chaos;
+mod check;
+mod http;
+mod nemesis;
+mod poison;
+mod processes;
+mod proxy;
+mod proxy_checks;
+mod queue;
+mod reader;
+mod triggers;
