@@ -51,8 +51,7 @@ fn main() -> ExitCode {
         tell(&error.report());
         return ExitCode::from(error.kind().exit_code());
     }
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE_THREAD_MAX).build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE_THREAD_MAX).build();
     let (runtime, result) = match runtime {
         Ok(runtime) => {
             let result = runtime.block_on(dispatch(cli.command, format));

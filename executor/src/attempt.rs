@@ -136,7 +136,7 @@ where
         executor: who.executor.clone(),
         rowmill: env!("CARGO_PKG_VERSION").into(),
     };
-    record::begin(store, run_key, shard, &start).await?;
+    patiently(who, || record::begin(store, run_key, shard, &start)).await?;
     let begun = Begun { attempt: attempt.into(), silent };
     let payload = tokio::select! {
         biased;

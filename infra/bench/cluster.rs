@@ -48,7 +48,7 @@ impl Redis {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--save", "", "--appendonly", "no", "--dir"]).arg(folder);
-        let process = Running(command.stdout(Stdio::null()).spawn().expect("redis-server is installed"));
+        let process = Running(command.stdout(Stdio::null()).spawn().unwrap());
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -134,7 +134,9 @@ fn main() {
     let redis = Redis::start(folder);
 
     const SHARDS: i64 = 1_000;
-    println!("| executors | seconds for {SHARDS} shards of 0.1 s | CPU ms a shard, executors | CPU ms a shard, scheduler |");
+    println!(
+        "| executors | seconds for {SHARDS} shards of 0.1 s | CPU ms a shard, executors | CPU ms a shard, scheduler |"
+    );
     println!("|---|---|---|---|");
     let mut seconds = Vec::new();
     for executors in [1, 4] {
@@ -170,9 +172,7 @@ fn main() {
     let samples = watching.join().unwrap();
     println!("\nRedis memory over {MANY} shards ({:.0} s), in MiB: peak of each fifth of the run", took.seconds);
     let fifth = samples.len().div_ceil(5);
-    let peaks: Vec<String> = samples
-        .chunks(fifth)
-        .map(|samples| format!("{:.2}", samples.iter().copied().fold(0.0, f64::max)))
-        .collect();
+    let peaks: Vec<String> =
+        samples.chunks(fifth).map(|samples| format!("{:.2}", samples.iter().copied().fold(0.0, f64::max))).collect();
     println!("{}; at the end {:.2}", peaks.join(", "), used_memory(redis.port) as f64 / f64::from(1 << 20));
 }

@@ -18,6 +18,8 @@ use crate::tracker::{Action, Limits, Tracker};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Share of the time that may go into looking: listing a million parts takes its time.
 const LOOK_SHARE: u32 = 10;
+/// Longest time between two looks, however long they take.
+const LOOK_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for news, so that a shard that backs off is queued again in time.
 const WAIT_MAX: Duration = Duration::from_millis(500);
 
@@ -54,12 +56,15 @@ pub async fn drive(
     let started = Instant::now();
     let mut tracker = Tracker::new(total, run.first, run.limits);
     let mut looker = Looker { run: &run, reference: RunRef::of(run.store.url(), run.plan), reused: None };
-    let (mut answered, mut look_at) = (started, started);
+    let (mut answered, mut look_at, mut took) = (started, started, Duration::ZERO);
     loop {
         if Instant::now() >= look_at {
             let began = Instant::now();
             let looked = looker.look(&mut tracker, started).await;
-            look_at = Instant::now() + LOOK_EVERY.max(began.elapsed() * LOOK_SHARE);
+            // The shorter of two: a store that hung once is no measure of how long looking takes.
+            let pause = took.min(began.elapsed()) * LOOK_SHARE;
+            took = began.elapsed();
+            look_at = Instant::now() + pause.clamp(LOOK_EVERY, LOOK_MAX);
             match looked {
                 Ok(Seen::Over) => return Ok(looker.reused.unwrap_or_default()),
                 Ok(Seen::Open) => answered = Instant::now(),

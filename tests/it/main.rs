@@ -16,5 +16,6 @@ mod remote;
 mod runs;
 #[cfg(feature = "services")]
 mod servers;
+mod simulation;
 mod support;
 mod tidy;

@@ -318,8 +318,9 @@ impl ShardQueue for RedisQueue {
                     })
                     .await?;
                 let mut storage = RedisStorage::<ShardRef, _>::new(connection).with_config(config.clone());
-                let job =
-                    |shard: &ShardRef| TaskBuilder::new(shard.clone()).task_id(TaskId::from_ulid(job_id(shard))).build();
+                let job = |shard: &ShardRef| {
+                    TaskBuilder::new(shard.clone()).task_id(TaskId::from_ulid(job_id(shard))).build()
+                };
                 let jobs: Vec<_> = some.iter().map(job).collect();
                 storage.push_all(&mut futures::stream::iter(jobs)).await.map_err(|error| {
                     Error::temporary(format!("cannot queue shards in {}", self.server.name()))

@@ -78,7 +78,8 @@ async fn an_executor_stays_with_its_models_while_their_shards_wait() {
     recorder.has(60).await;
     queue.close();
     serving.await.expect("serving ends").expect("and well");
-    let lanes: Vec<String> = recorder.0.lock().expect("the record").iter().map(|shard| shard.run.lane.clone()).collect();
+    let lanes: Vec<String> =
+        recorder.0.lock().expect("the record").iter().map(|shard| shard.run.lane.clone()).collect();
     let changes = lanes.windows(2).filter(|pair| pair[0] != pair[1]).count();
     assert_eq!(changes, 1, "{lanes:?}");
 }
@@ -131,7 +132,9 @@ fn services_say_whether_they_are_ready_and_how_much_waits() {
     wait_until("nothing waits any more", || total(0));
     cluster.redis.stop();
     wait_until("without Redis nobody is ready", || {
-        [&scheduler_at, &executor_at].iter().all(|address| get(address, "/readyz").is_some_and(|(status, _)| status == 503))
+        [&scheduler_at, &executor_at]
+            .iter()
+            .all(|address| get(address, "/readyz").is_some_and(|(status, _)| status == 503))
     });
     assert_eq!(get(&executor_at, "/livez").map(|(status, _)| status), Some(200));
 }

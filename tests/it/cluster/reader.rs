@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::bucket::{Bucket, Object};
 use super::check::{manifest, manifest_is_listing};
-use super::processes::{DATE, OUTPUT};
+use super::processes::{Cluster, DATE, OUTPUT, run_key};
+use crate::servers::wait_until;
 use crate::support::Said;
 
 /// Between two looks.
@@ -134,4 +135,18 @@ fn check_resolve(resolve: &mut Command, bucket: &Bucket, before: Option<&Seen>) 
         (Some(1), None) => Ok(()),
         _ => Err(format!("resolve: {said:?}; published before: {}", before.is_some())),
     }
+}
+
+#[test]
+fn the_reader_notices_what_must_not_be() {
+    let cluster = Cluster::new("", ", shard_rows = 20", 0).with_rows(60);
+    let _executor = cluster.executor(&[]);
+    let summary = cluster.submit().wait().ok().summary();
+    let bucket = cluster.bucket();
+    let looks = Reader::start(bucket.clone(), cluster.resolve()).finish().expect("all is well");
+    assert_eq!((looks.before, looks.resolved > 0), (0, true));
+    let reader = Reader::start(bucket.clone(), cluster.resolve());
+    bucket.put(&format!("{OUTPUT}run={}/part-00009.parquet", run_key(&summary)), b"of a zombie");
+    wait_until("the reader's finding", || reader.found_something());
+    assert!(reader.finish().expect_err("a part too many").contains("part-00009"));
 }

@@ -47,7 +47,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seed, breach, what, trace } = self;
         writeln!(f, "seed {seed} breaks a promise: {breach:?}: {what}\nthe last events:\n{trace}")?;
-        write!(f, "again: ROWMILL_SIM_SEED={seed} cargo test --test it simulation::no_seed -- --nocapture")
+        write!(f, "again: ROWMILL_SIM_SEED={seed} cargo test --locked --test it simulation::no_seed -- --nocapture")
     }
 }
 

@@ -29,10 +29,10 @@ impl Trace {
 
     /// Something happened.
     pub fn note(&mut self, at_ms: i64, node: &'static str, what: &'static str, subject: &str) {
-        if self.events.len() >= self.room {
+        self.events.push_back(Event { at_ms, node, what, subject: subject.into() });
+        if self.events.len() > self.room {
             self.events.pop_front();
         }
-        self.events.push_back(Event { at_ms, node, what, subject: subject.into() });
     }
 }
 

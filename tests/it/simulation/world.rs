@@ -26,6 +26,9 @@ const LIFE_MAX: u64 = 9;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Node(pub usize);
 
+/// What happens to the world happens to no process.
+const NOBODY: Node = Node(usize::MAX);
+
 /// One seed's world.
 #[derive(Debug)]
 pub struct World {
@@ -98,7 +101,7 @@ impl World {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let arrived = inner.objects.advance(self.started.elapsed().as_millis() as i64);
         for name in arrived {
-            inner.note(Node(0), "(late) created", &name);
+            inner.note(NOBODY, "a lingering PUT created", &name);
             inner.changed(&name);
         }
         let result = change(&mut inner);
@@ -216,7 +219,7 @@ impl World {
                     inner.nodes[hit].iter_mut().for_each(|node| node.away_until = now + time);
                 }
                 Strike::Forget => {
-                    inner.note(Node(0), "(the queue) forgets everything", "");
+                    inner.note(NOBODY, "the queue forgets everything", "");
                     inner.shards.forget();
                 }
             }
@@ -241,7 +244,7 @@ impl World {
         self.with(|inner| {
             inner.calm = true;
             inner.trouble = Trouble::default();
-            inner.note(Node(0), "(calm)", "");
+            inner.note(NOBODY, "trouble is over", "");
             for node in &mut inner.nodes {
                 (node.frozen_until, node.away_until) = (now, now);
             }
@@ -259,9 +262,9 @@ impl World {
         let world = Arc::clone(self);
         Box::new(move |name, content: Option<Bytes>| {
             world.with(|inner| {
-                let what = if content.is_some() { "(bug) overwrites" } else { "(bug) deletes" };
+                let what = if content.is_some() { "the bug overwrites" } else { "the bug deletes" };
                 if inner.objects.overwrite(name, content) {
-                    inner.note(Node(0), what, name);
+                    inner.note(NOBODY, what, name);
                 }
                 inner.changed(name);
             });
@@ -273,7 +276,8 @@ impl Inner {
     /// Something happened.
     pub fn note(&mut self, node: Node, what: &'static str, subject: &str) {
         let at_ms = self.objects.clock_ms();
-        self.trace.note(at_ms, self.nodes[node.0].name, what, subject);
+        let name = self.nodes.get(node.0).map_or("", |node| node.name);
+        self.trace.note(at_ms, name, what, subject);
     }
 
     /// Counts something that the seeds are meant to meet.
@@ -285,7 +289,7 @@ impl Inner {
     pub fn hold<T: Default>(&mut self, kept: Result<T, Broken>) -> T {
         kept.unwrap_or_else(|broken| {
             if self.broken.is_none() {
-                self.note(Node(0), "(BROKEN)", &format!("{:?}: {}", broken.0, broken.1));
+                self.note(NOBODY, "BROKEN:", &format!("{:?}: {}", broken.0, broken.1));
                 self.broken = Some(broken);
             }
             T::default()
