@@ -11,7 +11,7 @@ use rowmill_jobs::queue::in_process::InProcessQueue;
 use rowmill_jobs::queue::{RunRef, ShardQueue};
 use rowmill_jobs::{Error, Result};
 use rowmill_scheduler::tracker::Limits;
-use rowmill_scheduler::{Drive, Planned, publish_if_complete};
+use rowmill_scheduler::{Drive, Planned, publish_within};
 use tokio::sync::mpsc;
 
 use crate::args::RunArgs;
@@ -98,5 +98,5 @@ async fn compute(args: &RunArgs, asked: &Asked, counters: &Arc<Counters>) -> Res
     {
         return Err(Error::internal("the executor stopped").caused_by(stopped));
     }
-    publish_if_complete(store.as_ref(), &plan, asked.job.max_error_ratio).await
+    publish_within(store.as_ref(), &plan, asked.job.max_error_ratio, PATIENCE).await
 }

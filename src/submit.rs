@@ -7,7 +7,7 @@ use rowmill_jobs::publish::Manifest;
 use rowmill_jobs::queue::redis::{RedisOptions, RedisQueue, RegisteredRun};
 use rowmill_jobs::{Error, Result, layout};
 use rowmill_scheduler::tracker::Limits;
-use rowmill_scheduler::{Drive, publish_if_complete};
+use rowmill_scheduler::{Drive, publish_within};
 use serde_json::json;
 
 use crate::args::SubmitArgs;
@@ -89,7 +89,7 @@ async fn schedule(asked: &Asked, plan: &Plan, queue: &RedisQueue, args: &SubmitA
     let driven = rowmill_scheduler::drive(drive, None, |committed, _| watcher.committed(committed)).await;
     watcher.finish();
     let reused = driven?;
-    let manifest = publish_if_complete(store, plan, asked.job.max_error_ratio).await?;
+    let manifest = publish_within(store, plan, asked.job.max_error_ratio, args.redis.patience()).await?;
     let shard = |part: &&rowmill_jobs::publish::PartEntry| layout::shard_of_part(&plan.run_key, &part.name);
     let new = manifest.parts.iter().filter(|part| shard(part).is_some_and(|shard| !reused.contains(&shard)));
     let work = new.fold(Work::default(), |work, part| Work { parts: work.parts + 1, rows: work.rows + part.rows });

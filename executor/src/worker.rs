@@ -2,7 +2,7 @@
 //! is decided elsewhere.
 
 use std::panic::AssertUnwindSafe;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -192,7 +192,7 @@ pub(crate) async fn compute_part(
     shard: &Shard,
     attempt: &str,
     rows: Vec<RowStream>,
-    file: &PathBuf,
+    file: &Path,
 ) -> Result<PartSummary> {
     write_part(rows, file, |summary| {
         let metadata = part_metadata(&run.plan, shard, attempt, summary);

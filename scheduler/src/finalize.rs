@@ -2,6 +2,7 @@
 //! what readers look for. Any number of schedulers may do this at once, and one may die at any line.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use rowmill_jobs::infer::Usage;
@@ -12,6 +13,7 @@ use rowmill_jobs::publish::{Manifest, PartEntry, Published, RunOutcome};
 use rowmill_jobs::store::{self, ObjectInfo, Payload, Store};
 use rowmill_jobs::{Error, Kind, Result, layout, record};
 use rowmill_sql::{FooterRead, read_part_metadata};
+use tokio::time::Instant;
 
 use crate::claim::sequence;
 
@@ -19,6 +21,31 @@ use crate::claim::sequence;
 const READS_AT_ONCE: usize = 16;
 /// Bytes of a part's end that are read first; most footers fit.
 const FOOTER_BYTES: u64 = 64 << 10;
+
+/// Wait before a store that does not answer is asked again.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// As [`publish_if_complete`], with patience for a store that does not answer.
+///
+/// # Errors
+/// As [`publish_if_complete`].
+pub async fn publish_within(
+    store: &dyn Store,
+    plan: &Plan,
+    max_error_ratio: f64,
+    patience: Duration,
+) -> Result<Manifest> {
+    let started = Instant::now();
+    loop {
+        match publish_if_complete(store, plan, max_error_ratio).await {
+            Err(error) if error.retryable() && started.elapsed() < patience => {
+                tracing::warn!(error = %error, "cannot publish; trying again");
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+            published => return published,
+        }
+    }
+}
 
 /// Publishes the run if every part of its plan exists. Safe to repeat, and to race.
 ///

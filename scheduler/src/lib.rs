@@ -16,6 +16,6 @@ pub mod tracker;
 
 pub use cancel::cancel;
 pub use drive::{Drive, drive};
-pub use finalize::publish_if_complete;
+pub use finalize::{publish_if_complete, publish_within};
 pub use planning::{Draft, Planned, RunId, adopt, draft, pin, pin_plan};
 pub use resolve::{Resolved, RunState, resolve, run_state};

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::drive::{Drive, drive};
-use crate::finalize::publish_if_complete;
+use crate::finalize::publish_within;
 use crate::tracker::Limits;
 
 /// Between two looks at the register.
@@ -180,7 +180,8 @@ impl Service {
             patience: self.options.patience,
         };
         drive(run, None, |_, _| ()).await?;
-        publish_if_complete(store.as_ref(), &plan, plan.job.max_error_ratio).await.map(|manifest| manifest.rows)
+        let manifest = publish_within(store.as_ref(), &plan, plan.job.max_error_ratio, self.options.patience).await?;
+        Ok(manifest.rows)
     }
 }
 

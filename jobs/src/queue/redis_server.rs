@@ -35,7 +35,7 @@ pub struct RedisServer {
 }
 
 enum Target {
-    Single(Client),
+    Single(Box<Client>),
     Sentinels(Box<Mutex<SentinelClient>>),
 }
 
@@ -72,7 +72,7 @@ impl RedisServer {
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
         let target = match scheme {
-            "redis" | "rediss" => Target::Single(Client::open(url).map_err(|_| bad())?),
+            "redis" | "rediss" => Target::Single(Box::new(Client::open(url).map_err(|_| bad())?)),
             "redis+sentinel" | "rediss+sentinel" => {
                 Target::Sentinels(Box::new(Mutex::new(sentinels(rest, encrypted).ok_or_else(bad)?)))
             }

@@ -24,6 +24,8 @@ use crate::{Error, Kind, Result};
 
 /// Tries of one read, with the SDK's own pauses between them.
 const READ_ATTEMPTS: u32 = 4;
+/// Wait after an answer that broke off; longer each time.
+const BROKEN_WAIT: Duration = Duration::from_millis(200);
 /// Longest a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Longest an answer may take, beyond what its bytes take.
@@ -102,6 +104,34 @@ impl S3Store {
         let client = &self.connected().await?.client;
         let deleted = client.delete_object().bucket(&self.bucket).key(key).send().await;
         deleted.map(drop).map_err(|error| self.failed("delete", name, error))
+    }
+
+    /// An object or a range of it, if it exists. The SDK tries again until an answer begins; an answer that breaks off is
+    /// asked for again here.
+    async fn read(&self, name: &str, range: Option<String>) -> Result<Option<Bytes>> {
+        let key = self.key(name)?;
+        let client = &self.connected().await?.client;
+        let mut attempt = 1;
+        loop {
+            // A checksum is of the whole object.
+            let checked = range.is_none().then_some(ChecksumMode::Enabled);
+            let get = client.get_object().bucket(&self.bucket).key(&key);
+            let answer = match get.set_range(range.clone()).set_checksum_mode(checked).send().await {
+                Ok(answer) => answer,
+                Err(error) if error.code() == Some("NoSuchKey") => return Ok(None),
+                Err(error) => return Err(self.failed("read", name, error)),
+            };
+            match answer.body.collect().await {
+                Ok(body) => return Ok(Some(body.into_bytes())),
+                Err(error) if attempt == READ_ATTEMPTS => {
+                    let message = format!("cannot read all of {}{name}: the answer breaks off", self.url);
+                    return Err(Error::temporary(message).caused_by(error));
+                }
+                Err(error) => tracing::warn!(name, attempt, error = %error, "an answer broke off; reading again"),
+            }
+            tokio::time::sleep(BROKEN_WAIT * attempt).await;
+            attempt += 1;
+        }
     }
 
     fn failed<E, R>(&self, action: &str, name: &str, error: SdkError<E, R>) -> Error
@@ -249,25 +279,12 @@ impl Store for S3Store {
     }
 
     async fn get(&self, name: &str) -> Result<Option<Bytes>> {
-        let key = self.key(name)?;
-        let client = &self.connected().await?.client;
-        let get = client.get_object().bucket(&self.bucket).key(key).checksum_mode(ChecksumMode::Enabled);
-        let answer = match get.send().await {
-            Ok(answer) => answer,
-            Err(error) if error.code() == Some("NoSuchKey") => return Ok(None),
-            Err(error) => return Err(self.failed("read", name, error)),
-        };
-        let cut = |error| Error::temporary(format!("cannot read all of {}{name}", self.url)).caused_by(error);
-        Ok(Some(answer.body.collect().await.map_err(cut)?.into_bytes()))
+        self.read(name, None).await
     }
 
     async fn get_tail(&self, name: &str, bytes_max: u64) -> Result<Bytes> {
-        let key = self.key(name)?;
-        let client = &self.connected().await?.client;
-        let get = client.get_object().bucket(&self.bucket).key(key).range(format!("bytes=-{bytes_max}"));
-        let answer = get.send().await.map_err(|error| self.failed("read", name, error))?;
-        let cut = |error| Error::temporary(format!("cannot read the end of {}{name}", self.url)).caused_by(error);
-        Ok(answer.body.collect().await.map_err(cut)?.into_bytes())
+        let tail = self.read(name, Some(format!("bytes=-{bytes_max}"))).await?;
+        tail.ok_or_else(|| Error::temporary(format!("there is no {}{name} any more", self.url)))
     }
 
     async fn head(&self, name: &str) -> Result<Option<ObjectInfo>> {
