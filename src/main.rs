@@ -36,7 +36,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Threads for blocking work end when they are idle for this long. What other threads free of an idle thread's memory stays
 /// with it until it runs again: with tokio's ten seconds, a run's peak grows with the number of threads that ever wrote.
-const IDLE_THREAD_MAX: std::time::Duration = std::time::Duration::from_millis(50);
+const IDLE_THREAD_MAX: std::time::Duration = std::time::Duration::from_millis(2);
 /// How long the store may stay away from a process that computes a shard on its own.
 const ISOLATED_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
