@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::attention::BLOCK;
 use crate::decoder::Decoder;
-use crate::descriptor::DecoderShape;
+use crate::decoder::shape::DecoderShape;
 use crate::guide::{Guide, Guides};
 use crate::kv::{KvCache, PageId};
 use crate::labels::LabelTrie;

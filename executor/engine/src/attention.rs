@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::{simd, softmax, tile};
+use crate::kernels::{simd, softmax, tanh, tile};
 
 /// Tokens in a block of keys and values, which is also a page of the cache.
 pub(crate) const BLOCK: usize = 32;
@@ -20,7 +20,54 @@ const CHUNK: usize = 32;
 pub(crate) struct Heads {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
+    /// Length of a head's query and key.
     pub(crate) head_dim: usize,
+    /// Length of a head's value; that of its key in all but multi-head latent attention.
+    pub(crate) value_dim: usize,
+}
+
+/// How products of queries and keys become weights.
+#[derive(Clone, Copy)]
+pub(crate) struct Scores<'a> {
+    /// Multiplies each product; `1 / sqrt(head_dim)` in most models.
+    pub(crate) scale: f32,
+    /// Bounds scores softly: `cap * tanh(score / cap)` (Gemma 2).
+    pub(crate) softcap: Option<f32>,
+    /// A token sees only tokens less than so many positions away.
+    pub(crate) window: Option<usize>,
+    /// Changes scores before the softmax: position and relation biases.
+    pub(crate) bias: Option<Bias<'a>>,
+}
+
+/// Adds to one query's scores: `scores[j]` is that of the row's `j`-th token, scaled already.
+pub(crate) type Bias<'a> = &'a (dyn Fn(Query, &mut [f32]) + Sync);
+
+/// One query of a batch, for a [`Bias`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Query {
+    pub(crate) head: usize,
+    /// Its token in the batch.
+    pub(crate) token: usize,
+    /// Its token's place in its row.
+    pub(crate) position: usize,
+}
+
+impl Scores<'_> {
+    /// The scale of `head_dim` and nothing else.
+    pub(crate) fn plain(head_dim: usize) -> Self {
+        Self { scale: 1.0 / (head_dim as f32).sqrt(), softcap: None, window: None, bias: None }
+    }
+
+    /// The tokens that the token at `position` of a row of `whole` tokens sees.
+    #[inline(always)]
+    fn seen(&self, direction: Direction, position: usize, whole: usize) -> (usize, usize) {
+        let from = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let to = match direction {
+            Direction::Causal => position + 1,
+            Direction::Both => self.window.map_or(whole, |window| whole.min(position + window)),
+        };
+        (from, to)
+    }
 }
 
 impl Heads {
@@ -31,7 +78,7 @@ impl Heads {
 
     /// Length of a value row in a block.
     pub(crate) fn value_stride(self) -> usize {
-        self.head_dim.next_multiple_of(WIDTH)
+        self.value_dim.next_multiple_of(WIDTH)
     }
 
     /// Floats of one head's keys and values in a block; values are `[BLOCK, value_stride]`.
@@ -44,16 +91,16 @@ impl Heads {
         self.kv_heads * self.head_floats()
     }
 
-    /// Writes one token's keys and values (each `[kv_heads * head_dim]`) into slot `slot` of a block.
+    /// Writes one token's keys (`[kv_heads * head_dim]`) and values (`[kv_heads * value_dim]`) into slot `slot` of a block.
     pub(crate) fn write(self, block: &mut [f32], slot: usize, keys: &[f32], values: &[f32]) {
-        let d = self.head_dim;
+        let (d, value_dim) = (self.head_dim, self.value_dim);
         for (h, head) in block.chunks_exact_mut(self.head_floats()).enumerate() {
             let (k, v) = head.split_at_mut(self.key_floats());
             for (i, key) in keys[h * d..(h + 1) * d].iter().enumerate() {
                 k[i * BLOCK + slot] = *key;
             }
             let at = slot * self.value_stride();
-            v[at..at + d].copy_from_slice(&values[h * d..(h + 1) * d]);
+            v[at..at + value_dim].copy_from_slice(&values[h * value_dim..(h + 1) * value_dim]);
         }
     }
 }
@@ -79,11 +126,17 @@ pub(crate) enum Direction {
     Both,
 }
 
-/// Attention of all rows. `queries` is `[tokens, heads * head_dim]`; so is the result. Rows are in the order of their
-/// tokens and cover the batch.
-pub(crate) fn attend(shape: Heads, direction: Direction, queries: &[f32], rows: &[RowView<'_>]) -> Vec<f32> {
-    let width = shape.heads * shape.head_dim;
-    let mut out = vec![0f32; queries.len()];
+/// Attention of all rows. `queries` is `[tokens, heads * head_dim]`; the result is `[tokens, heads * value_dim]`. Rows are
+/// in the order of their tokens and cover the batch.
+pub(crate) fn attend(
+    shape: Heads,
+    direction: Direction,
+    scores: Scores<'_>,
+    queries: &[f32],
+    rows: &[RowView<'_>],
+) -> Vec<f32> {
+    let width = shape.heads * shape.value_dim;
+    let mut out = vec![0f32; queries.len() / shape.head_dim * shape.value_dim];
     let mut work = Vec::new();
     let mut rest = out.as_mut_slice();
     for row in rows {
@@ -96,7 +149,7 @@ pub(crate) fn attend(shape: Heads, direction: Direction, queries: &[f32], rows: 
             from += tokens;
         }
     }
-    let layer = Attention { shape, direction, queries };
+    let layer = Attention { shape, direction, scores, queries };
     work.into_par_iter().for_each_init(Vec::new, |scratch, (row, from, out)| {
         simd(
             #[inline(always)]
@@ -111,34 +164,36 @@ pub(crate) fn attend(shape: Heads, direction: Direction, queries: &[f32], rows: 
 struct Attention<'a> {
     shape: Heads,
     direction: Direction,
+    scores: Scores<'a>,
     queries: &'a [f32],
 }
 
 /// Attention of the row's queries from `from` on, as many as `out` has room for.
 #[inline(always)]
 fn attend_chunk(layer: Attention<'_>, row: &RowView<'_>, from: usize, out: &mut [f32], scratch: &mut Vec<f32>) {
-    let Attention { shape, direction, queries } = layer;
-    let (d, width) = (shape.head_dim, shape.heads * shape.head_dim);
-    let group = shape.heads / shape.kv_heads;
-    let tokens = out.len() / width;
-    let queries = &queries[(row.first + from) * width..(row.first + from + tokens) * width];
-    let whole = row.before + row.tokens;
-    for kv_head in 0..shape.kv_heads {
-        // The queries of one key head: `group` heads of each token, in the order of tokens.
-        let place = |i: usize| (i / group) * width + (kv_head * group + i % group) * d;
+    let Heads { heads, kv_heads, head_dim: d, value_dim } = layer.shape;
+    let (width, out_width) = (heads * d, heads * value_dim);
+    let group = heads / kv_heads;
+    let tokens = out.len() / out_width;
+    let queries = &layer.queries[(row.first + from) * width..(row.first + from + tokens) * width];
+    for kv_head in 0..kv_heads {
         let mut first = 0;
         while first < tokens * group {
             let last = (first + QUERIES).min(tokens * group) - 1;
-            let at: [usize; QUERIES] = std::array::from_fn(|i| place((first + i).min(last)));
-            let visible: [usize; QUERIES] = std::array::from_fn(|i| match direction {
-                Direction::Causal => row.before + from + (first + i).min(last) / group + 1,
-                Direction::Both => whole,
+            // The queries of one key head: `group` heads of each token, in the order of tokens.
+            let tile: [Query; QUERIES] = std::array::from_fn(|i| {
+                let (token, head) = ((first + i).min(last) / group, kv_head * group + (first + i).min(last) % group);
+                Query { head, token: row.first + from + token, position: row.before + from + token }
             });
-            let tile_queries = at.map(|at| &queries[at..at + d]);
-            attend_tile(shape, kv_head, tile_queries, visible, &row.blocks, scratch);
-            let stride = shape.value_stride();
-            for i in 0..=last - first {
-                out[at[i]..at[i] + d].copy_from_slice(&scratch[i * stride..i * stride + d]);
+            let vectors = tile.map(|query| {
+                let at = (query.token - row.first - from) * width + query.head * d;
+                &queries[at..at + d]
+            });
+            attend_tile(layer, kv_head, tile, vectors, row, scratch);
+            let stride = layer.shape.value_stride();
+            for (i, query) in tile.iter().enumerate().take(last - first + 1) {
+                let at = (query.token - row.first - from) * out_width + query.head * value_dim;
+                out[at..at + value_dim].copy_from_slice(&scratch[i * stride..i * stride + value_dim]);
             }
             first = last + 1;
         }
@@ -148,47 +203,69 @@ fn attend_chunk(layer: Attention<'_>, row: &RowView<'_>, from: usize, out: &mut 
 /// Attention of four queries of one head; the result is left at the start of `scratch`, `[QUERIES, value_stride]`.
 #[inline(always)]
 fn attend_tile(
-    shape: Heads,
+    layer: Attention<'_>,
     kv_head: usize,
-    queries: [&[f32]; QUERIES],
-    visible: [usize; QUERIES],
-    blocks: &[&[f32]],
+    tile_queries: [Query; QUERIES],
+    vectors: [&[f32]; QUERIES],
+    row: &RowView<'_>,
     scratch: &mut Vec<f32>,
 ) {
+    let shape = layer.shape;
+    let whole = row.before + row.tokens;
     let stride = shape.value_stride();
-    let seen = visible[QUERIES - 1];
-    let used = seen.div_ceil(BLOCK);
-    let keys = used * BLOCK;
+    let visible = tile_queries.map(|query| layer.scores.seen(layer.direction, query.position, whole));
+    // Blocks that any of the queries sees, and the first token of those.
+    let first = visible.iter().map(|(from, _)| from / BLOCK).min().unwrap_or(0);
+    let seen = visible.iter().map(|(_, to)| *to).max().unwrap_or(0);
+    let base = first * BLOCK;
+    let blocks = &row.blocks[first..seen.div_ceil(BLOCK)];
+    let keys = blocks.len() * BLOCK;
     let head_at = kv_head * shape.head_floats();
     let results = QUERIES * stride;
-    scratch.resize(results + QUERIES * keys, 0.0);
+    // Biases see a row's tokens from the first one, so its place is kept, though nothing before `base` is computed.
+    let offset = if layer.scores.bias.is_some() { base } else { 0 };
+    let line = offset + keys;
+    scratch.resize(results + QUERIES * line, 0.0);
     let (result, scores) = scratch.split_at_mut(results);
-    let scale = 1.0 / (shape.head_dim as f32).sqrt();
-    for (b, block) in blocks.iter().take(used).enumerate() {
+    for (b, block) in blocks.iter().enumerate() {
         let block_keys = &block[head_at..head_at + shape.key_floats()];
         for half in (0..BLOCK).step_by(WIDTH) {
-            let products = tile::<QUERIES, WIDTH>(queries, &block_keys[half..], BLOCK, shape.head_dim);
+            let products = tile::<QUERIES, WIDTH>(vectors, &block_keys[half..], BLOCK, shape.head_dim);
             for (i, row) in products.iter().enumerate() {
-                let at = i * keys + b * BLOCK + half;
+                let at = i * line + offset + b * BLOCK + half;
                 for (score, product) in scores[at..at + WIDTH].iter_mut().zip(row) {
-                    *score = product * scale;
+                    *score = product * layer.scores.scale;
                 }
             }
         }
     }
-    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-        let (seen, unseen) = row.split_at_mut(visible[i]);
-        softmax(seen);
-        unseen.fill(0.0);
+    for (i, row) in scores.chunks_exact_mut(line).enumerate() {
+        if let Some(bias) = layer.scores.bias {
+            bias(tile_queries[i], &mut row[..visible[i].1]);
+        }
+        let row = &mut row[offset..];
+        let (from, to) = (visible[i].0 - base, visible[i].1 - base);
+        if let Some(cap) = layer.scores.softcap {
+            row[from..to].iter_mut().for_each(
+                #[inline(always)]
+                |score| *score = cap * tanh(*score / cap),
+            );
+        }
+        softmax(&mut row[from..to]);
+        row[..from].fill(0.0);
+        row[to..].fill(0.0);
     }
     let value_at = head_at + shape.key_floats();
     for column in (0..stride).step_by(WIDTH) {
         let mut sum = [[0f32; WIDTH]; QUERIES];
-        for (b, block) in blocks.iter().take(used).enumerate() {
+        for (b, block) in blocks.iter().enumerate() {
             let values = &block[value_at..head_at + shape.head_floats()];
             // Slots after the last visible token may hold anything; their weights are 0 and they are not read.
-            let depth = BLOCK.min(seen - b * BLOCK);
-            let weights = std::array::from_fn(|i| &scores[i * keys + b * BLOCK..(i * keys + b * BLOCK) + BLOCK]);
+            let depth = BLOCK.min(seen - base - b * BLOCK);
+            let weights = std::array::from_fn(|i| {
+                let at = i * line + offset + b * BLOCK;
+                &scores[at..at + BLOCK]
+            });
             let products = tile::<QUERIES, WIDTH>(weights, &values[column..], stride, depth);
             for (sum, product) in sum.iter_mut().zip(products) {
                 for (sum, product) in sum.iter_mut().zip(product) {
@@ -207,23 +284,38 @@ mod tests {
     use super::*;
 
     /// Attention by the textbook, one query at a time.
-    fn plain(shape: Heads, direction: Direction, q: &[f32], k: &[f32], v: &[f32], before: usize) -> Vec<f32> {
-        let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
-        let (width, kv_width) = (shape.heads * d, shape.kv_heads * d);
-        let all = k.len() / kv_width;
-        let mut out = vec![0f32; q.len()];
-        for token in 0..q.len() / width {
+    fn plain(
+        shape: Heads,
+        direction: Direction,
+        scores: Scores<'_>,
+        [q, k, v]: [&[f32]; 3],
+        before: usize,
+    ) -> Vec<f32> {
+        let (d, dv, group) = (shape.head_dim, shape.value_dim, shape.heads / shape.kv_heads);
+        let all = k.len() / (shape.kv_heads * d);
+        let tokens = q.len() / (shape.heads * d);
+        let mut out = vec![0f32; tokens * shape.heads * dv];
+        for token in 0..tokens {
+            let position = before + token;
             for head in 0..shape.heads {
-                let seen = if direction == Direction::Causal { before + token + 1 } else { all };
-                let query = &q[token * width + head * d..][..d];
-                let at = (head / group) * d;
-                let dot =
-                    |j: usize| (0..d).map(|i| query[i] * k[j * kv_width + at + i]).sum::<f32>() / (d as f32).sqrt();
-                let scores: Vec<f32> = (0..seen).map(|j| dot(j).exp()).collect();
-                let sum: f32 = scores.iter().sum();
-                for i in 0..d {
-                    out[token * width + head * d + i] =
-                        (0..seen).map(|j| scores[j] / sum * v[j * kv_width + at + i]).sum::<f32>();
+                let query = &q[(token * shape.heads + head) * d..][..d];
+                let key = |j: usize| &k[(j * shape.kv_heads + head / group) * d..][..d];
+                let mut row: Vec<f32> = (0..all)
+                    .map(|j| query.iter().zip(key(j)).map(|(q, k)| q * k).sum::<f32>() * scores.scale)
+                    .collect();
+                if let Some(bias) = scores.bias {
+                    bias(Query { head, token, position }, &mut row);
+                }
+                for (j, score) in row.iter_mut().enumerate() {
+                    let near = scores.window.is_none_or(|window| position.abs_diff(j) < window);
+                    let capped = scores.softcap.map_or(*score, |cap| cap * (*score / cap).tanh());
+                    let hidden = !near || direction == Direction::Causal && j > position;
+                    *score = if hidden { 0.0 } else { capped.exp() };
+                }
+                let sum: f32 = row.iter().sum();
+                for i in 0..dv {
+                    let value = |j: usize| v[(j * shape.kv_heads + head / group) * dv + i];
+                    out[(token * shape.heads + head) * dv + i] = (0..all).map(|j| row[j] / sum * value(j)).sum();
                 }
             }
         }
@@ -239,31 +331,56 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
+    fn check(shape: Heads, direction: Direction, scores: Scores<'_>, tokens: usize, before: usize) {
+        let all = tokens + before;
+        let (keys, values) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
+        let q = noise(tokens * shape.heads * shape.head_dim, 1);
+        let k = noise(all * keys, 2);
+        let v = noise(all * values, 3);
+        let mut blocks = vec![vec![f32::NAN; shape.block_floats()]; all.div_ceil(BLOCK)];
+        for t in 0..all {
+            let (keys, values) = (&k[t * keys..(t + 1) * keys], &v[t * values..(t + 1) * values]);
+            shape.write(&mut blocks[t / BLOCK], t % BLOCK, keys, values);
+        }
+        let blocks = blocks.iter().map(Vec::as_slice).collect();
+        let got = attend(shape, direction, scores, &q, &[RowView { first: 0, tokens, before, blocks }]);
+        let expected = plain(shape, direction, scores, [&q, &k, &v], before);
+        assert_eq!(got.len(), expected.len());
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got - expected).abs() < 1e-5, "{shape:?} {tokens} {before}: {got} is not {expected}");
+        }
+    }
+
+    const BATCHES: [(usize, usize, Direction); 4] =
+        [(1, 0, Direction::Causal), (1, 70, Direction::Causal), (45, 33, Direction::Causal), (67, 0, Direction::Both)];
+
     #[test]
     fn agrees_with_the_textbook() {
-        for (heads, kv_heads, head_dim) in [(4, 2, 16), (3, 1, 16), (4, 4, 12), (2, 2, 64), (6, 1, 8)] {
-            let shape = Heads { heads, kv_heads, head_dim };
-            for (tokens, before, direction) in [
-                (1, 0, Direction::Causal),
-                (1, 70, Direction::Causal),
-                (45, 33, Direction::Causal),
-                (67, 0, Direction::Both),
-            ] {
-                let all = tokens + before;
-                let q = noise(tokens * heads * head_dim, 1);
-                let k = noise(all * kv_heads * head_dim, 2);
-                let v = noise(all * kv_heads * head_dim, 3);
-                let mut blocks = vec![vec![f32::NAN; shape.block_floats()]; all.div_ceil(BLOCK)];
-                let row = kv_heads * head_dim;
-                for t in 0..all {
-                    let (keys, values) = (&k[t * row..(t + 1) * row], &v[t * row..(t + 1) * row]);
-                    shape.write(&mut blocks[t / BLOCK], t % BLOCK, keys, values);
-                }
-                let blocks = blocks.iter().map(Vec::as_slice).collect();
-                let got = attend(shape, direction, &q, &[RowView { first: 0, tokens, before, blocks }]);
-                let expected = plain(shape, direction, &q, &k, &v, before);
-                for (got, expected) in got.iter().zip(&expected) {
-                    assert!((got - expected).abs() < 1e-5, "{shape:?} {tokens} {before}: {got} is not {expected}");
+        for (heads, kv_heads, head_dim, value_dim) in
+            [(4, 2, 16, 16), (3, 1, 16, 16), (4, 4, 12, 12), (2, 2, 64, 64), (6, 1, 8, 8), (3, 3, 24, 10)]
+        {
+            let shape = Heads { heads, kv_heads, head_dim, value_dim };
+            for (tokens, before, direction) in BATCHES {
+                check(shape, direction, Scores::plain(head_dim), tokens, before);
+            }
+        }
+    }
+
+    #[test]
+    fn windows_caps_and_biases_agree_with_the_textbook() {
+        let shape = Heads { heads: 4, kv_heads: 2, head_dim: 16, value_dim: 16 };
+        let far = |query: Query, scores: &mut [f32]| {
+            for (j, score) in scores.iter_mut().enumerate() {
+                *score -= 0.02 * (query.head + 1) as f32 * query.position.abs_diff(j) as f32;
+            }
+        };
+        for window in [None, Some(1), Some(5), Some(40), Some(1000)] {
+            for softcap in [None, Some(0.7)] {
+                for bias in [None, Some(&far as Bias<'_>)] {
+                    let scores = Scores { scale: 0.4, softcap, window, bias };
+                    for (tokens, before, direction) in BATCHES {
+                        check(shape, direction, scores, tokens, before);
+                    }
                 }
             }
         }

@@ -76,6 +76,12 @@ pub(crate) fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp(-2.0 * u))
 }
 
+/// The hyperbolic tangent, to about 1e-7 absolute.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (1.0 + exp(2.0 * x))
+}
+
 /// x * sigmoid(x).
 #[inline(always)]
 pub(crate) fn silu(x: f32) -> f32 {

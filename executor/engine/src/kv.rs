@@ -139,9 +139,11 @@ impl KvCache {
         }
     }
 
-    /// Writes keys and values of one layer; both are `[tokens, kv_heads * head_dim]`, `writes` sorted by page.
+    /// Writes keys (`[tokens, kv_heads * head_dim]`) and values (`[tokens, kv_heads * value_dim]`) of one layer, `writes`
+    /// sorted by page.
     pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32], writes: &[KvWrite]) {
-        let (heads, width) = (self.heads, self.heads.kv_heads * self.heads.head_dim);
+        let heads = self.heads;
+        let (width, value_width) = (heads.kv_heads * heads.head_dim, heads.kv_heads * heads.value_dim);
         let floats = heads.block_floats();
         // Runs of equal pages, beside the pages themselves, so that each page is one task's alone.
         let mut runs = Vec::new();
@@ -154,8 +156,9 @@ impl KvCache {
         runs.into_par_iter().for_each(|(page, run)| {
             let block = &mut page[layer * floats..(layer + 1) * floats];
             for write in run {
-                let at = write.token * width..(write.token + 1) * width;
-                heads.write(block, write.slot, &keys[at.clone()], &values[at]);
+                let keys = &keys[write.token * width..(write.token + 1) * width];
+                let values = &values[write.token * value_width..(write.token + 1) * value_width];
+                heads.write(block, write.slot, keys, values);
             }
         });
     }
@@ -191,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_fork_shares_whole_pages_and_copies_the_partial_one() {
-        let heads = Heads { heads: 1, kv_heads: 1, head_dim: 2 };
+        let heads = Heads { heads: 1, kv_heads: 1, head_dim: 2, value_dim: 2 };
         let mut cache = KvCache::new(heads, 1, 4);
         let mut table = Vec::new();
         cache.grow(&mut table, BLOCK + 3).unwrap();

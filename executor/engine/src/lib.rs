@@ -5,6 +5,7 @@
 mod answer;
 mod attention;
 mod chat;
+mod config;
 mod decoder;
 mod descriptor;
 mod encoder;
@@ -19,6 +20,7 @@ mod linear;
 mod model;
 mod pack;
 mod prompt;
+mod rope;
 mod row;
 mod safetensors;
 mod schedule;
@@ -33,5 +35,7 @@ pub use model::{EngineOptions, ModelFacts, inspect};
 mod oracle_tests;
 #[cfg(test)]
 mod parity_tests;
+#[cfg(test)]
+mod synthetic;
 #[cfg(test)]
 mod throughput_tests;

@@ -11,8 +11,10 @@ use serde_json::Value;
 
 use crate::chat::ChatTemplate;
 use crate::decoder::Decoder;
-use crate::descriptor::{self, DecoderShape, Descriptor, EncoderShape};
+use crate::decoder::shape::{self as decoder_shape, DecoderShape};
+use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
+use crate::encoder::shape::EncoderShape;
 use crate::gguf::GgufFile;
 use crate::gguf_tokenizer;
 use crate::prompt::Prompter;
@@ -100,7 +102,7 @@ fn open(source: &Path) -> Result<Opened> {
         }
         Source::Gguf(path) => {
             let file = GgufFile::open(&path)?;
-            let (architecture, shape) = descriptor::from_gguf(&file)?;
+            let (architecture, shape) = decoder_shape::from_gguf(&file)?;
             Ok(Opened {
                 architecture,
                 descriptor: Descriptor::Decoder(shape),
@@ -114,37 +116,10 @@ fn open(source: &Path) -> Result<Opened> {
 
 /// The tensors whose shapes tell whether weights and configuration belong together.
 fn check_tensors(opened: &Opened) -> Result<()> {
-    let weights = &opened.weights;
     match &opened.descriptor {
-        Descriptor::Decoder(shape) => {
-            weights.check("model.embed_tokens.weight", &[shape.vocab, shape.hidden])?;
-            if !shape.tied {
-                weights.check("lm_head.weight", &[shape.vocab, shape.hidden])?;
-            }
-            for layer in 0..shape.layers {
-                let root = format!("model.layers.{layer}");
-                let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-                weights.check(&format!("{root}.self_attn.q_proj.weight"), &[q, shape.hidden])?;
-                weights.check(&format!("{root}.self_attn.k_proj.weight"), &[kv, shape.hidden])?;
-                weights.check(&format!("{root}.self_attn.v_proj.weight"), &[kv, shape.hidden])?;
-                weights.check(&format!("{root}.self_attn.o_proj.weight"), &[shape.hidden, q])?;
-                weights.check(&format!("{root}.mlp.gate_proj.weight"), &[shape.intermediate, shape.hidden])?;
-                weights.check(&format!("{root}.mlp.up_proj.weight"), &[shape.intermediate, shape.hidden])?;
-                weights.check(&format!("{root}.mlp.down_proj.weight"), &[shape.hidden, shape.intermediate])?;
-            }
-        }
-        Descriptor::Encoder(shape) => {
-            weights.check("embeddings.word_embeddings.weight", &[shape.vocab, shape.hidden])?;
-            weights.check("embeddings.position_embeddings.weight", &[shape.context, shape.hidden])?;
-            for layer in 0..shape.layers {
-                let root = format!("encoder.layer.{layer}");
-                weights.check(&format!("{root}.attention.self.query.weight"), &[shape.hidden, shape.hidden])?;
-                weights.check(&format!("{root}.intermediate.dense.weight"), &[shape.intermediate, shape.hidden])?;
-                weights.check(&format!("{root}.output.dense.weight"), &[shape.hidden, shape.intermediate])?;
-            }
-        }
+        Descriptor::Decoder(shape) => Decoder::check(shape, &opened.weights),
+        Descriptor::Encoder(shape) => Encoder::check(shape, &opened.weights),
     }
-    Ok(())
 }
 
 /// What a sentence-transformers folder says beside the architecture.

@@ -48,7 +48,7 @@ fn load(name: &str) -> Model {
     Model::load(&fixture(name), &EngineOptions::default()).unwrap()
 }
 
-fn decoder(model: Model) -> (Decoder, KvCache, Arc<Prompter>, crate::descriptor::DecoderShape) {
+fn decoder(model: Model) -> (Decoder, KvCache, Arc<Prompter>, crate::decoder::shape::DecoderShape) {
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
     let cache = KvCache::new(Decoder::heads(&shape), shape.layers, 4096);
     (decoder, cache, Arc::new(model.prompter), shape)

@@ -1,11 +1,13 @@
 //! The decoder: a Llama-like transformer over packed rows and a paged KV cache, driven by a [`DecoderShape`].
 //! Computes hidden states of the tokens that are asked for, and logits of the output rows that are asked for.
 
+pub(crate) mod shape;
+
 use candle_core::DType;
 use rowmill_jobs::Result;
 
-use crate::attention::{Direction, Heads, RowView, attend};
-use crate::descriptor::DecoderShape;
+use self::shape::DecoderShape;
+use crate::attention::{Direction, Heads, RowView, Scores, attend};
 use crate::kernels::{add, for_tokens, rms_norm, rms_norm_in_place, silu};
 use crate::kv::KvCache;
 use crate::linear::Linear;
@@ -42,6 +44,26 @@ struct Layer {
 }
 
 impl Decoder {
+    /// Checks the tensors whose shapes tell whether weights and configuration belong together; reads none.
+    pub(crate) fn check(shape: &DecoderShape, weights: &Weights) -> Result<()> {
+        weights.check("model.embed_tokens.weight", &[shape.vocab, shape.hidden])?;
+        if !shape.tied {
+            weights.check("lm_head.weight", &[shape.vocab, shape.hidden])?;
+        }
+        for layer in 0..shape.layers {
+            let root = format!("model.layers.{layer}");
+            let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+            weights.check(&format!("{root}.self_attn.q_proj.weight"), &[q, shape.hidden])?;
+            weights.check(&format!("{root}.self_attn.k_proj.weight"), &[kv, shape.hidden])?;
+            weights.check(&format!("{root}.self_attn.v_proj.weight"), &[kv, shape.hidden])?;
+            weights.check(&format!("{root}.self_attn.o_proj.weight"), &[shape.hidden, q])?;
+            weights.check(&format!("{root}.mlp.gate_proj.weight"), &[shape.intermediate, shape.hidden])?;
+            weights.check(&format!("{root}.mlp.up_proj.weight"), &[shape.intermediate, shape.hidden])?;
+            weights.check(&format!("{root}.mlp.down_proj.weight"), &[shape.hidden, shape.intermediate])?;
+        }
+        Ok(())
+    }
+
     /// Reads the weights.
     pub(crate) fn load(shape: &DecoderShape, weights: &Weights, dtype: DType) -> Result<Self> {
         let (hidden, vocab) = (shape.hidden, shape.vocab);
@@ -66,7 +88,7 @@ impl Decoder {
 
     /// Shape of its attention.
     pub(crate) fn heads(shape: &DecoderShape) -> Heads {
-        Heads { heads: shape.heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim }
+        Heads { heads: shape.heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim, value_dim: shape.head_dim }
     }
 
     /// Runs a batch: writes its keys and values into the cache and returns the normed hidden states of the wanted
@@ -206,7 +228,7 @@ impl Decoder {
                 }
             })
             .collect();
-        Ok(attend(shape, Direction::Causal, &queries, &rows))
+        Ok(attend(shape, Direction::Causal, Scores::plain(d), &queries, &rows))
     }
 }
 

@@ -1,13 +1,15 @@
 //! The encoder: BERT over packed rows, no padding, each row attending to itself only; then pooling and length 1.
 //! Takes token ids that already carry their special tokens. Knows no text and no batching policy.
 
+pub(crate) mod shape;
+
 use candle_core::DType;
 use rayon::prelude::*;
 use rowmill_jobs::Result;
 use rowmill_jobs::spec::Pooling;
 
-use crate::attention::{BLOCK, Direction, Heads, RowView, attend};
-use crate::descriptor::{Activation, EncoderShape};
+use self::shape::{Activation, EncoderShape};
+use crate::attention::{BLOCK, Direction, Heads, RowView, Scores, attend};
 use crate::kernels::{add, for_tokens, gelu, gelu_tanh, layer_norm, normalise};
 use crate::linear::{Linear, Product};
 use crate::weights::{Part, Weights, fused};
@@ -41,6 +43,19 @@ struct Layer {
 }
 
 impl Encoder {
+    /// Checks the tensors whose shapes tell whether weights and configuration belong together; reads none.
+    pub(crate) fn check(shape: &EncoderShape, weights: &Weights) -> Result<()> {
+        weights.check("embeddings.word_embeddings.weight", &[shape.vocab, shape.hidden])?;
+        weights.check("embeddings.position_embeddings.weight", &[shape.context, shape.hidden])?;
+        for layer in 0..shape.layers {
+            let root = format!("encoder.layer.{layer}");
+            weights.check(&format!("{root}.attention.self.query.weight"), &[shape.hidden, shape.hidden])?;
+            weights.check(&format!("{root}.intermediate.dense.weight"), &[shape.intermediate, shape.hidden])?;
+            weights.check(&format!("{root}.output.dense.weight"), &[shape.hidden, shape.intermediate])?;
+        }
+        Ok(())
+    }
+
     /// Reads the weights.
     pub(crate) fn load(shape: &EncoderShape, weights: &Weights, dtype: DType) -> Result<Self> {
         let hidden = shape.hidden;
@@ -109,7 +124,8 @@ impl Encoder {
 
     fn attention(&self, layer: &Layer, h: &[f32], rows: &[&[u32]]) -> Result<Vec<f32>> {
         let hidden = self.shape.hidden;
-        let heads = Heads { heads: self.shape.heads, kv_heads: self.shape.heads, head_dim: hidden / self.shape.heads };
+        let head_dim = hidden / self.shape.heads;
+        let heads = Heads { heads: self.shape.heads, kv_heads: self.shape.heads, head_dim, value_dim: head_dim };
         let bias = layer.qkv.bias.as_deref().unwrap_or_default();
         let mut queries = vec![0f32; h.len()];
         let starts: Vec<usize> = rows
@@ -155,7 +171,7 @@ impl Encoder {
                 blocks: blocks.chunks_exact(heads.block_floats()).collect(),
             })
             .collect();
-        Ok(attend(heads, Direction::Both, &queries, &views))
+        Ok(attend(heads, Direction::Both, Scores::plain(heads.head_dim), &queries, &views))
     }
 }
 
