@@ -6,8 +6,8 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use candle_core::quantized::QTensor;
 use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
 use rowmill_jobs::{Error, Result};
 
 use crate::source::unreadable;
@@ -108,6 +108,16 @@ impl GgufFile {
     /// Bytes its tensors would take as `f32`.
     pub(crate) fn f32_bytes(&self) -> usize {
         self.content.tensor_infos.values().map(|info| info.shape.elem_count().saturating_mul(size_of::<f32>())).sum()
+    }
+
+    /// The types of all tensors.
+    pub(crate) fn dtypes(&self) -> impl Iterator<Item = GgmlDType> {
+        self.content.tensor_infos.values().map(|info| info.ggml_dtype)
+    }
+
+    /// How a tensor is stored.
+    pub(crate) fn dtype(&self, name: &str) -> Option<GgmlDType> {
+        self.content.tensor_infos.get(name).map(|info| info.ggml_dtype)
     }
 
     /// Whether a tensor is stored in blocks of integers.

@@ -10,6 +10,7 @@ mod decoder;
 mod descriptor;
 mod encoder;
 mod engine;
+mod gemm;
 mod gguf;
 mod gguf_tokenizer;
 mod guide;

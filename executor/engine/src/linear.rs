@@ -1,5 +1,6 @@
-//! Matrix products through candle, dense or quantised, and the small bridge between its tensors and plain slices.
-//! Adds no bias itself: whatever reads the product adds it in the same pass over memory.
+//! Matrix products: by tiles where the processor multiplies tiles, else through candle, dense or quantised, and the small
+//! bridge between its tensors and plain slices. Adds no bias itself: whatever reads the product adds it in the same pass
+//! over memory.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,6 +9,8 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use half::f16;
 use rowmill_jobs::{Error, Result};
+
+use crate::gemm::{self, Exactness};
 
 /// A matrix `[outputs, inputs]`, and a bias for whoever reads its products.
 #[derive(Debug, Clone)]
@@ -27,6 +30,8 @@ pub(crate) struct Linear {
 pub(crate) enum Matrix {
     /// `f32` or `f16`.
     Dense(Tensor),
+    /// In the layout of tile instructions, and how exactly the other side enters a product.
+    Tiles(Arc<gemm::Weights>, Exactness),
     /// Blocks of small integers; products quantise the other side to 8 bits, too.
     Quantised(Arc<QTensor>),
 }
@@ -34,6 +39,7 @@ pub(crate) enum Matrix {
 impl Matrix {
     fn rows(&self) -> usize {
         let shape = match self {
+            Self::Tiles(weights, _) => return weights.outputs(),
             Self::Dense(tensor) => tensor.shape(),
             Self::Quantised(tensor) => tensor.shape(),
         };
@@ -41,17 +47,29 @@ impl Matrix {
     }
 
     /// `[rows of x, rows of the matrix]`, in `f32`.
-    fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        match self {
-            Self::Dense(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32),
-            Self::Quantised(weight) => x.apply_op1_no_bwd(weight.as_ref()),
-        }
+    fn apply(&self, x: &[f32], inputs: usize) -> candle_core::Result<Product> {
+        let tensor = || Tensor::from_slice(x, (x.len() / inputs, inputs), &Device::Cpu);
+        let product = match self {
+            Self::Tiles(weights, exactness) => {
+                let mut out = vec![0f32; x.len() / inputs * weights.outputs()];
+                weights.multiply(x, *exactness, &mut out);
+                return Ok(Product::Plain(out));
+            }
+            Self::Dense(weight) => tensor()?.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?,
+            Self::Quantised(weight) => tensor()?.apply_op1_no_bwd(weight.as_ref())?,
+        };
+        Ok(Product::Candle(product))
     }
 }
 
 impl Linear {
-    /// Takes one row-major matrix.
+    /// Takes one row-major matrix. `bf16` rounds it, and what it is multiplied with, to 8 bits of precision.
     pub(crate) fn new(values: Vec<f32>, inputs: usize, bias: Option<Vec<f32>>, dtype: DType) -> Result<Self> {
+        let exactness = if dtype == DType::BF16 { Exactness::Rounded } else { Exactness::Exact };
+        if dtype == DType::BF16 || (dtype == DType::F32 && gemm::available()) {
+            let weights = gemm::Weights::pack(&values, inputs, exactness);
+            return Ok(Self::of(vec![Matrix::Tiles(Arc::new(weights), exactness)], inputs, bias));
+        }
         let shape = (values.len() / inputs, inputs);
         let weight = match dtype {
             DType::F16 => Tensor::from_vec(values.into_iter().map(f16::from_f32).collect(), shape, &Device::Cpu),
@@ -68,19 +86,12 @@ impl Linear {
 
     /// `x` is `[rows, inputs]`; the product is `[rows, outputs]`, without the bias.
     pub(crate) fn apply(&self, x: Vec<f32>) -> Result<Product> {
-        let product = || {
-            let rows = x.len() / self.inputs;
-            let x = Tensor::from_vec(x, (rows, self.inputs), &Device::Cpu)?;
-            match &self.matrices[..] {
-                [one] => one.apply(&x),
-                several => {
-                    let products =
-                        several.iter().map(|matrix| matrix.apply(&x)).collect::<candle_core::Result<Vec<_>>>()?;
-                    Tensor::cat(&products, 1)?.contiguous()
-                }
-            }
-        };
-        product().map(Product).map_err(internal)
+        let products = self.matrices.iter().map(|matrix| matrix.apply(&x, self.inputs));
+        let mut products = products.collect::<candle_core::Result<Vec<_>>>().map_err(internal)?;
+        match products.len() {
+            1 => Ok(products.remove(0)),
+            _ => beside(&products, &self.matrices, x.len() / self.inputs),
+        }
     }
 
     /// The matrix of only these rows of it, in this order, dense.
@@ -101,7 +112,7 @@ impl Linear {
                 let bytes = weight.data().map_err(internal)?;
                 let width = bytes.len() / self.outputs;
                 let one = from_bytes(bytes[row * width..(row + 1) * width].to_vec(), weight.dtype(), 1, self.inputs)?;
-                let one = Product(one.dequantize(&Device::Cpu).map_err(internal)?);
+                let one = Product::Candle(one.dequantize(&Device::Cpu).map_err(internal)?);
                 return one.read(|values| out.copy_from_slice(values));
             }
             Some(Matrix::Dense(weight)) => {
@@ -121,6 +132,10 @@ impl Linear {
                     _ => {}
                 }
             }
+            Some(Matrix::Tiles(weights, _)) => {
+                weights.copy_row(row, out);
+                return Ok(());
+            }
             None => {}
         }
         Err(Error::internal("an embedding matrix is in memory the engine cannot read"))
@@ -134,17 +149,41 @@ pub(crate) fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, rows: usize, columns:
 }
 
 /// A product on the CPU, `[rows, outputs]`, in `f32`.
-pub(crate) struct Product(Tensor);
+pub(crate) enum Product {
+    Plain(Vec<f32>),
+    Candle(Tensor),
+}
 
 impl Product {
     /// Reads it without a copy.
     pub(crate) fn read<R>(&self, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-        let (storage, layout) = self.0.storage_and_layout();
+        let tensor = match self {
+            Self::Plain(values) => return Ok(f(values)),
+            Self::Candle(tensor) => tensor,
+        };
+        let (storage, layout) = tensor.storage_and_layout();
         match (&*storage, layout.contiguous_offsets()) {
             (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) => Ok(f(&values[from..to])),
             _ => Err(Error::internal("a product is in memory the engine cannot read")),
         }
     }
+}
+
+/// Products of several matrices as one: their columns beside each other.
+fn beside(products: &[Product], matrices: &[Matrix], rows: usize) -> Result<Product> {
+    let widths: Vec<usize> = matrices.iter().map(Matrix::rows).collect();
+    let whole: usize = widths.iter().sum();
+    let mut out = vec![0f32; rows * whole];
+    let mut from = 0;
+    for (product, width) in products.iter().zip(widths) {
+        product.read(|values| {
+            for (out, row) in out.chunks_exact_mut(whole).zip(values.chunks_exact(width)) {
+                out[from..from + width].copy_from_slice(row);
+            }
+        })?;
+        from += width;
+    }
+    Ok(Product::Plain(out))
 }
 
 /// A candle error that no input of the user's can cause.

@@ -15,13 +15,14 @@ use crate::decoder::shape::{self as decoder_shape, DecoderShape};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
 use crate::encoder::shape::EncoderShape;
+use crate::gemm;
 use crate::gguf::GgufFile;
 use crate::gguf_tokenizer;
 use crate::prompt::Prompter;
 use crate::safetensors::SafetensorsFiles;
 use crate::source::{Folder, Source, read_json_if_there, unreadable};
 use crate::tokens::Tokens;
-use crate::weights::Weights;
+use crate::weights::{Kept, Weights};
 
 /// What a model folder or GGUF file is, from its headers alone (no weights are read).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,14 +39,15 @@ pub struct ModelFacts {
     pub files: Vec<PathBuf>,
 }
 
-/// With `dtype = 'auto'`, quantised GGUF models up to this size (as `f32`) are widened, which is exact; larger ones stay
-/// quantised in memory, and their products are rounded to 8 bits as llama.cpp's are.
+/// Quantised GGUF models up to this size (as `f32`) are widened unless their type can be multiplied as tiles; larger ones
+/// stay quantised in memory, and their products are rounded to 8 bits as llama.cpp's are.
 const WIDENED_BYTES_MAX: usize = 4 << 30;
 
 /// How a model is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
-    /// Number type to compute in.
+    /// Number type to compute in. `Auto`: weights that are `bf16` or quantised are multiplied as `bf16` where the processor
+    /// does that in tiles, all others as `f32`.
     pub dtype: Dtype,
     /// Longest prompt plus output, if it is to be less than the model's own context.
     pub context_tokens: Option<u32>,
@@ -106,7 +108,7 @@ fn open(source: &Path) -> Result<Opened> {
             Ok(Opened {
                 architecture,
                 descriptor: Descriptor::Decoder(shape),
-                weights: Weights::Gguf { file, keep: false },
+                weights: Weights::Gguf { file, kept: Kept::None },
                 files: vec![path],
                 folder: None,
             })
@@ -196,20 +198,24 @@ impl Model {
     pub(crate) fn load(source: &Path, options: &EngineOptions) -> Result<Self> {
         let mut opened = open(source)?;
         check_tensors(&opened)?;
-        if let Weights::Gguf { file, keep } = &mut opened.weights {
-            *keep = options.dtype == Dtype::Auto && file.f32_bytes() > WIDENED_BYTES_MAX;
+        if let Weights::Gguf { file, kept } = &mut opened.weights {
+            *kept = match options.dtype {
+                Dtype::F32 | Dtype::F16 => Kept::None,
+                Dtype::Auto | Dtype::Bf16 if file.f32_bytes() > WIDENED_BYTES_MAX => Kept::All,
+                Dtype::Auto | Dtype::Bf16 if gemm::available() => Kept::Tiles,
+                Dtype::Auto | Dtype::Bf16 => Kept::None,
+            };
         }
         Self::load_opened(&opened, options)
     }
 
     fn load_opened(opened: &Opened, options: &EngineOptions) -> Result<Self> {
         let dtype = match options.dtype {
-            Dtype::Auto | Dtype::F32 => DType::F32,
+            Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
-            Dtype::Bf16 => {
-                return Err(Error::invalid("the engine cannot multiply bf16 matrices on this machine's processor")
-                    .hint("use dtype = 'auto' (computes in f32) or 'f16'; bf16 weights are read either way"));
-            }
+            Dtype::Bf16 => DType::BF16,
+            Dtype::Auto if gemm::available() && opened.weights.are_rounded() => DType::BF16,
+            Dtype::Auto => DType::F32,
         };
         let (tokens, texts) = match (&opened.folder, &opened.weights) {
             (Some(folder), _) => (Tokens::from_file(&folder.root.join("tokenizer.json"))?, folder_texts(folder)?),
@@ -315,8 +321,8 @@ impl Model {
     /// A GGUF model whose matrices stay quantised, whatever its size.
     pub(crate) fn load_quantised(source: &Path) -> Result<Self> {
         let mut opened = open(source)?;
-        if let Weights::Gguf { keep, .. } = &mut opened.weights {
-            *keep = true;
+        if let Weights::Gguf { kept, .. } = &mut opened.weights {
+            *kept = Kept::All;
         }
         Self::load_opened(&opened, &EngineOptions::default())
     }

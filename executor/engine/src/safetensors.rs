@@ -55,6 +55,11 @@ impl SafetensorsFiles {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// The types of all tensors.
+    pub(crate) fn dtypes(&self) -> impl Iterator<Item = &str> {
+        self.tensors.values().map(|entry| entry.dtype.as_str())
+    }
+
     /// The file a tensor is in (the first one, if it is in none): for messages.
     pub(crate) fn file_of(&self, name: &str) -> &Path {
         self.paths.get(self.tensors.get(name).map_or(0, |entry| entry.file)).map_or(Path::new(""), PathBuf::as_path)

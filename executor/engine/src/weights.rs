@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use candle_core::DType;
+use candle_core::quantized::GgmlDType;
 use rowmill_jobs::{Error, Result};
 
+use crate::gemm::{self, Exactness};
 use crate::gguf::{GgufFile, gguf_name, unpermute};
 use crate::linear::{Linear, Matrix, from_bytes, internal};
 use crate::safetensors::SafetensorsFiles;
@@ -15,8 +17,17 @@ use crate::safetensors::SafetensorsFiles;
 pub(crate) enum Weights {
     /// Safetensors; `prefix` stands before every name in the files.
     Safetensors { files: SafetensorsFiles, prefix: &'static str },
-    /// GGUF of llama.cpp; `keep` leaves quantised matrices as they are instead of widening them.
-    Gguf { file: GgufFile, keep: bool },
+    /// GGUF of llama.cpp.
+    Gguf { file: GgufFile, kept: Kept },
+}
+
+/// Which quantised matrices stay as they are in memory; the others are widened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    None,
+    /// Those that can be multiplied as tiles: `Q8_0`.
+    Tiles,
+    All,
 }
 
 impl Weights {
@@ -61,6 +72,14 @@ impl Weights {
         }
     }
 
+    /// Whether the weights were made for rounded arithmetic: stored as `bf16`, or quantised.
+    pub(crate) fn are_rounded(&self) -> bool {
+        match self {
+            Self::Safetensors { files, .. } => files.dtypes().any(|dtype| dtype == "BF16"),
+            Self::Gguf { file, .. } => file.dtypes().any(|dtype| dtype == GgmlDType::BF16 || dtype.block_size() > 1),
+        }
+    }
+
     /// A tensor of one dimension, or `None` where the model has none.
     pub(crate) fn read_if_there(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
         if self.has(name) { self.read(name, shape).map(Some) } else { Ok(None) }
@@ -88,7 +107,7 @@ pub(crate) fn fused(weights: &Weights, parts: &[Part<'_>], columns: usize, dtype
         biases.into_iter().zip(parts).flat_map(|(bias, part)| bias.unwrap_or_else(|| vec![0.0; part.rows])).collect()
     });
     let matrices = match weights {
-        Weights::Gguf { file, keep: true } => quantised(weights, file, parts, columns)?,
+        Weights::Gguf { file, kept } if *kept != Kept::None => quantised(weights, (file, *kept), parts, columns)?,
         _ => None,
     };
     if let Some(matrices) = matrices {
@@ -102,14 +121,25 @@ pub(crate) fn fused(weights: &Weights, parts: &[Part<'_>], columns: usize, dtype
     Linear::new(matrix, columns, bias, dtype)
 }
 
-/// The matrices as they are quantised, or `None` if one of them is not.
-fn quantised(weights: &Weights, file: &GgufFile, parts: &[Part<'_>], columns: usize) -> Result<Option<Vec<Matrix>>> {
-    let mut matrices = Vec::new();
+/// The matrices as they are quantised, or `None` if one of them is not. Where tiles are multiplied, `Q8_0` is put in their
+/// order.
+fn quantised(
+    weights: &Weights,
+    (file, kept): (&GgufFile, Kept),
+    parts: &[Part<'_>],
+    columns: usize,
+) -> Result<Option<Vec<Matrix>>> {
+    let mut tensors = Vec::new();
     for part in parts {
         let name = format!("{}.weight", part.module);
         weights.check(&name, &[part.rows, columns])?;
         let stored = gguf_name(&name).unwrap_or_default();
-        if !file.is_quantised(&stored) {
+        let stays = match kept {
+            Kept::None => false,
+            Kept::Tiles => file.dtype(&stored) == Some(GgmlDType::Q8_0),
+            Kept::All => file.is_quantised(&stored),
+        };
+        if !stays {
             return Ok(None);
         }
         let tensor = file.quantised(&stored)?;
@@ -121,9 +151,18 @@ fn quantised(weights: &Weights, file: &GgufFile, parts: &[Part<'_>], columns: us
                 from_bytes(unpermute(&bytes, heads, bytes.len() / part.rows), tensor.dtype(), part.rows, columns)?
             }
         };
-        matrices.push(Matrix::Quantised(Arc::new(tensor)));
+        tensors.push(tensor);
     }
-    Ok(Some(matrices))
+    if gemm::available() && tensors.iter().all(|tensor| tensor.dtype() == GgmlDType::Q8_0) {
+        let mut bytes = Vec::new();
+        for tensor in &tensors {
+            bytes.extend_from_slice(&tensor.data().map_err(internal)?);
+        }
+        if let Some(weights) = gemm::Weights::pack_q8(&bytes, columns) {
+            return Ok(Some(vec![Matrix::Tiles(Arc::new(weights), Exactness::Rounded)]));
+        }
+    }
+    Ok(Some(tensors.into_iter().map(|tensor| Matrix::Quantised(Arc::new(tensor))).collect()))
 }
 
 impl Part<'_> {

@@ -6,9 +6,10 @@ use std::time::Duration;
 use rowmill_engine::{CandleEngine, EngineOptions, inspect};
 use rowmill_jobs::infer::{Answer, Engine, Outcome, RowErrorCode, TaskKind, TextFormat};
 use rowmill_jobs::plan::Ability;
+use rowmill_jobs::spec::Dtype;
 use serde_json::{Value, json};
 
-use crate::{engine, fixture, floats, reference, request, task};
+use crate::{engine, engine_of, fixture, floats, reference, request, task};
 
 fn choose(labels: &Value) -> TaskKind {
     TaskKind::Choose {
@@ -16,31 +17,39 @@ fn choose(labels: &Value) -> TaskKind {
     }
 }
 
+async fn scores_agree(name: &str, reference_file: &str, dtype: Dtype, tolerance: f32) {
+    let engine = engine_of(name, dtype);
+    let reference = reference(reference_file);
+    let chats = reference["chat"].as_array().unwrap();
+    let task = task(choose(&chats[0]["labels"]));
+    for size in [1, 2, 7, 64] {
+        let requests = (0..size).map(|i| request(chats[i % chats.len()]["user"].as_str().unwrap())).collect();
+        let outcomes = engine.infer(&task, requests).await.unwrap();
+        assert_eq!(outcomes.len(), size);
+        for (i, outcome) in outcomes.into_iter().enumerate() {
+            let Answer::Choice { index, scores } = outcome.unwrap().answer else { panic!("not a choice") };
+            let expected = floats(&chats[i % chats.len()]["scores"]);
+            for (score, expected) in scores.iter().zip(&expected) {
+                assert!((score - expected).abs() < tolerance, "{name}: {scores:?} should be {expected:?}");
+            }
+            assert!(expected.iter().all(|score| *score <= expected[index] + tolerance));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn labels_are_scored_as_the_reference_does_from_every_kind_of_file() {
-    for (name, reference_file) in [
-        ("llama-tiny", "llama-tiny/reference.json"),
-        ("llama-tied", "llama-tied/reference.json"),
-        ("llama-tiny.gguf", "llama-tiny/reference.json"),
-        ("llama-tiny-q8_0.gguf", "llama-tiny-q8_0.reference.json"),
-    ] {
-        let engine = engine(name);
-        let reference = reference(reference_file);
-        let chats = reference["chat"].as_array().unwrap();
-        let task = task(choose(&chats[0]["labels"]));
-        for size in [1, 2, 7, 64] {
-            let requests = (0..size).map(|i| request(chats[i % chats.len()]["user"].as_str().unwrap())).collect();
-            let outcomes = engine.infer(&task, requests).await.unwrap();
-            assert_eq!(outcomes.len(), size);
-            for (i, outcome) in outcomes.into_iter().enumerate() {
-                let Answer::Choice { index, scores } = outcome.unwrap().answer else { panic!("not a choice") };
-                let expected = floats(&chats[i % chats.len()]["scores"]);
-                for (score, expected) in scores.iter().zip(&expected) {
-                    assert!((score - expected).abs() < 1e-3, "{name}: {scores:?} should be {expected:?}");
-                }
-                assert!(expected.iter().all(|score| *score <= expected[index]));
-            }
-        }
+    scores_agree("llama-tiny", "llama-tiny/reference.json", Dtype::F32, 1e-3).await;
+    scores_agree("llama-tied", "llama-tied/reference.json", Dtype::F32, 1e-3).await;
+    scores_agree("llama-tiny.gguf", "llama-tiny/reference.json", Dtype::F32, 1e-3).await;
+    scores_agree("llama-tiny-q8_0.gguf", "llama-tiny-q8_0.reference.json", Dtype::F32, 1e-3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounded_arithmetic_stays_near_the_reference() {
+    for dtype in [Dtype::F16, Dtype::Bf16, Dtype::Auto] {
+        scores_agree("llama-tied", "llama-tied/reference.json", dtype, 0.06).await;
+        scores_agree("llama-tiny-q8_0.gguf", "llama-tiny-q8_0.reference.json", dtype, 0.06).await;
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use rowmill_engine::{CandleEngine, EngineOptions};
 use rowmill_jobs::infer::{Piece, Request, Task, TaskKind};
+use rowmill_jobs::spec::Dtype;
 use serde_json::Value;
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -22,7 +23,12 @@ pub fn reference(name: &str) -> Value {
 }
 
 pub fn engine(name: &str) -> CandleEngine {
-    CandleEngine::load(name, &fixture(name), &EngineOptions::default()).unwrap()
+    engine_of(name, Dtype::F32)
+}
+
+/// References are in `f32`; other number types come near them.
+fn engine_of(name: &str, dtype: Dtype) -> CandleEngine {
+    CandleEngine::load(name, &fixture(name), &EngineOptions { dtype, ..EngineOptions::default() }).unwrap()
 }
 
 pub fn task(kind: TaskKind) -> Arc<Task> {

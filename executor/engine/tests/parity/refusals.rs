@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use rowmill_engine::{CandleEngine, EngineOptions, inspect};
-use rowmill_jobs::spec::Dtype;
 use tempfile::TempDir;
 
 use crate::fixture;
@@ -123,12 +122,4 @@ fn shards_are_read_through_their_index_and_missing_ones_are_named() {
     refused(folder.path(), &["model-00002-of-00002.safetensors", "missing"]);
     std::fs::write(&index, r#"{"weight_map":{"a":"../model.safetensors"}}"#).unwrap();
     assert!(inspect(folder.path()).unwrap_err().report().contains("../model.safetensors"));
-}
-
-#[test]
-fn number_types_work_or_are_refused() {
-    let load =
-        |dtype| CandleEngine::load("m", &fixture("llama-tiny"), &EngineOptions { dtype, ..EngineOptions::default() });
-    assert!(load(Dtype::F16).is_ok());
-    assert!(load(Dtype::Bf16).unwrap_err().report().contains("dtype = 'auto'"));
 }

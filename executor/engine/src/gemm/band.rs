@@ -1,0 +1,187 @@
+//! Blocks of a product and who computes them: tile instructions, or plain arithmetic on the same tiles where there are none.
+//! Several tasks write one product, each its own columns.
+#![expect(unsafe_code, reason = "columns of one slice are written by several tasks; each use says why it is sound")]
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use half::bf16;
+
+use super::amx::Session;
+use super::tiles::{DEPTH, SIDE, TILE};
+use crate::kernels::simd;
+
+/// Rows and outputs of a block: two tiles each.
+pub(crate) const BLOCK: usize = 2 * SIDE;
+
+/// What computes blocks on this thread.
+pub(crate) enum Kernel {
+    /// Tile instructions.
+    Tiles(Session),
+    /// The instructions that every processor has. It rounds nothing but what was rounded into tiles.
+    Plain,
+}
+
+impl Kernel {
+    /// The fastest that this processor has.
+    pub(crate) fn begin() -> Self {
+        Session::begin().map_or(Self::Plain, Self::Tiles)
+    }
+}
+
+/// Two lines of rows and two lines of outputs that are multiplied.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair<'a> {
+    pub(crate) rows: [&'a [bf16]; 2],
+    pub(crate) outputs: [&'a [bf16]; 2],
+}
+
+impl Pair<'_> {
+    /// Tiles of each slice.
+    pub(super) fn tiles(&self) -> usize {
+        let [a, b] = self.rows.map(<[bf16]>::len);
+        let [c, d] = self.outputs.map(<[bf16]>::len);
+        a.min(b).min(c).min(d) / TILE
+    }
+}
+
+/// Some columns of a product `[rows, width]`, which one task writes.
+pub(crate) struct Band<'a> {
+    out: *mut f32,
+    rows: usize,
+    width: usize,
+    columns: Range<usize>,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: bands of a product share no column, and each is written through `&mut self` only.
+unsafe impl Send for Band<'_> {}
+
+/// Cuts a product into bands of `columns` columns.
+pub(crate) fn bands(out: &mut [f32], width: usize, columns: usize) -> Vec<Band<'_>> {
+    let rows = out.len() / width;
+    let out = out.as_mut_ptr();
+    let band = |from: usize| Band { out, rows, width, columns: from..width.min(from + columns), borrowed: PhantomData };
+    (0..width).step_by(columns).map(band).collect()
+}
+
+impl Band<'_> {
+    /// Adds to the block at `row` and `column`, or sets it where `first`, the product of two lines of rows with two lines
+    /// of outputs, summed over `pairs` of them. What of the block is outside the product or the band is left out.
+    #[inline]
+    pub(crate) fn add(&mut self, kernel: &Kernel, pairs: &[Pair<'_>], [row, column]: [usize; 2], first: bool) {
+        assert!(row < self.rows && self.columns.contains(&column));
+        let (rows, columns) = (BLOCK.min(self.rows - row), BLOCK.min(self.columns.end - column));
+        // SAFETY: row and column are inside the product.
+        let out = unsafe { self.out.add(row * self.width + column) };
+        if rows == BLOCK
+            && columns == BLOCK
+            && let Kernel::Tiles(session) = kernel
+        {
+            // SAFETY: the whole block is inside the product and this band, which is borrowed by nobody else.
+            unsafe { session.block(pairs, out, self.width, first) };
+            return;
+        }
+        let mut whole = [0f32; BLOCK * BLOCK];
+        // SAFETY: `whole` is a block of its own; the copies stay inside the product and this band.
+        unsafe {
+            for i in 0..if first { 0 } else { rows } {
+                out.add(i * self.width).copy_to_nonoverlapping(whole.as_mut_ptr().add(i * BLOCK), columns);
+            }
+            match kernel {
+                Kernel::Tiles(session) => session.block(pairs, whole.as_mut_ptr(), BLOCK, first),
+                Kernel::Plain => plain(pairs, &mut whole),
+            }
+            for i in 0..rows {
+                out.add(i * self.width).copy_from_nonoverlapping(whole.as_ptr().add(i * BLOCK), columns);
+            }
+        }
+    }
+}
+
+/// Adds the product of two lines of rows with two lines of outputs to a block, summed over `pairs` of them.
+fn plain(pairs: &[Pair<'_>], block: &mut [f32; BLOCK * BLOCK]) {
+    simd(
+        #[inline(always)]
+        || {
+            for pair in pairs {
+                for (lower, rows) in pair.rows.into_iter().enumerate() {
+                    for (right, outputs) in pair.outputs.into_iter().enumerate() {
+                        for row in (0..SIDE).step_by(ROWS) {
+                            let at = (lower * SIDE + row) * BLOCK + right * SIDE;
+                            plain_rows(rows, outputs, row, &mut block[at..]);
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Rows that [`plain_rows`] computes together.
+const ROWS: usize = 4;
+
+/// Adds the products of rows `row..row + ROWS` of a line with a line of outputs to `out`, whose rows are [`BLOCK`] apart.
+#[inline(always)]
+fn plain_rows(rows: &[bf16], outputs: &[bf16], row: usize, out: &mut [f32]) {
+    let mut sums = [[0f32; SIDE]; ROWS];
+    for (rows, outputs) in rows.chunks_exact(TILE).zip(outputs.chunks_exact(TILE)) {
+        for pair in 0..DEPTH / 2 {
+            let outputs = &outputs[pair * DEPTH..(pair + 1) * DEPTH];
+            let even: [f32; SIDE] = std::array::from_fn(|i| wide(outputs[2 * i]));
+            let odd: [f32; SIDE] = std::array::from_fn(|i| wide(outputs[2 * i + 1]));
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let at = (row + i) * DEPTH + 2 * pair;
+                let (a, b) = (wide(rows[at]), wide(rows[at + 1]));
+                for j in 0..SIDE {
+                    sums[j] = b.mul_add(odd[j], a.mul_add(even[j], sums[j]));
+                }
+            }
+        }
+    }
+    for (i, sums) in sums.iter().enumerate() {
+        for (out, sum) in out[i * BLOCK..].iter_mut().zip(sums) {
+            *out += sum;
+        }
+    }
+}
+
+#[inline(always)]
+fn wide(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both ways of computing a block give the same numbers, up to the order of their sums. Where there are no tile
+    /// instructions both are the plain one; that one is tested against `f64` in the module above.
+    #[test]
+    fn tile_instructions_compute_what_plain_arithmetic_does() {
+        let numbers = |seed: usize| -> Vec<bf16> {
+            (0..3 * TILE).map(|i| bf16::from_f32(((i * 37 + seed * 101) % 251) as f32 / 97.0 - 1.3)).collect()
+        };
+        let [a, b, c, d] = [numbers(1), numbers(2), numbers(3), numbers(4)];
+        let pairs = [Pair { rows: [&a, &b], outputs: [&c, &d] }, Pair { rows: [&c, &a], outputs: [&d, &b] }];
+        for (rows, width) in [(32, 32), (40, 70), (3, 5), (33, 33)] {
+            let compute = |kernel: &Kernel| {
+                let mut out = vec![0f32; rows * width];
+                for mut band in bands(&mut out, width, 2 * BLOCK) {
+                    for row in (0..rows).step_by(BLOCK) {
+                        for column in (band.columns.start..band.columns.end).step_by(BLOCK) {
+                            band.add(kernel, &pairs, [row, column], true);
+                            band.add(kernel, &pairs[1..], [row, column], false);
+                        }
+                    }
+                }
+                out
+            };
+            let (tiles, plain) = (compute(&Kernel::begin()), compute(&Kernel::Plain));
+            assert!(plain.iter().all(|x| x.abs() > 1e-3));
+            for (a, b) in tiles.iter().zip(&plain) {
+                assert!((a - b).abs() < 1e-3 * b.abs().max(10.0), "{a} is not {b}");
+            }
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Products of matrices on processors that multiply tiles of `bf16`. `f32` goes through them as a sum of two `bf16` parts
+//! (Henry, Tang and Heinecke, 2019), which keeps 16 bits of each number: three products of tiles for `f32` by `f32`, two for
+//! `f32` by `bf16`, one where both sides are rounded. An output depends on its own row alone, bit for bit, whatever rows are
+//! multiplied beside it. Knows no model. Without tile instructions it computes the same, slowly: [`crate::linear`] takes candle
+//! then wherever it can.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "amx_absent.rs"]
+mod amx;
+mod band;
+mod quants;
+mod tiles;
+
+use half::bf16;
+use rayon::prelude::*;
+
+pub(crate) use self::amx::available;
+use self::band::{BLOCK, Band, Kernel, Pair, bands};
+use self::quants::Quants;
+use self::tiles::{DEPTH, SIDE, TILE, Tiles, place};
+use crate::kernels::simd;
+
+/// Tiles along the inputs that are multiplied before the next rows are: their part of the weights stays in the cache.
+const ACROSS: usize = 64;
+/// Lines of rows that meet all weights of a task before the next lines do: so many stay in the second-level cache.
+const LINES: usize = 16;
+/// Blocks of outputs of one task.
+const BLOCKS: usize = 4;
+
+/// How exactly the side that is not weights enters a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exactness {
+    /// Rounded to `bf16`.
+    Rounded,
+    /// With 16 bits.
+    Exact,
+}
+
+/// A matrix `[outputs, inputs]` of weights.
+#[derive(Debug, Clone)]
+pub(crate) struct Weights {
+    form: Form,
+    outputs: usize,
+    inputs: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Form {
+    /// Numbers that are `bf16`.
+    Whole(Tiles),
+    /// Numbers as the sum of two `bf16`.
+    Split { high: Tiles, low: Tiles },
+    /// 8-bit numbers with a scale for each 32, widened when they are used.
+    Quants(Quants),
+}
+
+impl Weights {
+    /// Packs a row-major matrix. With [`Exactness::Rounded`] its numbers are rounded to `bf16`; else those that are not
+    /// `bf16` are kept in two parts.
+    pub(crate) fn pack(values: &[f32], inputs: usize, exactness: Exactness) -> Self {
+        let outputs = values.len() / inputs;
+        let whole = exactness == Exactness::Rounded
+            || values.par_chunks(1 << 16).all(|chunk| chunk.iter().all(|x| round(*x).to_f32() == *x));
+        let form = if whole {
+            Form::Whole(outputs_of(values, inputs, round))
+        } else {
+            Form::Split {
+                high: outputs_of(values, inputs, round),
+                low: outputs_of(values, inputs, |x| round(x - round(x).to_f32())),
+            }
+        };
+        Self { form, outputs, inputs }
+    }
+
+    /// Packs a matrix of `Q8_0` blocks.
+    pub(crate) fn pack_q8(blocks: &[u8], inputs: usize) -> Option<Self> {
+        let quants = Quants::pack(blocks, inputs)?;
+        Some(Self { outputs: quants.outputs(), form: Form::Quants(quants), inputs })
+    }
+
+    /// The number of outputs.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Copies the weights of one output, `[inputs]`.
+    pub(crate) fn copy_row(&self, output: usize, out: &mut [f32]) {
+        for (input, out) in out.iter_mut().enumerate() {
+            *out = match &self.form {
+                Form::Whole(tiles) => tiles.output(output, input).to_f32(),
+                Form::Split { high, low } => high.output(output, input).to_f32() + low.output(output, input).to_f32(),
+                Form::Quants(quants) => quants.output(output, input),
+            };
+        }
+    }
+
+    /// `x` is `[rows, inputs]`; writes `[rows, outputs]`.
+    pub(crate) fn multiply(&self, x: &[f32], exactness: Exactness, out: &mut [f32]) {
+        let rows = Rows::pack(x, self.inputs, exactness);
+        let blocks = self.outputs.div_ceil(BLOCK);
+        let bands = bands(out, self.outputs, BLOCKS * BLOCK);
+        bands.into_par_iter().enumerate().for_each_init(Vec::new, |scratch, (task, mut band)| {
+            let kernel = Kernel::begin();
+            let mine = task * BLOCKS..blocks.min((task + 1) * BLOCKS);
+            for from in (0..rows.across()).step_by(ACROSS) {
+                let across = from..rows.across().min(from + ACROSS);
+                for lines in (0..rows.lines()).step_by(LINES) {
+                    for block in mine.clone() {
+                        let lines = lines..rows.lines().min(lines + LINES);
+                        self.block(&kernel, &rows, Part { block, across: across.clone(), lines }, &mut band, scratch);
+                    }
+                }
+            }
+        });
+    }
+
+    /// One block of outputs, a part of the inputs, some lines of rows.
+    fn block(&self, kernel: &Kernel, rows: &Rows, part: Part, out: &mut Band<'_>, scratch: &mut Vec<bf16>) {
+        let Part { block, across, lines } = part;
+        let weights = self.weights(block, &across, rows.low.is_some(), scratch);
+        for line in lines.step_by(2) {
+            let high = rows.pair(&rows.high, line, &across);
+            let mut pairs = [Pair { rows: high, outputs: weights.high }; 3];
+            let mut count = 1;
+            if let Some(low) = &rows.low {
+                pairs[count].rows = rows.pair(low, line, &across);
+                count += 1;
+                if let Some(low) = weights.low {
+                    pairs[count].outputs = low;
+                    count += 1;
+                }
+            }
+            // Small parts first: they would be lost in a large sum.
+            pairs[..count].reverse();
+            out.add(kernel, &pairs[..count], [line * SIDE, block * BLOCK], across.start == 0);
+        }
+    }
+
+    /// The weights of a block, some of its inputs, as tiles. `split` asks for what is left of rounding, too.
+    fn weights<'a>(
+        &'a self,
+        block: usize,
+        across: &std::ops::Range<usize>,
+        split: bool,
+        scratch: &'a mut Vec<bf16>,
+    ) -> BlockWeights<'a> {
+        let of = |tiles: &'a Tiles| {
+            // A last line without a neighbour is multiplied twice; the second product is not kept.
+            let second = (2 * block + 1).min(tiles.lines() - 1);
+            [2 * block, second].map(|line| &tiles.line(line)[across.start * TILE..across.end * TILE])
+        };
+        match &self.form {
+            Form::Whole(tiles) => BlockWeights { high: of(tiles), low: None },
+            Form::Split { high, low } => BlockWeights { high: of(high), low: split.then(|| of(low)) },
+            Form::Quants(quants) => {
+                let tiles = across.len() * TILE;
+                scratch.resize(4 * tiles, bf16::ZERO);
+                let (high, low) = scratch.split_at_mut(2 * tiles);
+                let second = (2 * block + 1).min(quants.lines() - 1);
+                for (place, line) in [2 * block, second].into_iter().enumerate() {
+                    let at = place * tiles..(place + 1) * tiles;
+                    quants.widen(line, across, &mut high[at.clone()], split.then_some(&mut low[at]));
+                }
+                let (a, b) = high.split_at(tiles);
+                let (c, d) = low.split_at(tiles);
+                BlockWeights { high: [a, b], low: split.then_some([c, d]) }
+            }
+        }
+    }
+}
+
+/// What one step of a task multiplies.
+struct Part {
+    /// Block of outputs.
+    block: usize,
+    /// Tiles along the inputs.
+    across: std::ops::Range<usize>,
+    /// Lines of rows.
+    lines: std::ops::Range<usize>,
+}
+
+/// Two lines of outputs.
+struct BlockWeights<'a> {
+    high: [&'a [bf16]; 2],
+    low: Option<[&'a [bf16]; 2]>,
+}
+
+/// The other side of a product, `[rows, inputs]`, packed.
+struct Rows {
+    high: Tiles,
+    low: Option<Tiles>,
+}
+
+impl Rows {
+    fn pack(x: &[f32], inputs: usize, exactness: Exactness) -> Self {
+        let rows = x.len() / inputs;
+        let mut high = Tiles::zeros(rows, inputs);
+        let mut low = (exactness == Exactness::Exact).then(|| Tiles::zeros(rows, inputs));
+        let lines = x.par_chunks(SIDE * inputs).zip(high.lines_mut().collect::<Vec<_>>());
+        match &mut low {
+            None => lines.for_each(|(x, high)| {
+                simd(
+                    #[inline(always)]
+                    || pack_line(x, inputs, high, None),
+                )
+            }),
+            Some(low) => lines.zip(low.lines_mut().collect::<Vec<_>>()).for_each(|((x, high), low)| {
+                simd(
+                    #[inline(always)]
+                    || pack_line(x, inputs, high, Some(low)),
+                );
+            }),
+        }
+        Self { high, low }
+    }
+
+    fn lines(&self) -> usize {
+        self.high.lines()
+    }
+
+    fn across(&self) -> usize {
+        self.high.across
+    }
+
+    /// Two neighbouring lines of tiles, some of their inputs; the last line is its own neighbour.
+    fn pair<'a>(&self, tiles: &'a Tiles, line: usize, across: &std::ops::Range<usize>) -> [&'a [bf16]; 2] {
+        [line, (line + 1).min(tiles.lines() - 1)].map(|line| &tiles.line(line)[across.start * TILE..across.end * TILE])
+    }
+}
+
+/// Packs up to 16 rows: `[inputs / DEPTH, 16, DEPTH]`.
+#[inline(always)]
+fn pack_line(x: &[f32], inputs: usize, high: &mut [bf16], mut low: Option<&mut [bf16]>) {
+    for (row, x) in x.chunks_exact(inputs).enumerate() {
+        for (tile, x) in x.chunks(DEPTH).enumerate() {
+            let at = tile * TILE + row * DEPTH;
+            let high = &mut high[at..at + x.len()];
+            for (high, x) in high.iter_mut().zip(x) {
+                *high = round(*x);
+            }
+            if let Some(low) = &mut low {
+                for ((low, high), x) in low[at..at + x.len()].iter_mut().zip(high).zip(x) {
+                    *low = round(x - high.to_f32());
+                }
+            }
+        }
+    }
+}
+
+/// Packs a row-major matrix as outputs.
+fn outputs_of(values: &[f32], inputs: usize, part: impl Fn(f32) -> bf16 + Sync) -> Tiles {
+    let mut tiles = Tiles::zeros(values.len() / inputs, inputs);
+    let lines: Vec<&mut [bf16]> = tiles.lines_mut().collect();
+    values.par_chunks(SIDE * inputs).zip(lines).for_each(|(values, line)| {
+        for (output, values) in values.chunks_exact(inputs).enumerate() {
+            for (input, x) in values.iter().enumerate() {
+                line[place(output, input)] = part(*x);
+            }
+        }
+    });
+    tiles
+}
+
+/// The nearest `bf16`, ties to even; NaN stays NaN. Written so that it vectorises.
+#[inline(always)]
+pub(super) fn round(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
+    bf16::from_bits(if x.is_nan() { 0x7fc0 } else { rounded })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use half::f16;
+
+    use super::*;
+
+    fn noise(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// The product in `f64`, and the sum of its terms' sizes.
+    fn plain(x: &[f32], weights: &[f32], inputs: usize) -> Vec<(f64, f64)> {
+        let dot = |a: &[f32], b: &[f32]| {
+            let terms = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+        };
+        x.chunks_exact(inputs).flat_map(|x| weights.chunks_exact(inputs).map(move |w| dot(x, w))).collect()
+    }
+
+    fn check(weights: &Weights, values: &[f32], exactness: Exactness, tolerance: f64) {
+        let inputs = weights.inputs;
+        for rows in [1, 2, 16, 17, 31, 32, 33, 100, 300] {
+            let x = noise(rows * inputs, 7);
+            let mut out = vec![f32::NAN; rows * weights.outputs];
+            weights.multiply(&x, exactness, &mut out);
+            for (i, (got, (expected, size))) in out.iter().zip(plain(&x, values, inputs)).enumerate() {
+                let error = (f64::from(*got) - expected).abs() / size;
+                assert!(error < tolerance, "{rows} rows, {i}: {got} is not {expected}");
+            }
+            // Each row alone gives the same bits.
+            for row in [0, rows / 2, rows - 1] {
+                let mut alone = vec![0f32; weights.outputs];
+                weights.multiply(&x[row * inputs..(row + 1) * inputs], exactness, &mut alone);
+                assert_eq!(alone, out[row * weights.outputs..(row + 1) * weights.outputs]);
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_as_exact_as_they_are_said_to_be() {
+        for (outputs, inputs) in [(16, 32), (1, 1), (7, 40), (48, 64), (100, 96), (129, 2100), (260, 33)] {
+            let values = noise(outputs * inputs, 3);
+            let rounded: Vec<f32> = values.iter().map(|x| round(*x).to_f32()).collect();
+            let split = Weights::pack(&values, inputs, Exactness::Exact);
+            assert!(matches!(split.form, Form::Split { .. }));
+            check(&split, &values, Exactness::Exact, 2e-5);
+            let whole = Weights::pack(&rounded, inputs, Exactness::Exact);
+            assert!(matches!(whole.form, Form::Whole(_)));
+            check(&whole, &rounded, Exactness::Exact, 2e-5);
+            check(&Weights::pack(&values, inputs, Exactness::Rounded), &values, Exactness::Rounded, 8e-3);
+            let mut row = vec![0f32; inputs];
+            whole.copy_row(outputs - 1, &mut row);
+            assert_eq!(row, rounded[(outputs - 1) * inputs..]);
+        }
+    }
+
+    #[test]
+    fn eight_bit_weights_are_widened() {
+        for (outputs, inputs) in [(16, 32), (5, 64), (70, 2112)] {
+            let mut blocks = Vec::new();
+            let mut values = Vec::new();
+            for (i, scale) in noise(outputs * inputs / 32, 5).into_iter().enumerate() {
+                let scale = f16::from_f32(scale * 0.01);
+                blocks.extend(scale.to_le_bytes());
+                for j in 0..32 {
+                    let number = ((i * 31 + j * 57) % 255) as i32 - 127;
+                    blocks.extend((number as i8).to_le_bytes());
+                    values.push(number as f32 * scale.to_f32());
+                }
+            }
+            let weights = Weights::pack_q8(&blocks, inputs).unwrap();
+            check(&weights, &values, Exactness::Exact, 2e-5);
+            check(&weights, &values, Exactness::Rounded, 8e-3);
+            let mut row = vec![0f32; inputs];
+            weights.copy_row(outputs - 1, &mut row);
+            assert_eq!(row, values[(outputs - 1) * inputs..]);
+        }
+        assert!(Weights::pack_q8(&[0; 33], 32).is_none());
+    }
+}

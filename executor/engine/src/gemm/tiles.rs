@@ -1,0 +1,55 @@
+//! Matrices in the layout of tile instructions: `bf16` in pairs of neighbouring inputs, 16 outputs side by side. One tile
+//! is `[16 pairs, 16 outputs, 2]`, one kibibyte; a matrix is `[output tiles, input tiles]`. Padding is zero.
+
+use half::bf16;
+
+/// Outputs of a tile, and rows of the other side that meet it at once.
+pub(crate) const SIDE: usize = 16;
+/// Inputs of a tile.
+pub(crate) const DEPTH: usize = 32;
+/// Numbers of a tile.
+pub(crate) const TILE: usize = SIDE * DEPTH;
+
+/// Tiles of a matrix `[outputs, inputs]`, or of the other side of a product, `[rows, inputs]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Tiles {
+    values: Vec<bf16>,
+    /// Tiles along the inputs.
+    pub(crate) across: usize,
+}
+
+impl Tiles {
+    /// Room for `lines` outputs (or rows) of `inputs` numbers.
+    pub(crate) fn zeros(lines: usize, inputs: usize) -> Self {
+        let across = inputs.div_ceil(DEPTH);
+        Self { values: vec![bf16::ZERO; lines.div_ceil(SIDE) * across * TILE], across }
+    }
+
+    /// The tiles of 16 outputs, or rows: `[across, TILE]`.
+    pub(crate) fn line(&self, line: usize) -> &[bf16] {
+        &self.values[line * self.across * TILE..(line + 1) * self.across * TILE]
+    }
+
+    /// All lines, to be written.
+    pub(crate) fn lines_mut(&mut self) -> std::slice::ChunksExactMut<'_, bf16> {
+        self.values.chunks_exact_mut(self.across * TILE)
+    }
+
+    /// The number of lines of tiles.
+    pub(crate) fn lines(&self) -> usize {
+        self.values.len() / (self.across * TILE)
+    }
+
+    /// The `input`-th number of an output.
+    #[inline(always)]
+    pub(crate) fn output(&self, output: usize, input: usize) -> bf16 {
+        let tile = (output / SIDE) * self.across + input / DEPTH;
+        self.values[tile * TILE + (input % DEPTH) / 2 * DEPTH + (output % SIDE) * 2 + input % 2]
+    }
+}
+
+/// Where the `input`-th number of the `output`-th of 16 outputs stands among their tiles.
+#[inline(always)]
+pub(crate) fn place(output: usize, input: usize) -> usize {
+    input / DEPTH * TILE + (input % DEPTH) / 2 * DEPTH + output * 2 + input % 2
+}
