@@ -1,9 +1,10 @@
 //! The paged KV cache: pages of [`BLOCK`] tokens with reference counts, shared copy-on-write between rows.
 //! Bounded: a page beyond the limit is not given. Decides nothing about which row runs when.
 
+use half::bf16;
 use rayon::prelude::*;
 
-use crate::attention::{BLOCK, Heads};
+use crate::attention::{BLOCK, Blocks, Heads};
 
 /// Names a page.
 pub(crate) type PageId = usize;
@@ -62,24 +63,52 @@ pub(crate) struct KvWrite {
     pub(crate) slot: usize,
 }
 
-/// The pages' floats: each page is `[layers, block_floats]`.
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KvForm {
+    /// `f32`.
+    Floats,
+    /// `bf16`, in the order of tile instructions.
+    Tiles,
+}
+
+/// The pages' numbers: each page is `[layers, block]`.
 #[derive(Debug)]
 pub(crate) struct KvCache {
     heads: Heads,
     layers: usize,
     ledger: PageLedger,
-    pages: Vec<Box<[f32]>>,
+    pages: Pages,
+}
+
+#[derive(Debug)]
+enum Pages {
+    Floats(Vec<Box<[f32]>>),
+    Tiles(Vec<Box<[bf16]>>),
 }
 
 impl KvCache {
-    /// A cache of at most `pages_max` pages; memory is taken as pages are.
+    /// A cache of at most `pages_max` pages of `f32`; memory is taken as pages are.
     pub(crate) fn new(heads: Heads, layers: usize, pages_max: usize) -> Self {
-        Self { heads, layers, ledger: PageLedger::new(pages_max), pages: Vec::new() }
+        Self::of(heads, layers, KvForm::Floats, pages_max)
+    }
+
+    /// A cache of this form.
+    pub(crate) fn of(heads: Heads, layers: usize, form: KvForm, pages_max: usize) -> Self {
+        let pages = match form {
+            KvForm::Floats => Pages::Floats(Vec::new()),
+            KvForm::Tiles => Pages::Tiles(Vec::new()),
+        };
+        Self { heads, layers, ledger: PageLedger::new(pages_max), pages }
     }
 
     /// Bytes of one page.
-    pub(crate) fn page_bytes(heads: Heads, layers: usize) -> usize {
-        heads.block_floats() * layers * size_of::<f32>()
+    pub(crate) fn page_bytes(heads: Heads, layers: usize, form: KvForm) -> usize {
+        layers
+            * match form {
+                KvForm::Floats => heads.block_floats() * size_of::<f32>(),
+                KvForm::Tiles => heads.block_numbers() * size_of::<bf16>(),
+            }
     }
 
     /// Pages that can still be taken.
@@ -101,12 +130,9 @@ impl KvCache {
 
     fn take(&mut self) -> Option<PageId> {
         let page = self.ledger.take()?;
-        let floats = self.heads.block_floats() * self.layers;
-        if page >= self.pages.len() {
-            self.pages.push(vec![0.0; floats].into());
-        } else {
-            // What an earlier row left there could be NaN, which would reach this row even with a weight of 0.
-            self.pages[page].fill(0.0);
+        match &mut self.pages {
+            Pages::Floats(pages) => empty(pages, page, self.heads.block_floats() * self.layers, 0.0),
+            Pages::Tiles(pages) => empty(pages, page, self.heads.block_numbers() * self.layers, bf16::ZERO),
         }
         Some(page)
     }
@@ -125,8 +151,15 @@ impl KvCache {
         }
         if partial {
             let copy = self.take()?;
-            let source = self.pages[table[whole]].clone();
-            self.pages[copy] = source;
+            match &mut self.pages {
+                Pages::Floats(pages) => pages[copy] = pages[table[whole]].clone(),
+                Pages::Tiles(pages) => {
+                    pages[copy] = pages[table[whole]].clone();
+                    for block in pages[copy].chunks_exact_mut(self.heads.block_numbers()) {
+                        self.heads.clear_tiles(block, tokens % BLOCK);
+                    }
+                }
+            }
             fork.push(copy);
         }
         Some(fork)
@@ -144,34 +177,63 @@ impl KvCache {
     pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32], writes: &[KvWrite]) {
         let heads = self.heads;
         let (width, value_width) = (heads.kv_heads * heads.head_dim, heads.kv_heads * heads.value_dim);
-        let floats = heads.block_floats();
-        // Runs of equal pages, beside the pages themselves, so that each page is one task's alone.
-        let mut runs = Vec::new();
-        let mut pages = self.pages.iter_mut().enumerate();
-        for run in writes.chunk_by(|a, b| a.page == b.page) {
-            if let Some((_, page)) = pages.find(|(id, _)| Some(*id) == run.first().map(|write| write.page)) {
-                runs.push((page, run));
+        let of = |write: &KvWrite| {
+            let keys = &keys[write.token * width..(write.token + 1) * width];
+            (keys, &values[write.token * value_width..(write.token + 1) * value_width])
+        };
+        match &mut self.pages {
+            Pages::Floats(pages) => {
+                let numbers = heads.block_floats();
+                runs(pages, writes).into_par_iter().for_each(|(page, run)| {
+                    let block = &mut page[layer * numbers..(layer + 1) * numbers];
+                    run.iter().for_each(|write| heads.write(block, write.slot, of(write).0, of(write).1));
+                });
+            }
+            Pages::Tiles(pages) => {
+                let numbers = heads.block_numbers();
+                runs(pages, writes).into_par_iter().for_each(|(page, run)| {
+                    let block = &mut page[layer * numbers..(layer + 1) * numbers];
+                    run.iter().for_each(|write| heads.write_tiles(block, write.slot, of(write).0, of(write).1));
+                });
             }
         }
-        runs.into_par_iter().for_each(|(page, run)| {
-            let block = &mut page[layer * floats..(layer + 1) * floats];
-            for write in run {
-                let keys = &keys[write.token * width..(write.token + 1) * width];
-                let values = &values[write.token * value_width..(write.token + 1) * value_width];
-                heads.write(block, write.slot, keys, values);
-            }
-        });
     }
 
     /// One layer's part of the first `tokens` tokens' pages.
-    pub(crate) fn blocks(&self, layer: usize, table: &[PageId], tokens: usize) -> Vec<&[f32]> {
-        let floats = self.heads.block_floats();
-        table
-            .iter()
-            .take(tokens.div_ceil(BLOCK))
-            .map(|page| &self.pages[*page][layer * floats..(layer + 1) * floats])
-            .collect()
+    pub(crate) fn blocks(&self, layer: usize, table: &[PageId], tokens: usize) -> Blocks<'_> {
+        let table = &table[..tokens.div_ceil(BLOCK)];
+        match &self.pages {
+            Pages::Floats(pages) => {
+                let part = layer * self.heads.block_floats()..(layer + 1) * self.heads.block_floats();
+                Blocks::Floats(table.iter().map(|page| &pages[*page][part.clone()]).collect())
+            }
+            Pages::Tiles(pages) => {
+                let part = layer * self.heads.block_numbers()..(layer + 1) * self.heads.block_numbers();
+                Blocks::Tiles(table.iter().map(|page| &pages[*page][part.clone()]).collect())
+            }
+        }
     }
+}
+
+/// Makes a page that is taken all zero: what an earlier row left there could be NaN, which would reach this row even with
+/// a weight of 0.
+fn empty<T: Copy>(pages: &mut Vec<Box<[T]>>, page: PageId, numbers: usize, zero: T) {
+    match pages.get_mut(page) {
+        Some(page) => page.fill(zero),
+        None => pages.push(vec![zero; numbers].into()),
+    }
+}
+
+/// Runs of writes to one page, beside the pages themselves, so that each page is one task's alone.
+fn runs<'a, T>(pages: &'a mut [Box<[T]>], writes: &'a [KvWrite]) -> Vec<(&'a mut [T], &'a [KvWrite])> {
+    let mut runs = Vec::new();
+    let mut pages = pages.iter_mut().enumerate();
+    for run in writes.chunk_by(|a, b| a.page == b.page) {
+        if let Some((_, page)) = pages.find(|(id, _)| Some(*id) == run.first().map(|write| write.page)) {
+            runs.push((&mut **page, run));
+        }
+    }
+    runs
 }
 
 #[cfg(test)]
@@ -195,7 +257,15 @@ mod tests {
     #[test]
     fn a_fork_shares_whole_pages_and_copies_the_partial_one() {
         let heads = Heads { heads: 1, kv_heads: 1, head_dim: 2, value_dim: 2 };
-        let mut cache = KvCache::new(heads, 1, 4);
+        a_fork_is_a_copy(KvCache::new(heads, 1, 4));
+        a_fork_is_a_copy(KvCache::of(heads, 1, KvForm::Tiles, 4));
+    }
+
+    fn a_fork_is_a_copy(mut cache: KvCache) {
+        let block = |cache: &KvCache, table: &[PageId], tokens: usize, at: usize| match cache.blocks(0, table, tokens) {
+            Blocks::Floats(blocks) => blocks[at].to_vec(),
+            Blocks::Tiles(blocks) => blocks[at].iter().map(|x| x.to_f32()).collect(),
+        };
         let mut table = Vec::new();
         cache.grow(&mut table, BLOCK + 3).unwrap();
         let writes: Vec<KvWrite> =
@@ -205,9 +275,10 @@ mod tests {
         let mut fork = cache.fork(&table, BLOCK + 3).unwrap();
         assert_eq!(fork[0], table[0]);
         assert_ne!(fork[1], table[1]);
-        assert_eq!(cache.blocks(0, &fork, BLOCK + 3), cache.blocks(0, &table, BLOCK + 3));
+        assert_eq!(block(&cache, &fork, BLOCK + 3, 0), block(&cache, &table, BLOCK + 3, 0));
+        assert_eq!(block(&cache, &fork, BLOCK + 3, 1), block(&cache, &table, BLOCK + 3, 1));
         cache.write(0, &[7.0, 7.0], &[7.0, 7.0], &[KvWrite { token: 0, page: fork[1], slot: 3 }]);
-        assert_ne!(cache.blocks(0, &fork, BLOCK + 4)[1], cache.blocks(0, &table, BLOCK + 4)[1]);
+        assert_ne!(block(&cache, &fork, BLOCK + 4, 1), block(&cache, &table, BLOCK + 4, 1));
         assert_eq!(cache.available(), 1);
         assert_eq!(cache.fork(&table, BLOCK + 3).map(|mut f| cache.release(&mut f)), Some(()));
         cache.release(&mut fork);

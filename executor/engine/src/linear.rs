@@ -94,6 +94,11 @@ impl Linear {
         }
     }
 
+    /// Whether what it is multiplied with is rounded to `bf16`.
+    pub(crate) fn is_rounded(&self) -> bool {
+        self.matrices.iter().any(|matrix| matches!(matrix, Matrix::Tiles(_, Exactness::Rounded)))
+    }
+
     /// The matrix of only these rows of it, in this order, dense.
     pub(crate) fn select(&self, rows: &[u32]) -> Result<Self> {
         let mut values = vec![0f32; rows.len() * self.inputs];

@@ -8,8 +8,9 @@ use rowmill_jobs::Result;
 
 use self::shape::DecoderShape;
 use crate::attention::{Direction, Heads, RowView, Scores, attend};
+use crate::gemm;
 use crate::kernels::{add, for_tokens, rms_norm, rms_norm_in_place, silu};
-use crate::kv::KvCache;
+use crate::kv::{KvCache, KvForm};
 use crate::linear::Linear;
 use crate::pack::Pack;
 use crate::weights::{Part, Weights, fused};
@@ -84,6 +85,11 @@ impl Decoder {
             layers,
             output,
         })
+    }
+
+    /// How its cache keeps keys and values: rounded where its matrices are.
+    pub(crate) fn kv_form(&self) -> KvForm {
+        if gemm::available() && self.output.is_rounded() { KvForm::Tiles } else { KvForm::Floats }
     }
 
     /// Shape of its attention.

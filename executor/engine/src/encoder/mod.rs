@@ -9,7 +9,7 @@ use rowmill_jobs::Result;
 use rowmill_jobs::spec::Pooling;
 
 use self::shape::{Activation, EncoderShape};
-use crate::attention::{BLOCK, Direction, Heads, RowView, Scores, attend};
+use crate::attention::{BLOCK, Blocks, Direction, Heads, RowView, Scores, attend};
 use crate::kernels::{add, for_tokens, gelu, gelu_tanh, layer_norm, normalise};
 use crate::linear::{Linear, Product};
 use crate::weights::{Part, Weights, fused};
@@ -168,7 +168,7 @@ impl Encoder {
                 first: *first,
                 tokens: row.len(),
                 before: 0,
-                blocks: blocks.chunks_exact(heads.block_floats()).collect(),
+                blocks: Blocks::Floats(blocks.chunks_exact(heads.block_floats()).collect()),
             })
             .collect();
         Ok(attend(heads, Direction::Both, Scores::plain(heads.head_dim), &queries, &views))

@@ -65,7 +65,13 @@ pub(crate) fn bands(out: &mut [f32], width: usize, columns: usize) -> Vec<Band<'
     (0..width).step_by(columns).map(band).collect()
 }
 
-impl Band<'_> {
+impl<'a> Band<'a> {
+    /// All columns.
+    pub(crate) fn whole(out: &'a mut [f32], width: usize) -> Self {
+        let rows = out.len() / width;
+        Self { out: out.as_mut_ptr(), rows, width, columns: 0..width, borrowed: PhantomData }
+    }
+
     /// Adds to the block at `row` and `column`, or sets it where `first`, the product of two lines of rows with two lines
     /// of outputs, summed over `pairs` of them. What of the block is outside the product or the band is left out.
     #[inline]

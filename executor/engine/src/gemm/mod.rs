@@ -9,9 +9,9 @@ mod amx;
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "amx_absent.rs"]
 mod amx;
-mod band;
+pub(crate) mod band;
 mod quants;
-mod tiles;
+pub(crate) mod tiles;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -265,7 +265,7 @@ fn outputs_of(values: &[f32], inputs: usize, part: impl Fn(f32) -> bf16 + Sync) 
 
 /// The nearest `bf16`, ties to even; NaN stays NaN. Written so that it vectorises.
 #[inline(always)]
-pub(super) fn round(x: f32) -> bf16 {
+pub(crate) fn round(x: f32) -> bf16 {
     let bits = x.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
     bf16::from_bits(if x.is_nan() { 0x7fc0 } else { rounded })

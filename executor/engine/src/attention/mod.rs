@@ -1,6 +1,9 @@
 //! Attention of packed rows over blocks of keys and values, for decoders (paged cache, causal) and encoders (whole row).
 //! A row sees only its own blocks: there is no padding and no mask between rows. Exact softmax, no approximation.
 
+mod tiles;
+
+use half::bf16;
 use rayon::prelude::*;
 
 use crate::kernels::{simd, softmax, tanh, tile};
@@ -113,8 +116,16 @@ pub(crate) struct RowView<'a> {
     pub(crate) tokens: usize,
     /// Tokens before the first query, which every query sees.
     pub(crate) before: usize,
-    /// Blocks that hold tokens `0..before + tokens`, each `[block_floats]`.
-    pub(crate) blocks: Vec<&'a [f32]>,
+    /// Blocks that hold tokens `0..before + tokens`.
+    pub(crate) blocks: Blocks<'a>,
+}
+
+/// Keys and values of a row.
+pub(crate) enum Blocks<'a> {
+    /// Each `[block_floats]`.
+    Floats(Vec<&'a [f32]>),
+    /// Rounded, in the order of tile instructions, each `[block_numbers]`.
+    Tiles(Vec<&'a [bf16]>),
 }
 
 /// Whether a token sees those after it.
@@ -150,11 +161,14 @@ pub(crate) fn attend(
         }
     }
     let layer = Attention { shape, direction, scores, queries };
-    work.into_par_iter().for_each_init(Vec::new, |scratch, (row, from, out)| {
-        simd(
-            #[inline(always)]
-            || attend_chunk(layer, row, from, out, scratch),
-        );
+    work.into_par_iter().for_each_init(<(Vec<f32>, tiles::Scratch)>::default, |scratch, (row, from, out)| {
+        match &row.blocks {
+            Blocks::Floats(blocks) => simd(
+                #[inline(always)]
+                || attend_chunk(layer, (row, blocks), from, out, &mut scratch.0),
+            ),
+            Blocks::Tiles(blocks) => tiles::attend_chunk(layer, row, blocks, from, out, &mut scratch.1),
+        }
     });
     out
 }
@@ -170,7 +184,13 @@ struct Attention<'a> {
 
 /// Attention of the row's queries from `from` on, as many as `out` has room for.
 #[inline(always)]
-fn attend_chunk(layer: Attention<'_>, row: &RowView<'_>, from: usize, out: &mut [f32], scratch: &mut Vec<f32>) {
+fn attend_chunk(
+    layer: Attention<'_>,
+    (row, blocks): (&RowView<'_>, &[&[f32]]),
+    from: usize,
+    out: &mut [f32],
+    scratch: &mut Vec<f32>,
+) {
     let Heads { heads, kv_heads, head_dim: d, value_dim } = layer.shape;
     let (width, out_width) = (heads * d, heads * value_dim);
     let group = heads / kv_heads;
@@ -189,7 +209,7 @@ fn attend_chunk(layer: Attention<'_>, row: &RowView<'_>, from: usize, out: &mut 
                 let at = (query.token - row.first - from) * width + query.head * d;
                 &queries[at..at + d]
             });
-            attend_tile(layer, kv_head, tile, vectors, row, scratch);
+            attend_tile(layer, kv_head, tile, vectors, (row, blocks), scratch);
             let stride = layer.shape.value_stride();
             for (i, query) in tile.iter().enumerate().take(last - first + 1) {
                 let at = (query.token - row.first - from) * out_width + query.head * value_dim;
@@ -207,7 +227,7 @@ fn attend_tile(
     kv_head: usize,
     tile_queries: [Query; QUERIES],
     vectors: [&[f32]; QUERIES],
-    row: &RowView<'_>,
+    (row, blocks): (&RowView<'_>, &[&[f32]]),
     scratch: &mut Vec<f32>,
 ) {
     let shape = layer.shape;
@@ -218,7 +238,7 @@ fn attend_tile(
     let first = visible.iter().map(|(from, _)| from / BLOCK).min().unwrap_or(0);
     let seen = visible.iter().map(|(_, to)| *to).max().unwrap_or(0);
     let base = first * BLOCK;
-    let blocks = &row.blocks[first..seen.div_ceil(BLOCK)];
+    let blocks = &blocks[first..seen.div_ceil(BLOCK)];
     let keys = blocks.len() * BLOCK;
     let head_at = kv_head * shape.head_floats();
     let results = QUERIES * stride;
@@ -342,12 +362,21 @@ mod tests {
             let (keys, values) = (&k[t * keys..(t + 1) * keys], &v[t * values..(t + 1) * values]);
             shape.write(&mut blocks[t / BLOCK], t % BLOCK, keys, values);
         }
-        let blocks = blocks.iter().map(Vec::as_slice).collect();
-        let got = attend(shape, direction, scores, &q, &[RowView { first: 0, tokens, before, blocks }]);
+        let mut tiles = vec![vec![bf16::ZERO; shape.block_numbers()]; all.div_ceil(BLOCK)];
+        for t in 0..all {
+            let (keys, values) = (&k[t * keys..(t + 1) * keys], &v[t * values..(t + 1) * values]);
+            shape.write_tiles(&mut tiles[t / BLOCK], t % BLOCK, keys, values);
+        }
         let expected = plain(shape, direction, scores, [&q, &k, &v], before);
-        assert_eq!(got.len(), expected.len());
-        for (got, expected) in got.iter().zip(&expected) {
-            assert!((got - expected).abs() < 1e-5, "{shape:?} {tokens} {before}: {got} is not {expected}");
+        for (blocks, tolerance) in [
+            (Blocks::Floats(blocks.iter().map(Vec::as_slice).collect()), 1e-5),
+            (Blocks::Tiles(tiles.iter().map(Vec::as_slice).collect()), 2e-2),
+        ] {
+            let got = attend(shape, direction, scores, &q, &[RowView { first: 0, tokens, before, blocks }]);
+            assert_eq!(got.len(), expected.len());
+            for (got, expected) in got.iter().zip(&expected) {
+                assert!((got - expected).abs() < tolerance, "{shape:?} {tokens} {before}: {got} is not {expected}");
+            }
         }
     }
 
