@@ -17,8 +17,8 @@ import workloads
 from groups import Commands, groups
 from protocol import Contestant
 
-# Rows of the warm-up and of the round that finds the pace.
-TRIED_ROWS = {"decode": 16, "embed": 256}
+# Rows of the warm-up and of the round that finds the pace, where the contestant's multiple would be too few.
+TRIED_ROWS = {"embed": 256}
 # What others may use of the processors in a round before it is called disturbed.
 OTHERS_SHARE_MAX = 0.05
 
@@ -29,13 +29,15 @@ def say(text):
 
 def rows_of_a_round(contestant, task, seconds, asked):
     """So many rows that a round takes about `seconds`: as many for each as it can do, for rates are compared."""
-    multiple = contestant.about.get("rows_multiple", 8)
+    multiple = contestant.about.get("rows_multiple", 16)
     table = len(task["values"])
-    tried = asked or max(multiple, TRIED_ROWS["embed" if task["task"] == "embed" else "decode"])
-    contestant.go(table - 2 * tried, tried)
+    tried = asked or max(multiple, TRIED_ROWS.get(task["task"], multiple))
+    took = contestant.go(table - 2 * tried, tried)["seconds"]
     if asked:
         return asked
-    wanted = seconds * tried / contestant.go(table - tried, tried)["seconds"]
+    if took < seconds:
+        took = contestant.go(table - tried, tried)["seconds"]
+    wanted = seconds * tried / took
     return min(table // 2, max(multiple, multiple * round(wanted / multiple)))
 
 
@@ -77,7 +79,7 @@ def run_group(group, task, options, logs, prompts):
     finally:
         for contestant in contestants:
             contestant.stop()
-    shape.compare(group.name, task, result)
+    shape.compare(task, result)
     return result
 
 
@@ -87,7 +89,7 @@ def arguments():
     parser.add_argument("--rowmill", help="command of Rowmill's engine; without it only the peers run")
     parser.add_argument("--groups", help="names, separated by commas; all if not given")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--round-seconds", type=float, default=8.0, help="how long a contestant's round should take")
+    parser.add_argument("--round-seconds", type=float, default=6.0, help="how long a contestant's round should take")
     parser.add_argument("--rows", type=int, help="rows of every contestant's round, instead of --round-seconds")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="the peers' threads")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder of RESULTS.md, results.json")
@@ -140,12 +142,17 @@ def main():
         "tuned": tuned,
         "quick": options.quick,
         "groups": [],
+        "failed": [],
     }
     for group in chosen:
         say(f"{group.name}:")
         task = workloads.read(tables[group.workload])
         prompts = workloads.Prompts(commands.models / ("minilm" if group.workload == "embed" else model))
-        facts["groups"].append(run_group(group, task, options, logs, prompts))
+        try:
+            facts["groups"].append(run_group(group, task, options, logs, prompts))
+        except RuntimeError as error:
+            say(f"  FAILED: {error}")
+            facts["failed"].append(f"{group.name}: {error}")
         facts["minutes"] = (time.monotonic() - started) / 60
         (options.out / "results.json").write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
     facts["batched_bench"] = report.batched_bench(options.peers, model, options)

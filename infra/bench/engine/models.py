@@ -328,8 +328,14 @@ def export_onnx(folder, target):
     raw = target.with_suffix(".raw.onnx")
     with torch.no_grad():
         torch.onnx.export(
-            model, (ids, mask, torch.zeros_like(ids)), str(raw), input_names=names, output_names=["states"],
-            dynamic_axes=free, opset_version=17, dynamo=False,
+            model,
+            (ids, mask, torch.zeros_like(ids)),
+            str(raw),
+            input_names=names,
+            output_names=["states"],
+            dynamic_axes=free,
+            opset_version=17,
+            dynamo=False,
         )
     fused = optimizer.optimize_model(str(raw), model_type="bert", num_heads=12, hidden_size=384, opt_level=1)
     print(f"ONNX: {fused.get_fused_operator_statistics()}", file=sys.stderr)

@@ -27,6 +27,7 @@ from protocol import quiet, serve
 
 SLACK_TOKENS = 16
 CHECKED_PROMPTS = 8
+GRAMMAR_ROWS_MULTIPLE = 8
 PR_SET_PDEATHSIG = 1
 # workloads.EXTRACT_SCHEMA, written the shortest way.
 COMPACT_FORM = r"""root ::= "{\"product\":\"" [a-z ]{32} "\",\"summary\":\"" [a-z ]{88} "\",\"days\":" days ",\"urgent\":" urgent "}"
@@ -65,9 +66,7 @@ class Server:
         command = [arguments.server, "--model", arguments.model, "--port", str(port), "--threads", str(arguments.threads)]
         command += ["--parallel", str(self.slots), "--ctx-size", str(self.slots * context), "--cache-ram", "0"]
         command += ["--slot-save-path", self.states.name, *arguments.flags.split()]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=end_with_parent
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=end_with_parent)
         self.wait()
         self.check_prompts()
         self.fill_slots()
@@ -157,7 +156,9 @@ def main():
     arguments = parser.parse_args()
     server = Server(arguments, workloads.read(arguments.workload))
     try:
-        serve({"rows_multiple": server.slots, "flags": arguments.flags}, server.run_rows)
+        # Rounds without a rest keep all slots busy to the end. Grammars take so long that fewer rows have to do.
+        multiple = server.slots if server.constraint == "none" else min(server.slots, GRAMMAR_ROWS_MULTIPLE)
+        serve({"rows_multiple": multiple, "slots": server.slots, "flags": arguments.flags}, server.run_rows)
     finally:
         server.process.terminate()
         server.process.wait()

@@ -43,9 +43,7 @@ class Model:
         cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([torch.ones(len(rows), self.shared, dtype=mask.dtype), mask], dim=1)
         positions = (mask.cumsum(1) - 1)[:, self.shared :].clamp(min=0)
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
+        output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
         return output.logits[:, -1, self.label_ids].argmax(1).tolist()
 
     def answer(self, rows):

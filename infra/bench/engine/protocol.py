@@ -28,7 +28,7 @@ class Contestant:
         self.buffer = b""
         self.about = self.answer(START_SECONDS_MAX)
         if not self.about.get("ready"):
-            raise RuntimeError(f"{name} began with {self.about}, not with \"ready\"")
+            raise RuntimeError(f'{name} began with {self.about}, not with "ready"')
         self.start_seconds = time.monotonic() - started
 
     def go(self, first, count):

@@ -42,7 +42,7 @@ def rates(facts, key):
 
 
 def settings(about):
-    shown = {"rows_multiple": "slots", "batch_rows": "batch", "flags": "", "dtype": ""}
+    shown = {"slots": "slots", "batch_rows": "batch", "flags": "", "dtype": ""}
     return " ".join(f"{word} {about[key]}".strip() for key, word in shown.items() if about.get(key))
 
 
@@ -87,6 +87,7 @@ def markdown(facts):
         f"- {versions}",
         f"- llama-server {'tuned on this machine' if facts['tuned'] else 'NOT tuned on this machine'}",
     ]
+    lines += [f"- FAILED, and not measured: {failure}" for failure in facts["failed"]]
     for group in facts["groups"]:
         lines += ["", f"## {TITLES[group['workload']]} — {group['numbers']}", "", *table(group)]
     if facts["batched_bench"]:

@@ -1,15 +1,15 @@
-"""Finds llama-server's best settings for each workload on this machine: the number of slots, then batch sizes, a unified cache
-and plain attention at the best number. Each try is one timed round; the best settings are kept in the peers' folder.
+"""Finds llama-server's best settings for each workload on this machine: the number of slots, then a larger batch and a unified
+cache at the best number. Each try is one timed round; the best settings are kept in the peers' folder.
 """
 
 import json
 import os
 
-from protocol import Contestant
 import workloads
+from protocol import Contestant
 
 SLOTS = (1, 4, 8, 16, 32)
-FLAGS = ("--ubatch-size 128", "--ubatch-size 2048", "--kv-unified", "--flash-attn off")
+FLAGS = ("--ubatch-size 2048", "--kv-unified")
 TRY_SECONDS = 6.0
 
 
@@ -21,8 +21,10 @@ def rate(commands, workload, numbers, settings, task, logs, options):
     contestant = Contestant("llama-server", command, logs / "tuning.log", environment)
     try:
         slots = settings["slots"]
-        reply = contestant.go(0, slots)
-        waves = max(1, round(TRY_SECONDS / reply["seconds"]))
+        took = contestant.go(0, slots)["seconds"]
+        if took > TRY_SECONDS:
+            return slots / took
+        waves = max(1, round(TRY_SECONDS / took))
         return slots * waves / contestant.go(slots, slots * waves)["seconds"]
     finally:
         contestant.stop()
