@@ -11,7 +11,7 @@ import numpy as np
 import workloads
 from protocol import quiet, serve
 
-TRIED_ROWS = 384
+TRIED_ROWS = 128
 SHOWN_VECTORS = 16
 
 
