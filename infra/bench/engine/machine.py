@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import time
+from pathlib import Path
 
 import psutil
 
@@ -45,5 +46,7 @@ def versions(peers):
 
 
 def commit():
-    answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    answer = subprocess.run(
+        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
     return answer.stdout.strip() or "unknown"

@@ -26,8 +26,8 @@ NOTES = """## How
   slots and flags are the fastest of those that `--tune` tried. Rowmill computes the template anew in every round, or as its
   engine does.
 - Random weights burden llama.cpp's grammars: no first choice fits, so it tries the whole vocabulary, and `json_schema` leaves
-  room for white space, which noise fills. The lines called *bound* answer the same prompts with free tokens instead: nothing
-  that llama.cpp does with a trained model can be faster than these.
+  room for white space, which noise fills. The lines called *bound* answer the same prompts with free tokens instead: what
+  llama.cpp would reach with that many tokens if constraints cost it nothing.
 - transformers reuses a cache of the template, and enforces no schema. Embedding includes tokenisation.
 """
 
