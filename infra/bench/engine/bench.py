@@ -1,0 +1,167 @@
+"""The comparison itself: see `run`. Starts a group's contestants, warms them up, finds how many rows fill a round, then runs
+rounds in alternating order, one contestant at a time, and hands what it saw to the report.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import machine
+import report
+import shape
+import tuning
+import workloads
+from groups import Commands, groups
+from protocol import Contestant
+
+# Rows of the warm-up and of the round that finds the pace, where the contestant's multiple would be too few.
+TRIED_ROWS = {"embed": 256}
+# What others may use of the processors in a round before it is called disturbed.
+OTHERS_SHARE_MAX = 0.05
+
+
+def say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def rows_of_a_round(contestant, task, seconds, asked):
+    """So many rows that a round takes about `seconds`: as many for each as it can do, for rates are compared."""
+    multiple = contestant.about.get("rows_multiple", 16)
+    table = len(task["values"])
+    tried = asked or max(multiple, TRIED_ROWS.get(task["task"], multiple))
+    took = contestant.go(table - 2 * tried, tried)["seconds"]
+    if asked:
+        return asked
+    if took < seconds:
+        took = contestant.go(table - tried, tried)["seconds"]
+    wanted = seconds * tried / took
+    return min(table // 2, max(multiple, multiple * round(wanted / multiple)))
+
+
+def one_round(contestant, first, count):
+    busy, own = machine.busy_seconds(), contestant.cpu_seconds() + sum(os.times()[:2])
+    reply = contestant.go(first, count)
+    own = contestant.cpu_seconds() + sum(os.times()[:2]) - own
+    others = max(0.0, machine.busy_seconds() - busy - own)
+    reply["others_share"] = others / (os.cpu_count() * reply["wall_seconds"])
+    return reply
+
+
+def run_group(group, task, options, logs, prompts):
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "true"}
+    contestants, result = [], {"workload": group.workload, "numbers": group.numbers, "contestants": {}}
+    try:
+        for name, command in group.contestants.items():
+            log = logs / f"{group.name}-{len(contestants)}.log"
+            contestant = Contestant(name, command, log, environment)
+            contestants.append(contestant)
+            rows = rows_of_a_round(contestant, task, options.round_seconds, options.rows)
+            say(f"  {name}: ready after {contestant.start_seconds:.0f} s, {rows} rows a round")
+            facts = {"about": contestant.about, "rows": rows, "command": contestant.command, "rounds": []}
+            result["contestants"][name] = facts
+        first = 0
+        for number in range(options.rounds):
+            for contestant in contestants if number % 2 == 0 else reversed(contestants):
+                facts = result["contestants"][contestant.name]
+                reply = one_round(contestant, first, facts["rows"])
+                reply["shape"] = shape.check(task, reply)
+                values = workloads.rows(task, first, facts["rows"])
+                reply["input_tokens_expected"] = sum(len(prompts.ids(task, value)) for value in values)
+                facts["rounds"].append(reply)
+                if reply["others_share"] > OTHERS_SHARE_MAX and not options.quick:
+                    say(f"  disturbed: others used {reply['others_share']:.0%} in round {number + 1}, {contestant.name}")
+            first += max(facts["rows"] for facts in result["contestants"].values())
+        for contestant in contestants:
+            result["contestants"][contestant.name]["resident_bytes"] = contestant.resident_bytes()
+    finally:
+        for contestant in contestants:
+            contestant.stop()
+    shape.compare(task, result)
+    return result
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="infra/bench/engine/run")
+    parser.add_argument("--peers", type=Path, required=True, help="cache folder of the peers and models")
+    parser.add_argument("--rowmill", help="command of Rowmill's engine; without it only the peers run")
+    parser.add_argument("--groups", help="names, separated by commas; all if not given")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--round-seconds", type=float, default=6.0, help="how long a contestant's round should take")
+    parser.add_argument("--rows", type=int, help="rows of every contestant's round, instead of --round-seconds")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="the peers' threads")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder of RESULTS.md, results.json")
+    parser.add_argument("--tune", action="store_true", help="only find llama-server's best settings, and keep them")
+    parser.add_argument("--quick", action="store_true", help="tiny models, few rows: only shows that everything works")
+    parser.add_argument("--force", action="store_true", help="measure although the machine is not quiet")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.rows = 2, options.rows or 8
+        options.out = options.peers / "quick"
+    elif options.rounds < 5:
+        parser.error("fewer than 5 rounds say nothing of the spread")
+    return options
+
+
+def main():
+    options = arguments()
+    load = os.getloadavg()[0] if options.quick else machine.wait_until_quiet()
+    if load > machine.LOAD_MAX and not options.quick:
+        say(f"the load of the last minute is {load:.2f}, not below {machine.LOAD_MAX}: figures would be worth nothing")
+        if not options.force:
+            raise SystemExit(1)
+    tables = workloads.write(options.peers / "tables")
+    tuned_file = options.peers / "tuned.json"
+    tuned = json.loads(tuned_file.read_text()) if tuned_file.exists() and not options.quick else {}
+    model = "llama-quick" if options.quick else "llama-1b"
+    commands = Commands(options.peers, model, options.threads, tables, options.rowmill, tuned)
+    logs = options.peers / "logs"
+    logs.mkdir(exist_ok=True)
+    options.out.mkdir(exist_ok=True)
+    if options.tune:
+        tuning.tune(commands, tuned, tuned_file, logs, options, say)
+        return
+    chosen = groups(commands)
+    if options.groups:
+        names = options.groups.split(",")
+        unknown = set(names) - {group.name for group in chosen}
+        if unknown:
+            raise SystemExit(f"no such groups: {sorted(unknown)}; there are {[group.name for group in chosen]}")
+        chosen = [group for group in chosen if group.name in names]
+    started = time.monotonic()
+    facts = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": machine.commit(),
+        "processor": machine.processor(),
+        "versions": machine.versions(options.peers),
+        "load_before": load,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "tuned": tuned,
+        "quick": options.quick,
+        "groups": [],
+        "failed": [],
+    }
+    for group in chosen:
+        say(f"{group.name}:")
+        task = workloads.read(tables[group.workload])
+        prompts = workloads.Prompts(commands.models / ("minilm" if group.workload == "embed" else model))
+        try:
+            facts["groups"].append(run_group(group, task, options, logs, prompts))
+        except RuntimeError as error:
+            say(f"  FAILED: {error}")
+            facts["failed"].append(f"{group.name}: {error}")
+        facts["minutes"] = (time.monotonic() - started) / 60
+        (options.out / "results.json").write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+    facts["batched_bench"] = report.batched_bench(options.peers, model, options)
+    facts["minutes"] = (time.monotonic() - started) / 60
+    (options.out / "results.json").write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+    text = report.markdown(facts)
+    (options.out / "RESULTS.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
