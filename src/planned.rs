@@ -11,7 +11,7 @@ use rowmill_jobs::spec::JobSpec;
 use rowmill_jobs::store::{self, Store};
 use rowmill_jobs::{Error, Result, layout, record};
 use rowmill_scheduler::claim::Supersede;
-use rowmill_scheduler::{Planned, RunId, RunState, publish_if_complete, run_state};
+use rowmill_scheduler::{Planned, RunId};
 
 use crate::args::RunIdArgs;
 use crate::footers;
@@ -72,16 +72,7 @@ impl Asked {
     /// # Errors
     /// The run was cancelled, or the store does not answer.
     pub(crate) async fn published_before(&self) -> Result<Option<Manifest>> {
-        let store = self.store.as_ref();
-        match run_state(store, &self.run_key).await? {
-            RunState::Ended(_) => {
-                let plan = record::plan(store, &self.run_key)
-                    .await?
-                    .ok_or_else(|| Error::invalid("the run has an outcome but no plan").with("run", &self.run_key))?;
-                publish_if_complete(store, &plan, self.job.max_error_ratio).await.map(Some)
-            }
-            RunState::Unplanned | RunState::Open { .. } => Ok(None),
-        }
+        rowmill_scheduler::published_before(self.store.as_ref(), &self.run_key, self.job.max_error_ratio).await
     }
 
     /// The run's plan: the stored one, or one that is made now.

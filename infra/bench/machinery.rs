@@ -121,11 +121,10 @@ async fn echo(job: &Path, scratch: &Path) -> f64 {
         first: 0,
         patience: Duration::ZERO,
     };
-    rowmill_scheduler::drive(drive, Some(receiver), |_, _| ()).await.unwrap();
+    let finished = rowmill_scheduler::finish(drive, 0.0, Some(receiver), |_, _| ()).await.unwrap();
     queue.close();
     serving.await.unwrap().unwrap();
-    let manifest = rowmill_scheduler::publish_if_complete(store.as_ref(), &plan, 0.0).await.unwrap();
-    assert_eq!(manifest.rows, ROWS as u64);
+    assert_eq!(finished.manifest.rows, ROWS as u64);
     ROWS as f64 / started.elapsed().as_secs_f64()
 }
 
