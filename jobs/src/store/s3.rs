@@ -19,7 +19,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
-use super::{ObjectInfo, Payload, Put, Store, aws};
+use super::{ObjectInfo, Payload, Put, Store, aws, check_name};
 use crate::{Error, Kind, Result};
 
 /// Tries of one read, with the SDK's own pauses between them.
@@ -92,9 +92,7 @@ impl S3Store {
     }
 
     fn key(&self, name: &str) -> Result<String> {
-        if name.is_empty() || name.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
-            return Err(Error::internal(format!("{name:?} is no object name")));
-        }
+        check_name(name)?;
         Ok(format!("{}{name}", self.folder))
     }
 
