@@ -1,6 +1,5 @@
 //! What `run` and `submit` have in common: a job's run is found or planned, and its end is told.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +8,7 @@ use rowmill_jobs::plan::{Plan, run_key};
 use rowmill_jobs::publish::Manifest;
 use rowmill_jobs::spec::JobSpec;
 use rowmill_jobs::store::{self, Store};
-use rowmill_jobs::{Error, Result, layout, record};
+use rowmill_jobs::{Result, layout, record};
 use rowmill_scheduler::claim::Supersede;
 use rowmill_scheduler::{Planned, RunId};
 
@@ -84,15 +83,13 @@ impl Asked {
             return Ok(Found::Stored(Box::new(plan)));
         }
         let models = resolve_models(&self.job.models).await?;
-        let planned = self.make(&pins(&models), scratch.path()).await?;
+        let planned = self.make(&pins(&models), scratch).await?;
         Ok(Found::New(Box::new(planned), models))
     }
 
-    async fn make(&self, models: &[rowmill_jobs::plan::ModelPin], scratch: &Path) -> Result<Planned> {
+    async fn make(&self, models: &[rowmill_jobs::plan::ModelPin], scratch: &Scratch) -> Result<Planned> {
         let draft = rowmill_scheduler::draft(&self.job, models, footers::watch()).await?;
-        let staging = scratch.join("staging");
-        std::fs::create_dir_all(&staging)
-            .map_err(|error| Error::invalid("cannot create a folder for temporary files").caused_by(error))?;
+        let staging = scratch.staging()?;
         let id = RunId { job: &self.job, run_key: &self.run_key, supersede: self.supersede };
         rowmill_scheduler::pin(self.store.as_ref(), id, draft, models, &staging).await
     }

@@ -7,7 +7,7 @@ use rowmill_executor::{Engines, Router, Scratch, Watch};
 use rowmill_jobs::infer::Engine;
 use rowmill_jobs::plan::{InputFile, Slice};
 use rowmill_jobs::progress::Counters;
-use rowmill_jobs::{Error, Result, store};
+use rowmill_jobs::{Result, store};
 use rowmill_sql::{Observer, Source, compile, format_rows, rows_as_json};
 use serde_json::json;
 
@@ -30,9 +30,7 @@ pub(crate) async fn preview(args: &JobArgs, rows: u64, format: Format) -> Result
     let (compiled, files) = match draft.compiled.source() {
         Source::Table { index } => (draft.compiled, draft.inputs[index].files.clone()),
         Source::Staged { .. } => {
-            let folder = scratch.path().join("staging");
-            std::fs::create_dir_all(&folder)
-                .map_err(|error| Error::invalid("cannot create a folder for temporary files").caused_by(error))?;
+            let folder = scratch.staging()?;
             draft.compiled.stage(&folder).await?;
             let staged =
                 rowmill_scheduler::planning::staged_table(&job, &draft.compiled, &store::folder_url(&folder)).await?;
