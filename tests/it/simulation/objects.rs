@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use rowmill_jobs::store::{ObjectInfo, Put};
 
 /// Milliseconds since 1970 at which every seed begins.

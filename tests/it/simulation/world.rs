@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use rowmill_jobs::planted::Sabotage;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
