@@ -14,4 +14,7 @@ mod proxy;
 mod proxy_checks;
 mod queue;
 mod reader;
+mod sentinel;
+mod signature;
+mod tls;
 mod triggers;
