@@ -221,8 +221,9 @@ async fn digest(path: &Path) -> Result<(String, u64)> {
     }
 }
 
+/// Whole seconds, since a HEAD tells no more: some servers' listings do, and an object has one age, whoever tells it.
 fn milliseconds(time: Option<&DateTime>) -> i64 {
-    time.and_then(|time| time.to_millis().ok()).unwrap_or(0)
+    time.map_or(0, |time| time.secs().saturating_mul(1000))
 }
 
 #[async_trait]
