@@ -12,6 +12,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod example;
+mod random;
 #[cfg(feature = "services")]
 mod readers;
 #[cfg(feature = "services")]

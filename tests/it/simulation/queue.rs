@@ -10,9 +10,9 @@ use rowmill_jobs::queue::{Depth, Held, RunRef, ShardHandler, ShardQueue, ShardRe
 use rowmill_jobs::{Error, Result};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::random::Random;
 use super::trouble::Trouble;
 use super::world::{Inner, Node, World};
+use crate::random::Random;
 
 /// An executor that is silent for this long is taken for dead.
 const LEASE: Duration = Duration::from_secs(6);

@@ -18,9 +18,9 @@ use tokio::time::sleep;
 use super::mortal::mortal;
 use super::promises::DATE;
 use super::queue::SimQueue;
-use super::random::Random;
 use super::store::{SimStore, URL};
 use super::world::{Node, World};
+use crate::random::Random;
 
 /// Longest wait of a cron for its next try, in milliseconds.
 const AGAIN_MAX: u64 = 4_000;

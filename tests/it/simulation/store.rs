@@ -97,7 +97,7 @@ impl SimStore {
             }
             inner.count("objects collected");
             inner.note(self.node, "deletes", name);
-            if inner.objects.overwrite(name, None) {
+            if inner.objects.set(name, None) {
                 inner.changed(name);
             }
             if call.mishap.is_some() { Err(no_answer()) } else { Ok(()) }
