@@ -148,6 +148,7 @@ fn seed() -> u64 {
 }
 
 /// A round on the S3 server that `cluster` makes a job with; it is given the engine's options, the job's, and a seed.
+#[expect(clippy::print_stderr, reason = "infra/bench/chaos reads the last line")]
 pub fn check_round(cluster: impl FnOnce(&str, &str, u64) -> Cluster) {
     let seed = seed();
     println!("ROWMILL_CHAOS_SEED={seed}");
@@ -181,7 +182,6 @@ pub fn check_round(cluster: impl FnOnce(&str, &str, u64) -> Cluster) {
     let facts = check::echoed(&cluster, ROWS);
     assert!(looks.before > 0 && looks.after > 0, "seed {seed}: {looks:?}");
     let counts: Vec<String> = cluster.proxy.counts().iter().map(|(name, count)| format!("{name}={count}")).collect();
-    // One line for infra/bench/chaos.
     eprintln!(
         "chaos seed={seed} seconds={seconds:.1} blows={} {nemesis} executors_gave_up={} schedulers_gave_up={} parts={} \
          attempts={} looks={} {}",
