@@ -1,13 +1,11 @@
 //! Shows how far reading the inputs' footers is, where that takes so long that somebody may wonder: a live line on a
 //! terminal, a plain line now and then elsewhere.
 
-use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
-
 use crate::output::tell;
+use crate::progress::live_line;
 
 /// Nothing is shown earlier.
 const FIRST_AFTER: Duration = Duration::from_secs(1);
@@ -20,7 +18,7 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// display ends when it is dropped.
 pub(crate) fn watch() -> impl Fn(usize, usize) + Send + Sync {
     let (started, pace) = (Instant::now(), Pace::default());
-    let bar = std::io::stderr().is_terminal().then(live_line);
+    let bar = live_line(None, "reading footers  {bar:24} {pos}/{len} files");
     move |done, found| {
         let every = if bar.is_some() { DRAW_EVERY } else { LINE_EVERY };
         if !pace.is_due(started.elapsed(), every) && (done < found || !pace.has_shown()) {
@@ -34,15 +32,6 @@ pub(crate) fn watch() -> impl Fn(usize, usize) + Send + Sync {
             }
             None => tell(&format!("reading footers: {done}/{found} files")),
         }
-    }
-}
-
-fn live_line() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_finish(ProgressFinish::AndClear);
-    // The template is a constant; if it were ever wrong, the default style would do.
-    match ProgressStyle::with_template("reading footers  {bar:24} {pos}/{len} files") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Path, State};
@@ -12,6 +13,9 @@ use axum::routing::get;
 use rowmill_jobs::{Error, Kind, Result};
 use rowmill_scheduler::service::Service;
 use serde_json::json;
+
+/// A Redis silent for this long is away: the process is not ready.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// Whether a process can do its work.
 #[derive(Clone)]

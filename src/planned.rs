@@ -1,6 +1,5 @@
 //! What `run` and `submit` have in common: a job's run is found or planned, and its end is told.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,9 +8,9 @@ use rowmill_jobs::plan::{Plan, run_key};
 use rowmill_jobs::publish::Manifest;
 use rowmill_jobs::spec::JobSpec;
 use rowmill_jobs::store::{self, Store};
-use rowmill_jobs::{Error, Result, layout, record};
+use rowmill_jobs::{Result, layout, record};
 use rowmill_scheduler::claim::Supersede;
-use rowmill_scheduler::{Planned, RunId, RunState, publish_if_complete, run_state};
+use rowmill_scheduler::{Planned, RunId};
 
 use crate::args::RunIdArgs;
 use crate::footers;
@@ -72,16 +71,7 @@ impl Asked {
     /// # Errors
     /// The run was cancelled, or the store does not answer.
     pub(crate) async fn published_before(&self) -> Result<Option<Manifest>> {
-        let store = self.store.as_ref();
-        match run_state(store, &self.run_key).await? {
-            RunState::Ended(_) => {
-                let plan = record::plan(store, &self.run_key)
-                    .await?
-                    .ok_or_else(|| Error::invalid("the run has an outcome but no plan").with("run", &self.run_key))?;
-                publish_if_complete(store, &plan, self.job.max_error_ratio).await.map(Some)
-            }
-            RunState::Unplanned | RunState::Open { .. } => Ok(None),
-        }
+        rowmill_scheduler::published_before(self.store.as_ref(), &self.run_key, self.job.max_error_ratio).await
     }
 
     /// The run's plan: the stored one, or one that is made now.
@@ -93,15 +83,13 @@ impl Asked {
             return Ok(Found::Stored(Box::new(plan)));
         }
         let models = resolve_models(&self.job.models).await?;
-        let planned = self.make(&pins(&models), scratch.path()).await?;
+        let planned = self.make(&pins(&models), scratch).await?;
         Ok(Found::New(Box::new(planned), models))
     }
 
-    async fn make(&self, models: &[rowmill_jobs::plan::ModelPin], scratch: &Path) -> Result<Planned> {
+    async fn make(&self, models: &[rowmill_jobs::plan::ModelPin], scratch: &Scratch) -> Result<Planned> {
         let draft = rowmill_scheduler::draft(&self.job, models, footers::watch()).await?;
-        let staging = scratch.join("staging");
-        std::fs::create_dir_all(&staging)
-            .map_err(|error| Error::invalid("cannot create a folder for temporary files").caused_by(error))?;
+        let staging = scratch.staging()?;
         let id = RunId { job: &self.job, run_key: &self.run_key, supersede: self.supersede };
         rowmill_scheduler::pin(self.store.as_ref(), id, draft, models, &staging).await
     }

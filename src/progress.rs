@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
 use rowmill_jobs::plan::Plan;
 use rowmill_jobs::progress::Counters;
 
@@ -49,7 +49,7 @@ impl Progress {
             committed: AtomicUsize::new(0),
             rows_before: AtomicU64::new(u64::MAX),
         });
-        let bar = std::io::stderr().is_terminal().then(|| live_line(rows));
+        let bar = live_line(Some(rows), "{bar:24} {pos}/{len} rows  {msg}");
         let task = tokio::spawn(update(Arc::clone(&watched), bar.clone()));
         Self { watched, task, bar }
     }
@@ -88,13 +88,7 @@ impl Watcher {
     /// Starts showing a run.
     pub(crate) fn start(plan: &Plan) -> Self {
         let total = plan.shards.len();
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
-            match ProgressStyle::with_template("{bar:24} {pos}/{len} parts  {per_sec}  ETA {eta}") {
-                Ok(style) => bar.with_style(style),
-                Err(_) => bar,
-            }
-        });
+        let bar = live_line(Some(total as u64), "{bar:24} {pos}/{len} parts  {per_sec}  ETA {eta}");
         Self { bar, total, shown: std::sync::Mutex::new((0, Instant::now())) }
     }
 
@@ -119,13 +113,18 @@ impl Watcher {
     }
 }
 
-fn live_line(rows: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(rows), ProgressDrawTarget::stderr());
-    // The template is a constant; if it were ever wrong, the default style would do.
-    if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} rows  {msg}") {
-        bar.set_style(style);
+/// A line that is drawn again and again, and goes when it is dropped. `None` where nobody would see that: standard error
+/// is no terminal.
+pub(crate) fn live_line(length: Option<u64>, template: &'static str) -> Option<ProgressBar> {
+    if !std::io::stderr().is_terminal() {
+        return None;
     }
-    bar
+    let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_finish(ProgressFinish::AndClear);
+    // If a template were ever wrong, the default style would do.
+    Some(match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    })
 }
 
 async fn update(watched: Arc<Watched>, bar: Option<ProgressBar>) {

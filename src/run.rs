@@ -11,8 +11,9 @@ use rowmill_jobs::queue::in_process::InProcessQueue;
 use rowmill_jobs::queue::{RunRef, ShardQueue};
 use rowmill_jobs::{Error, Result};
 use rowmill_scheduler::tracker::Limits;
-use rowmill_scheduler::{Drive, Planned, publish_within};
+use rowmill_scheduler::{Drive, Planned, finish};
 use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::args::RunArgs;
 use crate::output::{Format, Work};
@@ -73,7 +74,8 @@ async fn compute(args: &RunArgs, asked: &Asked, counters: &Arc<Counters>) -> Res
     let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };
     executor.runs().insert(RunRef::of(store.url(), &plan), context).await;
     let queue = Arc::new(InProcessQueue::default());
-    let serving = tokio::spawn({
+    let mut serving = JoinSet::new();
+    serving.spawn({
         let (queue, slots) = (Arc::clone(&queue), args.slots.into());
         async move { queue.serve(slots, executor).await }
     });
@@ -87,16 +89,23 @@ async fn compute(args: &RunArgs, asked: &Asked, counters: &Arc<Counters>) -> Res
         first: std::process::id() as usize,
         patience: PATIENCE,
     };
-    let driven = rowmill_scheduler::drive(drive, Some(receiver), |committed, _| progress.committed(committed)).await;
+    let on_progress = |committed, _| progress.committed(committed);
+    let finished = tokio::select! {
+        finished = finish(drive, asked.job.max_error_ratio, Some(receiver), on_progress) => finished,
+        // It serves until it is stopped below.
+        Some(stopped) = serving.join_next() => Err(stopped_by_itself(stopped)),
+    };
     progress.finish();
-    queue.close();
-    // Every part exists, or the run is lost: whatever else is in flight would be thrown away.
-    serving.abort();
-    driven?;
-    if let Err(stopped) = serving.await
-        && !stopped.is_cancelled()
-    {
-        return Err(Error::internal("the executor stopped").caused_by(stopped));
+    // The run is published, or lost: whatever else is in flight would be thrown away.
+    serving.shutdown().await;
+    finished.map(|finished| finished.manifest)
+}
+
+fn stopped_by_itself(stopped: Result<Result<()>, JoinError>) -> Error {
+    let error = Error::internal("the executor stopped");
+    match stopped {
+        Ok(Ok(())) => error,
+        Ok(Err(why)) => error.caused_by(why),
+        Err(why) => error.caused_by(why),
     }
-    publish_within(store.as_ref(), &plan, asked.job.max_error_ratio, PATIENCE).await
 }

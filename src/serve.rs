@@ -1,19 +1,15 @@
 //! `rowmill serve`: the scheduler as a service. It computes nothing and reads no rows.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use rowmill_jobs::Result;
 use rowmill_jobs::queue::redis::RedisOptions;
 use rowmill_scheduler::service::Service;
 
 use crate::args::ServeArgs;
-use crate::health::{self, Health};
+use crate::health::{self, Health, SILENCE_MAX};
 use crate::output::tell;
 use crate::setup::{output_url, redis_server, told_to_stop};
-
-/// A Redis silent for this long is away: this process is not ready.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// Schedules runs until it is told to stop.
 ///

@@ -7,7 +7,7 @@ use rowmill_jobs::publish::Manifest;
 use rowmill_jobs::queue::redis::{RedisOptions, RedisQueue, RegisteredRun};
 use rowmill_jobs::{Error, Result, layout};
 use rowmill_scheduler::tracker::Limits;
-use rowmill_scheduler::{Drive, publish_within};
+use rowmill_scheduler::{Drive, Finished, finish};
 use serde_json::json;
 
 use crate::args::SubmitArgs;
@@ -86,10 +86,9 @@ async fn schedule(asked: &Asked, plan: &Plan, queue: &RedisQueue, args: &SubmitA
     let drive =
         Drive { store, plan, queue, limits: Limits::many_processes(), first: 0, patience: args.redis.patience() };
     let watcher = Watcher::start(plan);
-    let driven = rowmill_scheduler::drive(drive, None, |committed, _| watcher.committed(committed)).await;
+    let finished = finish(drive, asked.job.max_error_ratio, None, |committed, _| watcher.committed(committed)).await;
     watcher.finish();
-    let reused = driven?;
-    let manifest = publish_within(store, plan, asked.job.max_error_ratio, args.redis.patience()).await?;
+    let Finished { manifest, reused } = finished?;
     let shard = |part: &&rowmill_jobs::publish::PartEntry| layout::shard_of_part(&plan.run_key, &part.name);
     let new = manifest.parts.iter().filter(|part| shard(part).is_some_and(|shard| !reused.contains(&shard)));
     let work = new.fold(Work::default(), |work, part| Work { parts: work.parts + 1, rows: work.rows + part.rows });

@@ -12,14 +12,12 @@ use rowmill_jobs::{Error, Result};
 use serde_json::json;
 
 use crate::args::WorkArgs;
-use crate::health::{self, Health};
+use crate::health::{self, Health, SILENCE_MAX};
 use crate::output::{Format, say, tell};
 use crate::setup::{isolation, process_name, redis_server, temporary, told_to_stop};
 
 /// Between lines about what was done.
 const LINE_EVERY: Duration = Duration::from_secs(10);
-/// A Redis silent for this long is away: this process is not ready.
-const SILENCE_MAX: Duration = Duration::from_secs(15);
 
 /// Computes shards until it is told to stop.
 ///

@@ -56,6 +56,19 @@ impl Scratch {
     pub fn path(&self) -> &Path {
         &self.folder
     }
+
+    /// A folder in it for staged files.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn staging(&self) -> Result<PathBuf> {
+        let folder = self.folder.join("staging");
+        std::fs::create_dir_all(&folder).map_err(|error| {
+            Error::invalid(format!("cannot create a folder for temporary files in {}", self.folder.display()))
+                .caused_by(error)
+        })?;
+        Ok(folder)
+    }
 }
 
 impl Drop for Scratch {

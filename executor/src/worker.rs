@@ -152,6 +152,14 @@ impl Executor {
             }
         }
     }
+
+    /// After trouble that may have been the store's: if it still does not answer, patience ended while we waited for it.
+    async fn look_for_the_store(&self, shard: &ShardRef, error: &Error) {
+        let Ok(store) = rowmill_jobs::store::open(&shard.run.output) else { return };
+        if store.head(&rowmill_jobs::layout::plan(&shard.run.run_key)).await.is_err_and(|error| error.retryable()) {
+            self.stuck.send_replace(Some(format!("the store stays away: {error}")));
+        }
+    }
 }
 
 #[async_trait]
@@ -172,16 +180,6 @@ impl ShardHandler for Executor {
         if let Some(listener) = &self.news {
             // Nobody listens any more when the run is over for other reasons.
             let _ = listener.send(news).await;
-        }
-    }
-}
-
-impl Executor {
-    /// After trouble that may have been the store's: if it still does not answer, patience ended while we waited for it.
-    async fn look_for_the_store(&self, shard: &ShardRef, error: &Error) {
-        let Ok(store) = rowmill_jobs::store::open(&shard.run.output) else { return };
-        if store.head(&rowmill_jobs::layout::plan(&shard.run.run_key)).await.is_err_and(|error| error.retryable()) {
-            self.stuck.send_replace(Some(format!("the store stays away: {error}")));
         }
     }
 }

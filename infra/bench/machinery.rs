@@ -4,9 +4,10 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+mod peak_memory;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ use rowmill_scheduler::claim::Supersede;
 use rowmill_scheduler::tracker::Limits;
 use rowmill_scheduler::{Drive, Planned, RunId};
 use rowmill_sql::read_job_file;
+
+use self::peak_memory::peak_memory;
 
 /// As the product's: copy and job alike run with it.
 #[global_allocator]
@@ -121,30 +124,12 @@ async fn echo(job: &Path, scratch: &Path) -> f64 {
         first: 0,
         patience: Duration::ZERO,
     };
-    rowmill_scheduler::drive(drive, Some(receiver), |_, _| ()).await.unwrap();
+    let finished = rowmill_scheduler::finish(drive, 0.0, Some(receiver), |_, _| ()).await.unwrap();
     queue.close();
     serving.await.unwrap().unwrap();
-    let manifest = rowmill_scheduler::publish_if_complete(store.as_ref(), &plan, 0.0).await.unwrap();
-    assert_eq!(manifest.rows, ROWS as u64);
+    assert_eq!(finished.manifest.rows, ROWS as u64);
     ROWS as f64 / started.elapsed().as_secs_f64()
 }
-
-/// `rowmill run` in a process of its own. Returns its peak memory in MiB.
-fn peak_memory(folder: &Path, job: &Path) -> u64 {
-    let said = folder.join("peak.txt");
-    let arguments =
-        ["-c", MEASURE, said.to_str().unwrap(), env!("CARGO_BIN_EXE_rowmill"), "run", job.to_str().unwrap()];
-    let quiet = std::process::Stdio::null;
-    let status = Command::new("python3").args(arguments).stdout(quiet()).stderr(quiet()).status().unwrap();
-    assert!(status.success());
-    std::fs::read_to_string(said).unwrap().trim().parse::<u64>().unwrap() / 1024
-}
-
-/// Runs a command and writes its peak resident memory in KiB to a file.
-const MEASURE: &str = "import resource,subprocess,sys
-code=subprocess.call(sys.argv[2:])
-open(sys.argv[1],'w').write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
-sys.exit(code)";
 
 #[tokio::main]
 async fn main() {
@@ -165,7 +150,8 @@ async fn main() {
     for millions in [1, 5, 20] {
         let table = folder.join(format!("{millions}m.parquet"));
         generate(&table, millions * 1_000_000);
-        let peak = peak_memory(folder, &job(folder, &table, &format!("{millions}m")));
+        let job = job(folder, &table, &format!("{millions}m"));
+        let peak = peak_memory(&["run", job.to_str().unwrap()], &[]);
         println!("peak memory at {millions},000,000 rows: {peak} MiB");
     }
 }

@@ -6,8 +6,9 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+mod peak_memory;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +17,8 @@ use datafusion::object_store::aws::{AmazonS3, AmazonS3Builder};
 use datafusion::object_store::{ObjectStoreExt, path::Path as Key};
 use futures::{StreamExt, TryStreamExt, stream};
 use parquet::arrow::ArrowWriter;
+
+use self::peak_memory::peak_memory;
 
 const FILES: usize = 10_000;
 /// Row groups of the two tables; one a file as far as they go.
@@ -58,25 +61,13 @@ fn job(folder: &Path, name: &str, location: &str) -> PathBuf {
     path
 }
 
-/// Runs a command and writes its peak resident memory in KiB to a file.
-const MEASURE: &str = "import resource,subprocess,sys
-code=subprocess.call(sys.argv[2:])
-open(sys.argv[1],'w').write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
-sys.exit(code)";
-
 /// Plans a job in a process of its own: seconds and peak MiB, each the median of some rounds.
-fn plan(folder: &Path, job: &Path, environment: &[(String, String)]) -> (f64, u64) {
-    let said = folder.join("peak.txt");
-    let arguments =
-        ["-c", MEASURE, said.to_str().unwrap(), env!("CARGO_BIN_EXE_rowmill"), "plan", job.to_str().unwrap()];
+fn plan(job: &Path, environment: &[(String, String)]) -> (f64, u64) {
     let (mut seconds, mut peaks) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let started = Instant::now();
-        let mut command = Command::new("python3");
-        command.args(arguments).envs(environment.iter().cloned()).stdout(Stdio::null());
-        assert!(command.status().unwrap().success());
+        peaks.push(peak_memory(&["plan", job.to_str().unwrap()], environment));
         seconds.push(started.elapsed().as_secs_f64());
-        peaks.push(std::fs::read_to_string(&said).unwrap().trim().parse::<u64>().unwrap() / 1024);
     }
     seconds.sort_by(f64::total_cmp);
     peaks.sort_unstable();
@@ -122,7 +113,7 @@ async fn main() {
             std::fs::write(folder.join(name), if has_rows { &full } else { &empty }).unwrap();
         }
         let job = job(folder, &format!("local-{row_groups}"), &format!("{row_groups}/"));
-        row("folder", row_groups, plan(folder, &job, &[]));
+        row("folder", row_groups, plan(&job, &[]));
     }
     let Ok(endpoint) = std::env::var("ROWMILL_BENCH_S3") else { return };
     let environment = environment(&endpoint);
@@ -139,6 +130,6 @@ async fn main() {
     for row_groups in ROW_GROUPS {
         upload(&bucket, row_groups, &empty, &full).await;
         let job = job(folder, &format!("s3-{row_groups}"), &format!("s3://bench/planning/{row_groups}/"));
-        row("S3", row_groups, plan(folder, &job, &environment));
+        row("S3", row_groups, plan(&job, &environment));
     }
 }

@@ -29,7 +29,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// As [`publish_if_complete`].
-pub async fn publish_within(
+pub(crate) async fn publish_within(
     store: &dyn Store,
     plan: &Plan,
     max_error_ratio: f64,

@@ -7,6 +7,7 @@ pub mod cancel;
 pub mod claim;
 pub mod drive;
 pub mod finalize;
+pub mod finish;
 pub mod gc;
 pub mod planning;
 pub mod resolve;
@@ -15,7 +16,8 @@ pub mod split;
 pub mod tracker;
 
 pub use cancel::cancel;
-pub use drive::{Drive, drive};
-pub use finalize::{publish_if_complete, publish_within};
+pub use drive::Drive;
+pub use finalize::publish_if_complete;
+pub use finish::{Finished, finish, published_before};
 pub use planning::{Draft, Planned, RunId, adopt, draft, pin, pin_plan};
 pub use resolve::{Resolved, RunState, resolve, run_state};

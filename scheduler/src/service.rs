@@ -16,8 +16,8 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::drive::{Drive, drive};
-use crate::finalize::publish_within;
+use crate::drive::Drive;
+use crate::finish::finish;
 use crate::tracker::Limits;
 
 /// Between two looks at the register.
@@ -179,9 +179,8 @@ impl Service {
             first: 0,
             patience: self.options.patience,
         };
-        drive(run, None, |_, _| ()).await?;
-        let manifest = publish_within(store.as_ref(), &plan, plan.job.max_error_ratio, self.options.patience).await?;
-        Ok(manifest.rows)
+        let finished = finish(run, plan.job.max_error_ratio, None, |_, _| ()).await?;
+        Ok(finished.manifest.rows)
     }
 }
 

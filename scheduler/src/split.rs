@@ -1,4 +1,5 @@
-//! Cuts a table into shards along its row groups, from footers alone. Pure: the same footers give the same shards.
+//! Cuts a table along its row groups, from footers alone: into shards, or into bites for whoever wants a few rows only.
+//! Pure: the same footers give the same cuts.
 
 use rowmill_jobs::plan::{InputFile, Shard, Slice};
 
@@ -47,6 +48,30 @@ pub fn split(files: &[InputFile], size: ShardSize) -> Vec<Shard> {
         }
     }
     (0..).zip(shards).map(|(index, slices)| Shard { index, slices }).collect()
+}
+
+/// The table in bites that grow: the first has as many rows as are wanted, each further one twice its predecessor's. They
+/// are cut when they are asked for; nobody knows how large the table is, and mostly the first ones are enough.
+pub fn bites(files: &[InputFile], rows: u64) -> impl Iterator<Item = Vec<Slice>> {
+    let mut groups =
+        row_groups(files).map(|(file, row_group, group)| Slice { file, row_group, first_row: 0, rows: group.rows });
+    let mut left: Option<Slice> = None;
+    let mut size = rows;
+    std::iter::from_fn(move || {
+        let (mut bite, mut missing) = (Vec::new(), size);
+        while missing > 0
+            && let Some(group) = left.take().or_else(|| groups.next())
+        {
+            let taken = group.rows.min(missing);
+            missing -= taken;
+            if taken < group.rows {
+                left = Some(Slice { first_row: group.first_row + taken, rows: group.rows - taken, ..group });
+            }
+            bite.push(Slice { rows: taken, ..group });
+        }
+        size = size.saturating_mul(2);
+        (!bite.is_empty()).then_some(bite)
+    })
 }
 
 /// Row groups that have rows, with the indices of their file and of themselves.
@@ -114,5 +139,34 @@ mod tests {
     #[test]
     fn an_empty_table_is_one_empty_shard() {
         assert_eq!(split(&[], size(10, 10)), [Shard { index: 0, slices: Vec::new() }]);
+    }
+
+    #[test]
+    fn bites_are_cut_from_a_huge_table_as_they_are_asked_for() {
+        let files = [file(&[(0, 1), (4, 1)]), file(&[]), file(&[(1_000_000_000_000, 1)])];
+        let cut: Vec<Vec<(u32, u32, u64, u64)>> = bites(&files, 10)
+            .take(3)
+            .map(|bite| bite.iter().map(|s| (s.file, s.row_group, s.first_row, s.rows)).collect())
+            .collect();
+        assert_eq!(cut, [vec![(0, 1, 0, 4), (2, 0, 0, 6)], vec![(2, 0, 6, 20)], vec![(2, 0, 26, 40)]]);
+    }
+
+    #[test]
+    fn every_row_is_in_one_bite_and_an_empty_table_has_none() {
+        let files = [file(&[(7, 1), (0, 1), (64, 1)]), file(&[]), file(&[(1, 1), (9, 1)])];
+        for rows in [1, 2, 10, 1000] {
+            let mut next: Vec<(u32, u32, u64)> = Vec::new();
+            for slice in bites(&files, rows).flatten() {
+                assert!(slice.rows > 0);
+                next.extend(
+                    (slice.first_row..slice.first_row + slice.rows).map(|row| (slice.file, slice.row_group, row)),
+                );
+            }
+            let all = [(0, 0, 7), (0, 2, 64), (2, 0, 1), (2, 1, 9)];
+            let all: Vec<_> =
+                all.iter().flat_map(|&(file, group, rows)| (0..rows).map(move |row| (file, group, row))).collect();
+            assert_eq!(next, all);
+        }
+        assert_eq!(bites(&[file(&[(0, 1)]), file(&[])], 10).count(), 0);
     }
 }

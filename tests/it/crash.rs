@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::random::Random;
 use crate::support::{Job, integers, read_table, rowmill};
 
 /// Kills in all.
@@ -25,17 +26,10 @@ fn parts(output: &Path) -> BTreeMap<PathBuf, (u64, i64)> {
     found
 }
 
-/// A small generator (splitmix64), so that a failure can be repeated from its seed.
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 8
-}
-
 #[test]
 fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
     let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").subsec_nanos();
-    let mut state = u64::from(seed);
+    let mut random = Random::new(seed.into());
     println!("seed {seed}");
     // 80 shards of 100 ms, two at a time; each process lives for up to 300 ms.
     let job = Job::echo(", delay_ms = 1", "SELECT id, ai_complete(text) AS answer FROM rows");
@@ -48,7 +42,7 @@ fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
             .stderr(Stdio::null())
             .spawn()
             .expect("the product starts");
-        std::thread::sleep(Duration::from_millis(random(&mut state) % 300));
+        std::thread::sleep(random.millis(0, 300));
         process.kill().expect("it can be killed");
         process.wait().expect("it ended");
         let now = parts(&job.output());

@@ -3,12 +3,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub, missing_docs)]
 
+// Feature `services`: these tests need Redis and a Python environment with an S3 server, a hub and readers of tables.
+// infra/test makes both and turns the feature on; a test that lacks its service is not compiled in, so it cannot pass.
+
 mod bad_input;
 mod cli;
 #[cfg(feature = "services")]
 mod cluster;
 mod crash;
 mod example;
+mod random;
 #[cfg(feature = "services")]
 mod readers;
 #[cfg(feature = "services")]

@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -18,11 +19,33 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Longest wait for one answer of a server on this machine.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
-/// A signature for S3: the server asks for one and looks at none.
+/// The keys of every S3 server here.
+pub const ACCESS_KEY: &str = "test";
+pub const SECRET_KEY: &str = "test";
+/// Where every S3 server here is.
+pub const REGION: &str = "us-east-1";
+/// A signature for moto, which asks for one and looks at none.
 pub const SIGNED: &str =
     "AWS4-HMAC-SHA256 Credential=test/20261120/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
 /// Ports that are tried before Redis is said not to start.
 const PORTS_TRIED: usize = 5;
+
+/// An S3 server with the empty bucket `lake`. It ends when it is dropped.
+pub trait S3Server: std::fmt::Debug {
+    /// `host:port`.
+    fn address(&self) -> &str;
+    /// How it takes writes of one name.
+    fn writes(&self) -> Writes;
+}
+
+/// How an S3 server takes writes of one name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// As S3 does: of conditional writes that race, one wins.
+    Atomic,
+    /// It looks and writes in two steps, so two may win.
+    TwoSteps,
+}
 
 /// A server in Python, stopped when this is dropped.
 #[derive(Debug)]
@@ -40,8 +63,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// An S3 server with the empty bucket `lake`. It looks and writes in two steps, so two conditional PUTs of one name may
-    /// both win: what races must go through the cluster's proxy, which gives way to one write at a time.
+    /// moto with the empty bucket `lake`. What races must go through the cluster's proxy.
     pub fn s3() -> Self {
         let server = Self::start(&["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]);
         server.put("/lake", b"");
@@ -114,11 +136,25 @@ impl Server {
     }
 }
 
-/// A Redis that keeps nothing: whenever it starts, it is empty. Stopped when this is dropped.
+impl S3Server for Server {
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn writes(&self) -> Writes {
+        Writes::TwoSteps
+    }
+}
+
+/// A Redis that keeps nothing: whenever it starts, it is empty. Tests talk to it past its port, over a socket of its own.
+/// Stopped when this is dropped.
 #[derive(Debug)]
 pub struct Redis {
     process: Mutex<Option<Child>>,
-    port: u16,
+    scheme: &'static str,
+    pub port: u16,
+    /// The lines of its configuration.
+    settings: Vec<String>,
     folder: tempfile::TempDir,
 }
 
@@ -131,13 +167,17 @@ impl Drop for Redis {
 impl Redis {
     /// A Redis on a port of its own.
     pub fn new() -> Self {
+        Self::with("redis", |port| vec![format!("port {port}")])
+    }
+
+    /// A Redis that is reached by `scheme`. `settings` are further lines of its configuration; they say which port it has.
+    pub fn with(scheme: &'static str, settings: impl Fn(u16) -> Vec<String>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut redis = Self { process: Mutex::default(), port: 0, folder };
+        let mut redis = Self { process: Mutex::default(), scheme, port: 0, settings: Vec::new(), folder };
         for _ in 0..PORTS_TRIED {
             // Free now; should another take it in between, Redis ends at once and the next is tried.
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            redis.port = listener.local_addr().expect("its address").port();
-            drop(listener);
+            redis.port = free_port();
+            redis.settings = settings(redis.port);
             if redis.try_start() {
                 return redis;
             }
@@ -147,7 +187,7 @@ impl Redis {
 
     /// What clients are given.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
 
     /// Ends it at once; what it held is lost.
@@ -175,9 +215,7 @@ impl Redis {
 
     /// Bytes that its data takes.
     pub fn used_memory(&self) -> u64 {
-        let info = self.command(&["INFO", "memory"]);
-        let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("used_memory");
-        used.trim().parse().expect("a number")
+        self.info("used_memory").expect("used_memory").parse().expect("a number")
     }
 
     /// Sends one command and returns its answer: a line or a text; of a list, how long it is.
@@ -185,12 +223,27 @@ impl Redis {
         self.try_command(words).unwrap_or_else(|error| panic!("{words:?}: {error}\n{}", self.log()))
     }
 
+    /// What `INFO` says of a fact.
+    pub fn info(&self, fact: &str) -> Option<String> {
+        let info = self.command(&["INFO", "everything"]);
+        info.lines().find_map(|line| line.strip_prefix(fact)?.strip_prefix(':')).map(|value| value.trim().to_owned())
+    }
+
     fn try_start(&self) -> bool {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).expect("a log file");
+        let file = self.folder.path().join("redis.conf");
+        let lines = [
+            format!("dir \"{}\"", text(self.folder.path())),
+            format!("unixsocket \"{}\"", text(&self.socket_path())),
+            "bind 127.0.0.1\nsave \"\"\nappendonly no".to_owned(),
+            self.settings.join("\n"),
+        ];
+        std::fs::write(&file, lines.join("\n")).expect("its configuration is written");
         let mut command = Command::new("redis-server");
-        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        command.arg("--dir").arg(self.folder.path()).stdin(Stdio::null());
-        command.stdout(log.try_clone().expect("the log file")).stderr(log);
+        command.arg(file).stdin(Stdio::null()).stdout(log.try_clone().expect("the log file")).stderr(log);
+        if self.settings.iter().any(|line| line.starts_with("sentinel ")) {
+            command.arg("--sentinel");
+        }
         let mut process = command.spawn().unwrap_or_else(|error| {
             panic!("redis-server does not start ({error}): run infra/test, which installs it, or install it yourself")
         });
@@ -210,7 +263,7 @@ impl Redis {
     }
 
     fn try_command(&self, words: &[&str]) -> std::io::Result<String> {
-        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        let stream = UnixStream::connect(self.socket_path())?;
         stream.set_read_timeout(Some(ANSWER_MAX))?;
         let mut request = format!("*{}\r\n", words.len());
         for word in words {
@@ -236,6 +289,10 @@ impl Redis {
         }
     }
 
+    fn socket_path(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
     fn log_path(&self) -> PathBuf {
         self.folder.path().join("redis.log")
     }
@@ -243,6 +300,12 @@ impl Redis {
     fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }
+}
+
+/// A port of this machine that nobody has just now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
 }
 
 /// Kills a process and waits until it is gone. Whether it had ended by itself does not matter.

@@ -43,9 +43,8 @@ const HOMES: [(&str, &str); 19] = [
 const LINES_MAX: usize = 500;
 
 fn manifest(folder: &str) -> toml::Table {
-    let path = repository().join(folder).join("Cargo.toml");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    let path = format!("{folder}/Cargo.toml");
+    read(&path).parse().unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn dependencies(manifest: &toml::Table) -> BTreeSet<String> {
@@ -71,6 +70,11 @@ fn rust_files() -> Vec<PathBuf> {
     }
     assert!(files.len() > 30, "the walk misses files");
     files
+}
+
+/// A file of the repository.
+fn read(path: &str) -> String {
+    std::fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 fn relative(path: &Path) -> String {
@@ -139,10 +143,20 @@ fn files_have_names_that_say_something() {
 
 #[test]
 fn the_readmes_two_commands_are_the_ones_that_are_run() {
-    let read = |path: &str| std::fs::read_to_string(repository().join(path)).expect("a readable file");
     let readme = read("README.md");
     assert!(readme.contains("\ninfra/test\n"), "the README names another test command than .ci/run calls");
     assert!(read(".ci/run").contains("\ninfra/test\n"), ".ci/run calls another test command than the README names");
     let example = "cargo run --release -- run examples/tickets/tickets.sql --param ds=2026-11-20";
     assert!(readme.contains(example), "the README does not run the example");
+}
+
+#[test]
+fn the_examples_query_is_the_same_wherever_it_stands() {
+    let example = read("examples/tickets/tickets.sql");
+    let (_, select) = example.split_once("\n) AS\n").expect("a job");
+    assert!(select.starts_with("SELECT ticket_id,"), "{select}");
+    // kustomize reads no file outside its own folder.
+    for path in ["README.md", "infra/k8s/base/jobs/tickets.sql"] {
+        assert!(read(path).contains(select), "{path} has another query than the example");
+    }
 }

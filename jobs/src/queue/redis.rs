@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use apalis::prelude::{TaskBuilder, TaskId, TaskSink};
 use apalis_redis::{Config, RedisStorage};
 use async_trait::async_trait;
-use redis::Script;
 use redis::aio::MultiplexedConnection;
+use redis::{Script, ScriptInvocation};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 use ulid::Ulid;
@@ -182,33 +182,16 @@ impl RedisQueue {
     }
 
     async fn trim(config: &Config, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
-        loop {
-            let removed: usize = TRIM
-                .key(config.done_jobs_set())
-                .key(config.dead_jobs_set())
-                .key(config.job_data_hash())
-                .arg(config.job_meta_hash())
-                .arg(TRIM_AT_ONCE)
-                .invoke_async(connection)
-                .await?;
-            if removed < TRIM_AT_ONCE {
-                return Ok(());
-            }
-        }
+        let mut trim = TRIM.key(config.done_jobs_set());
+        trim.key(config.dead_jobs_set()).key(config.job_data_hash());
+        trim.arg(config.job_meta_hash()).arg(TRIM_AT_ONCE);
+        to_the_last(&trim, TRIM_AT_ONCE, connection).await
     }
 
     async fn make_due(config: &Config, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
-        loop {
-            let moved: usize = MAKE_DUE
-                .key(config.scheduled_jobs_set())
-                .key(config.active_jobs_list())
-                .arg(PUSH_AT_ONCE)
-                .invoke_async(connection)
-                .await?;
-            if moved < PUSH_AT_ONCE {
-                return Ok(());
-            }
-        }
+        let mut make_due = MAKE_DUE.key(config.scheduled_jobs_set());
+        make_due.key(config.active_jobs_list()).arg(PUSH_AT_ONCE);
+        to_the_last(&make_due, PUSH_AT_ONCE, connection).await
     }
 
     /// Signs off a worker whose last job is over.
@@ -288,6 +271,16 @@ impl RedisQueue {
             .await?;
         Ok(runs.values().filter_map(|text| serde_json::from_str(text).ok()).collect())
     }
+}
+
+/// Runs a script until nothing is left for it: it tells how many jobs there were, and takes at most `at_once` of a set.
+async fn to_the_last(
+    script: &ScriptInvocation<'_>,
+    at_once: usize,
+    connection: &mut MultiplexedConnection,
+) -> redis::RedisResult<()> {
+    while script.invoke_async::<usize>(connection).await? >= at_once {}
+    Ok(())
 }
 
 /// The id of a shard's job: run, shard and copy in 128 bits. Looks like a ULID and is read back from one.

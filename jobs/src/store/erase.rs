@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::local_path;
 use super::s3::S3Store;
+use super::{check_name, local_path};
 use crate::{Error, Result};
 
 /// Deletes objects.
@@ -39,9 +39,7 @@ struct LocalEraser {
 #[async_trait]
 impl Eraser for LocalEraser {
     async fn erase(&self, name: &str) -> Result<()> {
-        if name.is_empty() || name.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
-            return Err(Error::internal(format!("{name:?} is no object name")));
-        }
+        check_name(name)?;
         let path = self.root.join(name);
         match tokio::fs::remove_file(&path).await {
             Ok(()) => {}

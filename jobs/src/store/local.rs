@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ObjectInfo, Payload, Put, Store};
+use super::{ObjectInfo, Payload, Put, Store, check_name};
 use crate::{Error, Kind, Result};
 
 /// Folder below the root for files that are not finished; nobody lists it.
@@ -38,9 +38,7 @@ impl LocalStore {
     }
 
     fn path(&self, name: &str) -> Result<PathBuf> {
-        if name.is_empty() || name.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
-            return Err(Error::internal(format!("{name:?} is no object name")));
-        }
+        check_name(name)?;
         Ok(self.root.join(name))
     }
 

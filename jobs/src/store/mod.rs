@@ -97,6 +97,14 @@ pub fn folder_url(path: &Path) -> String {
     url::Url::from_directory_path(path).map_or_else(|()| path.display().to_string(), String::from)
 }
 
+/// Refuses what is no object's name: it could lead out of the store's folder.
+fn check_name(name: &str) -> Result<()> {
+    if name.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+        return Err(Error::internal(format!("{name:?} is no object name")));
+    }
+    Ok(())
+}
+
 /// How long a [`create`] tries again before it gives up.
 const CREATE_PATIENCE: Duration = Duration::from_secs(10);
 /// Wait before the second try; doubles for each further one, up to [`CREATE_WAIT_MAX`].

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
-use super::{ObjectInfo, Payload, Put, Store, aws};
+use super::{ObjectInfo, Payload, Put, Store, aws, check_name};
 use crate::{Error, Kind, Result};
 
 /// Tries of one read, with the SDK's own pauses between them.
@@ -92,9 +92,7 @@ impl S3Store {
     }
 
     fn key(&self, name: &str) -> Result<String> {
-        if name.is_empty() || name.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
-            return Err(Error::internal(format!("{name:?} is no object name")));
-        }
+        check_name(name)?;
         Ok(format!("{}{name}", self.folder))
     }
 
@@ -134,12 +132,11 @@ impl S3Store {
         }
     }
 
-    fn failed<E, R>(&self, action: &str, name: &str, error: SdkError<E, R>) -> Error
+    fn failed<E>(&self, action: &str, name: &str, error: SdkError<E>) -> Error
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-        R: std::fmt::Debug + Send + Sync + 'static + Status,
     {
-        let status = error.raw_response().map(Status::status);
+        let status = status(&error);
         let (kind, hint) =
             classify(status, error.code().unwrap_or_default(), &format!("{}", DisplayErrorContext(&error)));
         let what = error.code().map_or_else(|| summary(&error), str::to_owned);
@@ -152,19 +149,13 @@ impl S3Store {
     }
 }
 
-/// The status of an answer, whichever of the SDK's types holds it.
-trait Status {
-    fn status(&self) -> u16;
-}
-
-impl Status for aws_sdk_s3::config::http::HttpResponse {
-    fn status(&self) -> u16 {
-        self.status().as_u16()
-    }
+/// The status of the answer that a request failed with, if one came.
+fn status<E>(error: &SdkError<E>) -> Option<u16> {
+    error.raw_response().map(|response| response.status().as_u16())
 }
 
 /// What kept a request from an answer, in a few words.
-fn summary<E, R>(error: &SdkError<E, R>) -> String {
+fn summary<E>(error: &SdkError<E>) -> String {
     match error {
         SdkError::TimeoutError(_) => "no answer in time",
         SdkError::DispatchFailure(failure) if failure.is_timeout() => "no connection in time",
@@ -230,8 +221,9 @@ async fn digest(path: &Path) -> Result<(String, u64)> {
     }
 }
 
+/// Whole seconds, since a HEAD tells no more: some servers' listings do, and an object has one age, whoever tells it.
 fn milliseconds(time: Option<&DateTime>) -> i64 {
-    time.and_then(|time| time.to_millis().ok()).unwrap_or(0)
+    time.map_or(0, |time| time.secs().saturating_mul(1000))
 }
 
 #[async_trait]
@@ -273,7 +265,7 @@ impl Store for S3Store {
             .await;
         match sent {
             Ok(_) => Ok(Put::Created),
-            Err(error) if error.raw_response().map(Status::status) == Some(412) => Ok(Put::Exists),
+            Err(error) if status(&error) == Some(412) => Ok(Put::Exists),
             Err(error) => Err(self.failed("write", name, error)),
         }
     }
@@ -298,7 +290,7 @@ impl Store for S3Store {
                 modified_ms: milliseconds(answer.last_modified()),
             })),
             // A HEAD has no body that could tell a missing bucket from a missing object; reading and writing will.
-            Err(error) if error.raw_response().map(Status::status) == Some(404) => Ok(None),
+            Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(self.failed("look at", name, error)),
         }
     }

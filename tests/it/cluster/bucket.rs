@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::http::{Framing, Head, body};
-use crate::servers::SIGNED;
+use super::signature::sign;
 
 /// Tries of one request.
 const TRIES: usize = 10;
@@ -36,6 +36,13 @@ pub struct Object {
 impl Bucket {
     pub fn new(address: &str, name: &'static str) -> Self {
         Self { address: address.to_owned(), name }
+    }
+
+    /// Makes the bucket itself.
+    #[cfg(feature = "rados")]
+    pub fn create(&self) {
+        let (status, answer) = self.send("PUT", "", b"");
+        assert_eq!(status, 200, "creating {}: {}", self.name, String::from_utf8_lossy(&answer));
     }
 
     pub fn put(&self, key: &str, content: &[u8]) {
@@ -103,7 +110,7 @@ impl Bucket {
         head.set("Host", &self.address);
         head.set("Connection", "close");
         head.set("Content-Length", content.len());
-        head.set("Authorization", SIGNED);
+        sign(&mut head, content);
         head.write(&mut stream)?;
         stream.write_all(content)?;
         let mut reader = BufReader::new(stream);

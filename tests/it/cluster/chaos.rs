@@ -147,11 +147,12 @@ fn seed() -> u64 {
     }
 }
 
-#[test]
-fn a_run_under_all_faults_is_published_whole_and_once() {
+/// A round on the S3 server that `cluster` makes a job with; it is given the engine's options, the job's, and a seed.
+#[expect(clippy::print_stderr, reason = "infra/bench/chaos reads the last line")]
+pub fn check_round(cluster: impl FnOnce(&str, &str, u64) -> Cluster) {
     let seed = seed();
     println!("ROWMILL_CHAOS_SEED={seed}");
-    let cluster = Cluster::new(ENGINE, JOB, seed).with_rows(ROWS);
+    let cluster = cluster(ENGINE, JOB, seed).with_rows(ROWS);
     let reader = Reader::start(cluster.bucket(), cluster.resolve());
     let mut nemesis = Nemesis::new(seed);
     let started = Instant::now();
@@ -181,7 +182,6 @@ fn a_run_under_all_faults_is_published_whole_and_once() {
     let facts = check::echoed(&cluster, ROWS);
     assert!(looks.before > 0 && looks.after > 0, "seed {seed}: {looks:?}");
     let counts: Vec<String> = cluster.proxy.counts().iter().map(|(name, count)| format!("{name}={count}")).collect();
-    // One line for infra/bench/chaos.
     eprintln!(
         "chaos seed={seed} seconds={seconds:.1} blows={} {nemesis} executors_gave_up={} schedulers_gave_up={} parts={} \
          attempts={} looks={} {}",
@@ -193,4 +193,9 @@ fn a_run_under_all_faults_is_published_whole_and_once() {
         looks.before + looks.after + looks.resolved,
         counts.join(" ")
     );
+}
+
+#[test]
+fn a_run_under_all_faults_is_published_whole_and_once() {
+    check_round(Cluster::new);
 }

@@ -13,5 +13,12 @@ mod processes;
 mod proxy;
 mod proxy_checks;
 mod queue;
+#[cfg(feature = "rados")]
+mod rados;
+#[cfg(feature = "rados")]
+mod rados_gateway;
 mod reader;
+mod sentinel;
+mod signature;
+mod tls;
 mod triggers;

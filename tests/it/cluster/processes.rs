@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::bucket::Bucket;
 use super::proxy::Proxy;
-use crate::servers::{LOOK_EVERY, PATIENCE, Redis, Server, end};
+use crate::servers::{ACCESS_KEY, LOOK_EVERY, PATIENCE, REGION, Redis, S3Server, SECRET_KEY, Server, end};
 use crate::support::{Job, Said, rowmill};
 
 /// The logical date of all jobs here.
@@ -121,16 +121,25 @@ impl Process {
 pub struct Cluster {
     pub job: Job,
     pub redis: Redis,
+    /// What processes are given for Redis.
+    pub redis_url: String,
     pub proxy: Proxy,
-    s3: Server,
+    /// What else is in the processes' environment; it wins.
+    pub environment: Vec<(&'static str, String)>,
+    s3: Box<dyn S3Server>,
     started: AtomicU32,
 }
 
 impl Cluster {
     /// A job that echoes the texts of table `rows`: `engine` and `job` are further options. Seeds the faults of S3.
     pub fn new(engine: &str, job: &str, seed: u64) -> Self {
-        let s3 = Server::s3();
-        let proxy = Proxy::start(&s3.address, seed);
+        Self::on(Box::new(Server::s3()), engine, job, seed)
+    }
+
+    /// As [`Cluster::new`], on this S3 server.
+    pub fn on(s3: Box<dyn S3Server>, engine: &str, job: &str, seed: u64) -> Self {
+        let proxy = Proxy::start(s3.address(), seed, s3.writes());
+        let redis = Redis::new();
         let job = Job::new(&format!(
             "CREATE EXTERNAL TABLE rows STORED AS PARQUET LOCATION 's3://lake/rows/';\n\
              CREATE MODEL echo WITH (engine = 'echo'{engine});\n\
@@ -140,7 +149,8 @@ impl Cluster {
         for folder in ["tmp", "logs"] {
             std::fs::create_dir(job.folder.path().join(folder)).expect("a folder");
         }
-        Self { job, redis: Redis::new(), proxy, s3, started: AtomicU32::new(0) }
+        let (redis_url, environment) = (redis.url(), Vec::new());
+        Self { job, redis, redis_url, proxy, environment, s3, started: AtomicU32::new(0) }
     }
 
     /// With ids `0..count` in the table, and the texts of [`Job::with_rows`].
@@ -158,12 +168,12 @@ impl Cluster {
 
     /// The bucket with the table and the output, past the proxy.
     pub fn bucket(&self) -> Bucket {
-        Bucket::new(&self.s3.address, "lake")
+        Bucket::new(self.s3.address(), "lake")
     }
 
     /// `rowmill resolve`, past the proxy.
     pub fn resolve(&self) -> Command {
-        self.command(&["resolve", &self.path(), "--json"], &self.s3.address)
+        self.command(&["resolve", &self.path(), "--json"], self.s3.address())
     }
 
     /// `rowmill <args>`, with nothing of this machine's own settings and `endpoint` (`host:port`) for S3.
@@ -175,9 +185,10 @@ impl Cluster {
         }
         let home = self.job.folder.path();
         command.env("HOME", home).env("TMPDIR", home.join("tmp")).env("NO_PROXY", "127.0.0.1");
-        command.env("AWS_ENDPOINT_URL", format!("http://{endpoint}")).env("AWS_REGION", "us-east-1");
-        command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-        command.env("ROWMILL_REDIS_URL", self.redis.url()).env("ROWMILL_LOG", "warn");
+        command.env("AWS_ENDPOINT_URL", format!("http://{endpoint}")).env("AWS_REGION", REGION);
+        command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        command.env("ROWMILL_REDIS_URL", &self.redis_url).env("ROWMILL_LOG", "warn");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -201,13 +212,12 @@ impl Cluster {
 
     /// Starts an executor whose shards are others' 3 s after it fell silent.
     pub fn executor(&self, more: &[&str]) -> Process {
-        let redis = self.redis.url();
-        self.start(&[&["work", "--redis", &redis, "--lease", "3"], more].concat())
+        self.start(&[&["work", "--redis", &self.redis_url, "--lease", "3"], more].concat())
     }
 
     /// `rowmill <command> job.sql --json`, to its end, as somebody does whose S3 never fails.
     pub fn say(&self, command: &str) -> Said {
-        let mut command = self.command(&[command, &self.path(), "--json"], &self.s3.address);
+        let mut command = self.command(&[command, &self.path(), "--json"], self.s3.address());
         Said::of(command.output().expect("the product starts"))
     }
 

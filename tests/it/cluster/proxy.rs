@@ -1,6 +1,6 @@
 //! [`Proxy`]: stands in front of the S3 server and makes it fail as S3 and networks do, in particular after a write took
-//! effect. With fair weather it changes nothing that a client can see, except that it repairs what moto lacks: it lets one
-//! write through at a time and no reading beside it, so that a conditional PUT is as atomic as S3's.
+//! effect. With fair weather it changes nothing that a client can see, except that it repairs what moto lacks: before
+//! such a server, it lets one write through at a time and no reading beside it, so that a conditional PUT is as atomic as S3's.
 //!
 //! A request is read whole before it is passed on: whoever dies while sending has written nothing, as with S3, and "before"
 //! and "after it took effect" are exact. Answers are passed on as they come.
@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::http::{Framing, Head, body, each_piece};
 use super::nemesis::Random;
+use crate::servers::Writes;
 
 /// What can happen to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,9 +77,10 @@ pub type Counts = BTreeMap<&'static str, u64>;
 #[derive(Debug)]
 struct Shared {
     upstream: String,
+    writes: Writes,
     weather: Mutex<(Weather, Random)>,
     counts: Mutex<Counts>,
-    /// Held by requests while the server works on them; by writes alone.
+    /// Held by requests while the server works on them; by writes alone, if they take two steps.
     server: RwLock<()>,
     stopped: AtomicBool,
 }
@@ -106,11 +108,12 @@ impl Drop for Proxy {
 
 impl Proxy {
     /// A proxy in front of the server at `upstream` (`host:port`), with fair weather.
-    pub fn start(upstream: &str, seed: u64) -> Self {
+    pub fn start(upstream: &str, seed: u64, writes: Writes) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address").to_string();
         let shared = Arc::new(Shared {
             upstream: upstream.to_owned(),
+            writes,
             weather: Mutex::new((Weather::Fair, Random::new(seed))),
             counts: Mutex::default(),
             server: RwLock::new(()),
@@ -282,7 +285,7 @@ impl Shared {
         if !request.content.is_empty() || head.get("Content-Length").is_some() || !reads(request) {
             head.set("Content-Length", request.content.len());
         }
-        let (_reading, _writing) = if reads(request) {
+        let (_reading, _writing) = if self.writes == Writes::Atomic || reads(request) {
             (Some(self.server.read().unwrap_or_else(PoisonError::into_inner)), None)
         } else {
             (None, Some(self.server.write().unwrap_or_else(PoisonError::into_inner)))

@@ -9,7 +9,7 @@ use super::bucket::Bucket;
 use super::http::{Framing, Head, body};
 use super::processes::Cluster;
 use super::proxy::{Fault, Proxy, Weather};
-use crate::servers::{SIGNED, Server};
+use crate::servers::{S3Server, SIGNED, Server};
 
 /// All requests, or all PUTs, get this fault.
 fn always(fault: &'static Fault, shares: &'static [(&'static str, f64)]) -> Weather {
@@ -22,7 +22,7 @@ const PUTS: &[(&str, f64)] = &[("PUT", 1.0), ("*", 0.0)];
 /// The server, the proxy, and the bucket seen past and through it.
 fn set_up() -> (Server, Proxy, Bucket, Bucket) {
     let s3 = Server::s3();
-    let proxy = Proxy::start(&s3.address, 1);
+    let proxy = Proxy::start(&s3.address, 1, s3.writes());
     let (direct, through) = (Bucket::new(&s3.address, "lake"), Bucket::new(&proxy.address, "lake"));
     (s3, proxy, direct, through)
 }

@@ -13,11 +13,11 @@ use tokio::time::sleep;
 use super::mortal::mortal;
 use super::parts::part;
 use super::queue::SimQueue;
-use super::random::Random;
 use super::scheduler::Asked;
 use super::store::SimStore;
 use super::trouble::Trouble;
 use super::world::{Node, World};
+use crate::random::Random;
 
 /// Runs something in virtual time, in a world with this trouble, and with one process.
 fn in_a_world<F: Future<Output = Result<()>>>(trouble: Trouble, run: impl FnOnce(Arc<World>) -> F) {

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rowmill_jobs::Kind;
 use rowmill_jobs::publish::RunOutcome;
+use rowmill_jobs::{Kind, Result};
 use rowmill_scheduler::gc::{Retention, collect};
 use rowmill_scheduler::{cancel, resolve};
 use tokio::time::sleep;
@@ -27,12 +27,11 @@ pub async fn reader(world: Arc<World>, node: Node) {
     let store = SimStore::new(&world, node);
     loop {
         sleep(world.now_and_then(READ_EVERY_MAX)).await;
-        let date = world.with(|inner| inner.random.chance(500)).then_some(DATE);
+        let (date, before) = world.with(|inner| (inner.random.chance(500).then_some(DATE), inner.promises.seen()));
         let resolved = resolve(&store, date).await;
         world.with(|inner| {
             let kept = match &resolved {
-                Ok(Some(resolved)) => inner.promises.resolved(&inner.objects, resolved),
-                Ok(None) => inner.promises.look(&inner.objects),
+                Ok(resolved) => inner.promises.resolved(&inner.objects, before, resolved.as_ref()),
                 Err(error) if error.retryable() => Ok(()),
                 Err(error) => Err((Breach::WrongError, format!("a reader: {}", error.report()))),
             };
@@ -47,31 +46,37 @@ pub async fn canceller(world: Arc<World>, node: Node, run_key: String, after: Du
     let store = SimStore::new(&world, node);
     sleep(after).await;
     for _ in 0..20 {
-        let ended = mortal(cancel(&store, &run_key, "simulation", "why not"), world.life(node)).await;
-        let over = world.with(|inner| {
-            let (kept, over) = match &ended {
-                Some(Ok(RunOutcome::Cancelled { .. })) => {
-                    inner.count("cancelled");
-                    (inner.promises.told_cancelled(&inner.objects, &run_key), true)
+        match mortal(cancel(&store, &run_key, "simulation", "why not"), world.life(node)).await {
+            Some(ended) => {
+                if told(&world, node, &run_key, &ended) {
+                    return;
                 }
-                Some(Ok(RunOutcome::Success { .. })) => {
-                    inner.count("cancelled too late");
-                    (Ok(()), true)
-                }
-                // Not planned yet.
-                Some(Err(error)) if matches!(error.kind(), Kind::Temporary | Kind::Invalid) => (Ok(()), false),
-                Some(Err(error)) => (Err((Breach::WrongError, format!("cancelling: {}", error.report()))), true),
-                None => (Ok(()), false),
-            };
-            inner.note(node, "cancels", &format!("{run_key}: {ended:?}"));
-            inner.hold(kept);
-            over
-        });
-        if over {
-            return;
+            }
+            None => world.died(node),
         }
         sleep(world.while_ms(2_000)).await;
     }
+}
+
+/// Checks what a canceller was told. Returns whether its run has ended.
+fn told(world: &World, node: Node, run_key: &str, ended: &Result<RunOutcome>) -> bool {
+    world.with(|inner| {
+        inner.note(node, "cancels", &format!("{run_key}: {ended:?}"));
+        let kept = match ended {
+            Ok(RunOutcome::Cancelled { .. }) => {
+                inner.count("cancelled");
+                inner.promises.told_cancelled(&inner.objects, run_key).map(|()| true)
+            }
+            Ok(RunOutcome::Success { .. }) => {
+                inner.count("cancelled too late");
+                inner.promises.told_too_late(&inner.objects, run_key).map(|()| true)
+            }
+            // Not planned yet.
+            Err(error) if matches!(error.kind(), Kind::Temporary | Kind::Invalid) => Ok(false),
+            Err(error) => Err((Breach::WrongError, format!("cancelling: {}", error.report()))),
+        };
+        inner.hold(kept)
+    })
 }
 
 /// Collects garbage until trouble is over, and a few times after.
@@ -83,8 +88,12 @@ pub async fn collector(world: Arc<World>, node: Node, keep: Retention, mut times
         sleep(world.now_and_then(COLLECT_EVERY_MAX)).await;
         world.note(node, "collects", "");
         let collected = mortal(collect(&store, &store, keep), world.life(node)).await;
+        let Some(collected) = collected else {
+            world.died(node);
+            continue;
+        };
         world.with(|inner| match &collected {
-            Some(Ok(done)) => {
+            Ok(done) => {
                 inner.note(node, "collected", &format!("{done:?}"));
                 if done.cancelled > 0 {
                     inner.count("runs given up");
@@ -93,9 +102,8 @@ pub async fn collector(world: Arc<World>, node: Node, keep: Retention, mut times
                     inner.count("runs emptied");
                 }
             }
-            Some(Err(error)) if error.retryable() => {}
-            Some(Err(error)) => inner.hold::<()>(Err((Breach::WrongError, format!("collecting: {}", error.report())))),
-            None => inner.note(node, "is killed", ""),
+            Err(error) if error.retryable() => {}
+            Err(error) => inner.hold::<()>(Err((Breach::WrongError, format!("collecting: {}", error.report())))),
         });
     }
 }

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use rowmill_executor::attempt::{Begun, Ended, Waiting};
 use rowmill_executor::{Who, attempt};
 use rowmill_jobs::plan::Plan;
@@ -113,26 +112,20 @@ impl Executor {
     }
 }
 
+#[async_trait]
 impl ShardHandler for Executor {
-    fn handle<'s, 'f>(&'s self, shard: ShardRef) -> BoxFuture<'f, ()>
-    where
-        's: 'f,
-        Self: 'f,
-    {
-        let handle = async move {
-            let _busy = self.world.busy();
-            let ended = self.try_shard(&shard).await;
-            self.world.with(|inner| {
-                inner.note(self.node, "ends", &format!("{}: {ended:?}", name(&shard)));
-                match ended {
-                    Ok(Ended::Committed) => inner.count("parts"),
-                    Ok(Ended::Already) => inner.count("attempts too late"),
-                    Ok(Ended::Unwanted) => inner.count("attempts unwanted"),
-                    Err((_, error)) if error.retryable() => inner.count("attempts failed"),
-                    Err((_, error)) => inner.hold::<()>(Err((Breach::WrongError, error.report()))),
-                }
-            });
-        };
-        handle.boxed()
+    async fn handle(&self, shard: ShardRef) {
+        let _busy = self.world.busy();
+        let ended = self.try_shard(&shard).await;
+        self.world.with(|inner| {
+            inner.note(self.node, "ends", &format!("{}: {ended:?}", name(&shard)));
+            match ended {
+                Ok(Ended::Committed) => inner.count("parts"),
+                Ok(Ended::Already) => inner.count("attempts too late"),
+                Ok(Ended::Unwanted) => inner.count("attempts unwanted"),
+                Err((_, error)) if error.retryable() => inner.count("attempts failed"),
+                Err((_, error)) => inner.hold::<()>(Err((Breach::WrongError, error.report()))),
+            }
+        });
     }
 }

@@ -14,7 +14,6 @@ mod parts;
 mod planted_bugs;
 mod promises;
 mod queue;
-mod random;
 mod scheduler;
 mod seed;
 mod store;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use rowmill_jobs::store::{ObjectInfo, Put};
 
 /// Milliseconds since 1970 at which every seed begins.
@@ -40,12 +40,12 @@ impl Objects {
         if self.objects.contains_key(name) {
             return Put::Exists;
         }
-        self.overwrite(name, Some(bytes));
+        self.set(name, Some(bytes));
         Put::Created
     }
 
-    /// What no store of ours does: overwrites an object, or deletes it. Returns whether there was one.
-    pub fn overwrite(&mut self, name: &str, bytes: Option<Bytes>) -> bool {
+    /// Makes an object, or deletes it (`None`), whatever there is. Returns whether there was one.
+    pub fn set(&mut self, name: &str, bytes: Option<Bytes>) -> bool {
         self.versions += 1;
         let (version, modified_ms) = (self.versions, self.now_ms());
         match bytes {

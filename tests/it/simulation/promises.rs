@@ -144,8 +144,7 @@ impl Promises {
     /// The manifest of a run that readers can see.
     fn visible(&mut self, objects: &Objects, published: &Published) -> Result<Manifest, Broken> {
         let run_key = &published.run_key;
-        let planted = objects.version(&layout::outcome(run_key).replace("_outcome", "_cancelled")) > 0;
-        if planted || self.told_cancelled.contains(run_key) {
+        if self.told_cancelled.contains(run_key) {
             return Err((Breach::VisibleThoughCancelled, format!("run {run_key}")));
         }
         let name = layout::outcome(run_key);
@@ -165,11 +164,23 @@ impl Promises {
         }
     }
 
-    /// A reader was told what is published.
-    pub fn resolved(&mut self, objects: &Objects, resolved: &Resolved) -> Result<(), Broken> {
+    /// The highest claim whose run readers could see until now.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// A reader, who could see the run of claim `before` when it began to look, was told what is published.
+    pub fn resolved(&mut self, objects: &Objects, before: u64, resolved: Option<&Resolved>) -> Result<(), Broken> {
+        self.look(objects)?;
+        let told = resolved.map_or(0, |resolved| resolved.seq);
+        if !(before..=self.seen).contains(&told) {
+            let what = format!("a reader got the run of claim {told}, not one from {before} to {}", self.seen);
+            return Err((Breach::ToldWrong, what));
+        }
+        let Some(resolved) = resolved else { return Ok(()) };
         let run_key = &resolved.manifest.run_key;
         match self.outcomes.read(objects, &layout::outcome(run_key)).as_deref() {
-            Some(RunOutcome::Success { manifest }) if *manifest == resolved.manifest => self.look(objects),
+            Some(RunOutcome::Success { manifest }) if *manifest == resolved.manifest => Ok(()),
             outcome => Err((Breach::ToldWrong, format!("a reader got {:?} of {outcome:?}", resolved.manifest))),
         }
     }
@@ -188,6 +199,14 @@ impl Promises {
             return Err((Breach::ToldWrong, what));
         }
         Ok(())
+    }
+
+    /// Somebody was told that a run cannot be cancelled, since it is published or just being so.
+    pub fn told_too_late(&mut self, objects: &Objects, run_key: &str) -> Result<(), Broken> {
+        match self.outcomes.read(objects, &layout::outcome(run_key)).as_deref() {
+            Some(RunOutcome::Success { .. }) => Ok(()),
+            outcome => Err((Breach::ToldWrong, format!("too late to cancel run {run_key} with {outcome:?}"))),
+        }
     }
 
     /// Somebody was told that a run is cancelled. What readers may see then is looked at whenever there is more to see.

@@ -5,15 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use rowmill_jobs::queue::{Depth, Held, RunRef, ShardHandler, ShardQueue, ShardRef};
 use rowmill_jobs::{Error, Result};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::random::Random;
 use super::trouble::Trouble;
 use super::world::{Inner, Node, World};
+use crate::random::Random;
 
 /// An executor that is silent for this long is taken for dead.
 const LEASE: Duration = Duration::from_secs(6);
@@ -197,30 +196,21 @@ impl Drop for SignedOn<'_> {
     }
 }
 
-// What `async_trait` makes of the trait's methods, written out: it is no dependency of this crate.
+#[async_trait]
 impl ShardQueue for SimQueue {
-    fn push<'s, 'f>(&'s self, shards: Vec<ShardRef>) -> BoxFuture<'f, Result<()>>
-    where
-        's: 'f,
-        Self: 'f,
-    {
-        let push = move |inner: &mut Inner| {
+    async fn push(&self, shards: Vec<ShardRef>) -> Result<()> {
+        let push = |inner: &mut Inner| {
             for shard in shards {
                 inner.note(self.node, "pushes", &name(&shard));
                 inner.shards.push(shard, &mut inner.random, &inner.trouble);
             }
             self.world.queue_changed.notify_waiters();
         };
-        self.call("push", push).boxed()
+        self.call("push", push).await
     }
 
-    fn held<'s, 'r, 'f>(&'s self, run: &'r RunRef) -> BoxFuture<'f, Result<BTreeMap<u32, Held>>>
-    where
-        's: 'f,
-        'r: 'f,
-        Self: 'f,
-    {
-        let held = move |inner: &mut Inner| {
+    async fn held(&self, run: &RunRef) -> Result<BTreeMap<u32, Held>> {
+        let held = |inner: &mut Inner| {
             let mut held: BTreeMap<u32, Held> = BTreeMap::new();
             for entry in inner.shards.entries.iter().filter(|entry| entry.shard.run == *run) {
                 let shard = held.entry(entry.shard.shard).or_default();
@@ -229,36 +219,25 @@ impl ShardQueue for SimQueue {
             }
             held
         };
-        self.call("held", held).boxed()
+        self.call("held", held).await
     }
 
-    fn depth<'s, 'f>(&'s self) -> BoxFuture<'f, Result<Depth>>
-    where
-        's: 'f,
-        Self: 'f,
-    {
+    async fn depth(&self) -> Result<Depth> {
         let depth = |inner: &mut Inner| {
             let running = inner.shards.entries.iter().filter(|entry| entry.taken.is_some()).count();
             Depth { waiting: inner.shards.entries.len() - running, running }
         };
-        self.call("depth", depth).boxed()
+        self.call("depth", depth).await
     }
 
-    fn serve<'s, 'f>(&'s self, slots: usize, handler: Arc<dyn ShardHandler>) -> BoxFuture<'f, Result<()>>
-    where
-        's: 'f,
-        Self: 'f,
-    {
-        let serve = async move {
-            let worker = self.world.with(|inner| {
-                inner.shards.workers.push(Worker { node: self.node, died: None });
-                inner.shards.workers.len() - 1
-            });
-            let _signed_on = SignedOn { queue: self, worker };
-            futures::future::join_all((0..slots).map(|_| self.slot(worker, handler.as_ref()))).await;
-            Ok(())
-        };
-        serve.boxed()
+    async fn serve(&self, slots: usize, handler: Arc<dyn ShardHandler>) -> Result<()> {
+        let worker = self.world.with(|inner| {
+            inner.shards.workers.push(Worker { node: self.node, died: None });
+            inner.shards.workers.len() - 1
+        });
+        let _signed_on = SignedOn { queue: self, worker };
+        futures::future::join_all((0..slots).map(|_| self.slot(worker, handler.as_ref()))).await;
+        Ok(())
     }
 
     fn close(&self) {

@@ -12,15 +12,15 @@ use rowmill_jobs::store::Store;
 use rowmill_jobs::{Error, Result, record};
 use rowmill_scheduler::claim::Supersede;
 use rowmill_scheduler::tracker::Limits;
-use rowmill_scheduler::{Drive, RunState, drive, pin_plan, publish_if_complete, run_state};
+use rowmill_scheduler::{Drive, finish, pin_plan, published_before};
 use tokio::time::sleep;
 
 use super::mortal::mortal;
 use super::promises::DATE;
 use super::queue::SimQueue;
-use super::random::Random;
 use super::store::{SimStore, URL};
 use super::world::{Node, World};
+use crate::random::Random;
 
 /// Longest wait of a cron for its next try, in milliseconds.
 const AGAIN_MAX: u64 = 4_000;
@@ -116,18 +116,16 @@ pub async fn scheduler(world: Arc<World>, node: Node, asked: Asked) {
 async fn submit(store: &dyn Store, queue: &dyn ShardQueue, asked: &Asked) -> Result<Manifest> {
     let run_key = &asked.plan.run_key;
     let ratio = asked.plan.job.max_error_ratio;
-    if let RunState::Ended(_) = run_state(store, run_key).await? {
-        let plan = record::plan(store, run_key).await?;
-        let plan = plan.ok_or_else(|| Error::internal("the run has an outcome but no plan"))?;
-        return publish_if_complete(store, &plan, ratio).await;
+    if let Some(manifest) = published_before(store, run_key, ratio).await? {
+        return Ok(manifest);
     }
     let plan = match record::plan(store, run_key).await? {
         Some(plan) => plan,
         None => pin_plan(store, &asked.plan, asked.supersede).await?,
     };
     let Asked { limits, first, patience, .. } = *asked;
-    drive(Drive { store, plan: &plan, queue, limits, first, patience }, None, |_, _| ()).await?;
-    publish_if_complete(store, &plan, ratio).await
+    let run = Drive { store, plan: &plan, queue, limits, first, patience };
+    finish(run, ratio, None, |_, _| ()).await.map(|finished| finished.manifest)
 }
 
 /// Checks what a scheduler was told. Returns whether its run has ended.

@@ -16,10 +16,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::bystanders::{canceller, collector, nemesis, reader};
 use super::executor::executor;
 use super::promises::Breach;
-use super::random::Random;
 use super::scheduler::{Asked, scheduler};
 use super::trouble::Trouble;
 use super::world::{Node, World};
+use crate::random::Random;
 
 /// Longest time of trouble, in milliseconds.
 const TROUBLE_MAX: u64 = 50_000;
@@ -29,7 +29,7 @@ const CALM_MAX: Duration = Duration::from_secs(600);
 
 /// Everybody who may take part, by [`Node`]: schedulers of the run, of its rerun and of another rerun, executors, others.
 const NAMES: [&str; 11] = ["A", "B", "C", "D", "E1", "E2", "E3", "E4", "X", "GC", "R"];
-const EXECUTORS: usize = 4;
+const EXECUTORS: std::ops::Range<usize> = 4..8;
 const CANCELLER: Node = Node(8);
 const COLLECTOR: Node = Node(9);
 const READER: Node = Node(10);
@@ -77,8 +77,9 @@ impl Cast {
         let takes_part = [true, true, random.chance(700), random.chance(150)];
         let asked: Vec<_> =
             drawn.into_iter().zip(takes_part).filter(|(_, takes_part)| *takes_part).map(|(asked, _)| asked).collect();
-        let count = random.between(2, EXECUTORS as u64) as usize;
-        let executors = (4..4 + count)
+        let count = random.between(2, EXECUTORS.len() as u64) as usize;
+        let executors = EXECUTORS
+            .take(count)
             .map(|node| (Node(node), random.between(1, 2) as usize, random.millis(2_000, 20_000)))
             .collect();
         let cancelled = asked[random.below(asked.len())].1.plan.run_key.clone();

@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use async_trait::async_trait;
+use bytes::Bytes;
 use rowmill_jobs::store::{ObjectInfo, Payload, Put, Store};
 use rowmill_jobs::{Error, Result};
 use rowmill_scheduler::gc::Eraser;
@@ -98,7 +97,7 @@ impl SimStore {
             }
             inner.count("objects collected");
             inner.note(self.node, "deletes", name);
-            if inner.objects.overwrite(name, None) {
+            if inner.objects.set(name, None) {
                 inner.changed(name);
             }
             if call.mishap.is_some() { Err(no_answer()) } else { Ok(()) }
@@ -128,74 +127,44 @@ fn word(put: Put, lost: bool) -> &'static str {
     }
 }
 
-// What `async_trait` makes of the trait's methods, written out: it is no dependency of this crate.
+#[async_trait]
 impl Store for SimStore {
     fn url(&self) -> &str {
         URL
     }
 
-    fn put_if_absent<'s, 'n, 'p, 'f>(&'s self, name: &'n str, payload: &'p Payload) -> BoxFuture<'f, Result<Put>>
-    where
-        's: 'f,
-        'n: 'f,
-        'p: 'f,
-        Self: 'f,
-    {
+    async fn put_if_absent(&self, name: &str, payload: &Payload) -> Result<Put> {
         match payload {
-            Payload::Bytes(bytes) => self.put(name, bytes.clone()).boxed(),
-            Payload::File(_) => async { Err(Error::internal("a simulated part is no file")) }.boxed(),
+            Payload::Bytes(bytes) => self.put(name, bytes.clone()).await,
+            Payload::File(_) => Err(Error::internal("a simulated part is no file")),
         }
     }
 
-    fn get<'s, 'n, 'f>(&'s self, name: &'n str) -> BoxFuture<'f, Result<Option<Bytes>>>
-    where
-        's: 'f,
-        'n: 'f,
-        Self: 'f,
-    {
-        self.look("GET", name, |inner| Ok(inner.objects.get(name))).boxed()
+    async fn get(&self, name: &str) -> Result<Option<Bytes>> {
+        self.look("GET", name, |inner| Ok(inner.objects.get(name))).await
     }
 
-    fn get_tail<'s, 'n, 'f>(&'s self, name: &'n str, bytes_max: u64) -> BoxFuture<'f, Result<Bytes>>
-    where
-        's: 'f,
-        'n: 'f,
-        Self: 'f,
-    {
-        let tail = move |inner: &mut Inner| {
+    async fn get_tail(&self, name: &str, bytes_max: u64) -> Result<Bytes> {
+        let tail = |inner: &mut Inner| {
             // As S3 says it: a 404 is not tried again.
             let bytes = inner.objects.get(name).ok_or_else(|| Error::invalid(format!("cannot read {URL}{name}")))?;
             Ok(bytes.slice(bytes.len().saturating_sub(bytes_max as usize)..))
         };
-        self.look("GET the end of", name, tail).boxed()
+        self.look("GET the end of", name, tail).await
     }
 
-    fn head<'s, 'n, 'f>(&'s self, name: &'n str) -> BoxFuture<'f, Result<Option<ObjectInfo>>>
-    where
-        's: 'f,
-        'n: 'f,
-        Self: 'f,
-    {
-        self.look("HEAD", name, |inner| Ok(inner.objects.info(name))).boxed()
+    async fn head(&self, name: &str) -> Result<Option<ObjectInfo>> {
+        self.look("HEAD", name, |inner| Ok(inner.objects.info(name))).await
     }
 
-    fn list<'s, 'n, 'f>(&'s self, prefix: &'n str) -> BoxFuture<'f, Result<Vec<ObjectInfo>>>
-    where
-        's: 'f,
-        'n: 'f,
-        Self: 'f,
-    {
-        self.look("LIST", prefix, |inner| Ok(inner.objects.list(prefix))).boxed()
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
+        self.look("LIST", prefix, |inner| Ok(inner.objects.list(prefix))).await
     }
 }
 
+#[async_trait]
 impl Eraser for SimStore {
-    fn erase<'s, 'n, 'f>(&'s self, name: &'n str) -> BoxFuture<'f, Result<()>>
-    where
-        's: 'f,
-        'n: 'f,
-        Self: 'f,
-    {
-        self.delete(name).boxed()
+    async fn erase(&self, name: &str) -> Result<()> {
+        self.delete(name).await
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::random::Random;
+use crate::random::Random;
 
 /// Longest a process stands still, in milliseconds: longer than everybody's patience.
 const FROZEN_MAX: u64 = 40_000;
@@ -89,15 +89,19 @@ impl Trouble {
             false if random.chance(self.read_fails) => Some(Mishap::Lost),
             _ => None,
         };
-        let mut way = || match () {
-            () if random.chance(self.no_time) => Duration::ZERO,
-            () if random.chance(self.slow) => random.mostly_short(SLOW_MAX),
-            () => random.millis(1, 30),
+        let mut way = || {
+            if random.chance(self.no_time) {
+                Duration::ZERO
+            } else if random.chance(self.slow) {
+                random.mostly_short(SLOW_MAX)
+            } else {
+                random.millis(1, 30)
+            }
         };
         Call { there: way(), back: way(), mishap }
     }
 
-    /// What happens next, and to how many.
+    /// What happens next, if anything does. Whom it hits is the world's affair.
     pub fn strike(&self, random: &mut Random) -> Option<Strike> {
         match random.below(3) {
             0 if self.freezes => Some(Strike::Freeze(random.mostly_short(FROZEN_MAX))),

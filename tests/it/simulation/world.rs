@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::body::Bytes;
+use bytes::Bytes;
 use rowmill_jobs::planted::Sabotage;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
@@ -13,9 +13,9 @@ use tokio::time::{Instant, sleep_until};
 use super::objects::Objects;
 use super::promises::{Breach, Broken, Promises};
 use super::queue::Shards;
-use super::random::Random;
 use super::trace::Trace;
 use super::trouble::{Call, Mishap, Strike, Trouble};
+use crate::random::Random;
 
 /// Calls to store and queue that a seed makes at most; more of them lead nowhere.
 const CALLS_MAX: u64 = 200_000;
@@ -263,7 +263,7 @@ impl World {
         Box::new(move |name, content: Option<Bytes>| {
             world.with(|inner| {
                 let what = if content.is_some() { "the bug overwrites" } else { "the bug deletes" };
-                if inner.objects.overwrite(name, content) {
+                if inner.objects.set(name, content) {
                     inner.note(NOBODY, what, name);
                 }
                 inner.changed(name);

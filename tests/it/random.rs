@@ -1,4 +1,4 @@
-//! [`Random`]: all chance of a seed, from one number (splitmix64), so that a seed is the same every time and everywhere.
+//! [`Random`]: all chance of a test, from one number (splitmix64), so that a seed is the same every time and everywhere.
 
 use std::time::Duration;
 
