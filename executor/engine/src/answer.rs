@@ -71,8 +71,8 @@ pub(crate) struct Answers {
 impl Answerer {
     pub(crate) fn new(decoder: Decoder, shape: &DecoderShape, prompter: Arc<Prompter>) -> Self {
         let heads = Decoder::heads(shape);
-        let pages_max = (KV_BYTES_MAX / KvCache::page_bytes(heads, shape.layers)).max(1);
-        let cache = KvCache::new(heads, shape.layers, pages_max);
+        let pages_max = (KV_BYTES_MAX / KvCache::page_bytes(heads, shape.layers.len())).max(1);
+        let cache = KvCache::new(heads, shape.layers.len(), pages_max);
         Self {
             decoder,
             prompter,

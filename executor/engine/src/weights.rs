@@ -1,12 +1,13 @@
-//! One face for safetensors and GGUF: tensors by their hub names, checked against the shape the architecture expects.
+//! One face for safetensors and GGUF: tensors by their names, checked against the shape the architecture expects.
 //! A tensor of another shape, or a missing one, is named with both shapes; nothing is guessed or filled in.
 
 use std::sync::Arc;
 
 use candle_core::DType;
+use candle_core::quantized::QTensor;
 use rowmill_jobs::{Error, Result};
 
-use crate::gguf::{GgufFile, gguf_name, unpermute};
+use crate::gguf::{GgufFile, unpermute};
 use crate::linear::{Linear, Matrix, from_bytes, internal};
 use crate::safetensors::SafetensorsFiles;
 
@@ -20,11 +21,11 @@ pub(crate) enum Weights {
 }
 
 impl Weights {
-    /// Whether there is a tensor of this hub name.
+    /// Whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         match self {
             Self::Safetensors { files, prefix } => files.has(&format!("{prefix}{name}")),
-            Self::Gguf { file, .. } => gguf_name(name).is_some_and(|name| file.has(&name)),
+            Self::Gguf { file, .. } => file.has(name),
         }
     }
 
@@ -35,10 +36,7 @@ impl Weights {
                 let stored = format!("{prefix}{name}");
                 (files.shape(&stored), files.file_of(&stored), stored)
             }
-            Self::Gguf { file, .. } => {
-                let stored = gguf_name(name).unwrap_or_default();
-                (file.shape(&stored), file.path.as_path(), stored)
-            }
+            Self::Gguf { file, .. } => (file.shape(name), file.path.as_path(), name.to_owned()),
         };
         let error = match found {
             Some(found) if found == expected => return Ok(()),
@@ -57,7 +55,15 @@ impl Weights {
         self.check(name, shape)?;
         match self {
             Self::Safetensors { files, prefix } => files.read(&format!("{prefix}{name}")),
-            Self::Gguf { file, .. } => file.read(&gguf_name(name).unwrap_or_default()),
+            Self::Gguf { file, .. } => file.read(name),
+        }
+    }
+
+    /// A tensor as it is quantised, or `None` where it is not or is not to stay so.
+    pub(crate) fn quantised(&self, name: &str) -> Result<Option<QTensor>> {
+        match self {
+            Self::Gguf { file, keep: true } if file.is_quantised(name) => file.quantised(name).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -108,11 +114,10 @@ fn quantised(weights: &Weights, file: &GgufFile, parts: &[Part<'_>], columns: us
     for part in parts {
         let name = format!("{}.weight", part.module);
         weights.check(&name, &[part.rows, columns])?;
-        let stored = gguf_name(&name).unwrap_or_default();
-        if !file.is_quantised(&stored) {
+        if !file.is_quantised(&name) {
             return Ok(None);
         }
-        let tensor = file.quantised(&stored)?;
+        let tensor = file.quantised(&name)?;
         let tensor = match part.interleaved_heads {
             None => tensor,
             Some(heads) => {
