@@ -79,7 +79,11 @@ impl Decoder {
         let embedding = vocabulary(tensors.name(names.embedding), Bias::No)?;
         let output = match shape.tied {
             true => embedding.clone(),
-            false => vocabulary(names.output.to_owned(), if shape.biases.output { Bias::Yes } else { Bias::No })?,
+            false => {
+                let there = |module: &&&str| tensors.has(&format!("{module}.weight"));
+                let module = names.outputs.iter().find(there).or(names.outputs.first()).copied().unwrap_or_default();
+                vocabulary(module.to_owned(), if shape.biases.output { Bias::Yes } else { Bias::No })?
+            }
         };
         let positions = match (shape.positions, names.positions) {
             (Some(rows), Some(module)) => {

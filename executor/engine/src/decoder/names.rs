@@ -10,7 +10,8 @@ pub(crate) struct Names {
     /// The table of learned positions.
     pub(crate) positions: Option<&'static str>,
     pub(crate) norm: &'static str,
-    pub(crate) output: &'static str,
+    /// Where the output matrix may be, without a root; the first one that is there is taken.
+    pub(crate) outputs: &'static [&'static str],
     /// Layers are `<layers>.<index>.`; all names below stand behind that.
     pub(crate) layers: &'static str,
     pub(crate) attention_before: Option<&'static str>,
@@ -103,7 +104,7 @@ pub(crate) const LLAMA: Names = Names {
     embedding: "embed_tokens",
     positions: None,
     norm: "norm",
-    output: "lm_head",
+    outputs: &["lm_head"],
     layers: "layers",
     attention_before: Some("input_layernorm"),
     attention_after: None,
@@ -164,7 +165,7 @@ pub(crate) const GPT_NEOX: Names = Names {
     roots: &["gpt_neox.", ""],
     embedding: "embed_in",
     norm: "final_layer_norm",
-    output: "embed_out",
+    outputs: &["embed_out", "lm_head"],
     qkv: QkvNames::Grouped("attention.query_key_value"),
     attention_out: "attention.dense",
     up: UpNames::Plain("mlp.dense_h_to_4h"),
@@ -213,7 +214,7 @@ pub(crate) const GGUF: Names = Names {
     embedding: "token_embd",
     positions: None,
     norm: "output_norm",
-    output: "output",
+    outputs: &["output"],
     layers: "blk",
     attention_before: Some("attn_norm"),
     attention_after: None,

@@ -210,10 +210,14 @@ fn with_a_shared_beginning() {
             case.step(&mut first, |_, left| left);
             first[0].ids = case.items[longest].ids.clone();
             let mut rows: Vec<Row> = (0..3)
-                .map(|_| Row { done: shared, table: case.cache.fork(&first[0].table, shared).unwrap(), ..case.row(longest) })
+                .map(|_| Row {
+                    done: shared,
+                    table: case.cache.fork(&first[0].table, shared).unwrap(),
+                    ..case.row(longest)
+                })
                 .collect();
-            // One of them leaves the others where they are.
-            rows[1].ids[shared] ^= 1;
+            // One of them ends in another way.
+            rows[1].ids[whole - 1] ^= 1;
             let logits = case.step(&mut rows, |_, left| left);
             let how = format!("of which {shared} are shared");
             for (_, logits) in logits.iter().filter(|(row, _)| *row != 1) {

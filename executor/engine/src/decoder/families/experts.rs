@@ -3,7 +3,7 @@
 use rowmill_jobs::Result;
 use serde_json::Value;
 
-use super::{flag, llama, qwen_windows, qwen2, qwen3, windows, yarn_scale};
+use super::{either, flag, llama, qwen_windows, qwen2, qwen3, windows, yarn_scale};
 use crate::attention::Heads;
 use crate::config::{number, optional_size, size, text, unsupported_value};
 use crate::decoder::names;
@@ -31,7 +31,7 @@ pub(super) fn mixtral(config: &Value) -> Result<DecoderShape> {
 /// Experts of Qwen's families, and the layers that have them.
 fn qwen_experts(shape: &mut DecoderShape, config: &Value, shared: Option<usize>) -> Result<()> {
     shape.experts = Some(Experts {
-        count: size(config, "num_experts")?,
+        count: either(config, &["num_experts", "num_local_experts"])?,
         chosen: size(config, "num_experts_per_tok")?,
         intermediate: size(config, "moe_intermediate_size")?,
         scoring: Scoring::Softmax,
