@@ -71,9 +71,9 @@ pub(crate) struct Answers {
 impl Answerer {
     pub(crate) fn new(decoder: Decoder, shape: &DecoderShape, prompter: Arc<Prompter>) -> Self {
         let heads = Decoder::heads(shape);
-        let form = decoder.kv_form();
-        let pages_max = (KV_BYTES_MAX / KvCache::page_bytes(heads, shape.layers, form)).max(1);
-        let cache = KvCache::of(heads, shape.layers, form, pages_max);
+        let (form, layers) = (decoder.kv_form(), shape.layers.len());
+        let pages_max = (KV_BYTES_MAX / KvCache::page_bytes(heads, layers, form)).max(1);
+        let cache = KvCache::of(heads, layers, form, pages_max);
         Self {
             decoder,
             prompter,

@@ -5,7 +5,7 @@ use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
 use crate::config::text;
-use crate::decoder::shape::{self as decoder_shape, DecoderShape};
+use crate::decoder::{self, shape::DecoderShape};
 use crate::encoder::shape::{self as encoder_shape, EncoderShape};
 
 /// A model's architecture.
@@ -26,8 +26,8 @@ pub(crate) fn architecture_of(config: &Value) -> String {
 /// Reads a `config.json`.
 pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
     let architecture = architecture_of(config);
-    if decoder_shape::ARCHITECTURES.contains(&architecture.as_str()) {
-        return decoder_shape::from_config(&architecture, config).map(Descriptor::Decoder);
+    if decoder::ARCHITECTURES.contains(&architecture.as_str()) {
+        return decoder::from_config(&architecture, config).map(Descriptor::Decoder);
     }
     if encoder_shape::ARCHITECTURES.contains(&architecture.as_str()) {
         return encoder_shape::from_config(&architecture, config).map(Descriptor::Encoder);
@@ -37,7 +37,7 @@ pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
 
 /// The refusal of an architecture, with those that are known.
 pub(crate) fn unsupported(architecture: &str) -> Error {
-    let known = [&decoder_shape::ARCHITECTURES[..], &encoder_shape::ARCHITECTURES[..]].concat();
+    let known = [&decoder::ARCHITECTURES[..], &encoder_shape::ARCHITECTURES[..]].concat();
     Error::invalid(format!("the engine does not know the architecture {architecture}"))
         .hint(format!("it knows {} and GGUF files of `llama`, `qwen2` and `qwen3`", known.join(", ")))
 }

@@ -1,5 +1,5 @@
 //! GGUF files: metadata, a tokenizer made from it, and tensors dequantised to `f32`.
-//! Refuses files whose tensors reach past their end. Knows llama.cpp's names, and translates from the hub's.
+//! Refuses files whose tensors reach past their end.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -161,34 +161,6 @@ fn damaged(path: &Path, why: &str) -> Error {
         .hint("download the file again and compare its sha256")
 }
 
-/// llama.cpp's name for a decoder tensor with this name on the hub, if it has one.
-pub(crate) fn gguf_name(hub: &str) -> Option<String> {
-    Some(match hub {
-        "model.embed_tokens.weight" => "token_embd.weight".into(),
-        "model.norm.weight" => "output_norm.weight".into(),
-        "lm_head.weight" => "output.weight".into(),
-        _ => {
-            let (layer, rest) = hub.strip_prefix("model.layers.")?.split_once('.')?;
-            let (module, kind) = rest.rsplit_once('.')?;
-            let module = match module {
-                "input_layernorm" => "attn_norm",
-                "post_attention_layernorm" => "ffn_norm",
-                "self_attn.q_proj" => "attn_q",
-                "self_attn.k_proj" => "attn_k",
-                "self_attn.v_proj" => "attn_v",
-                "self_attn.o_proj" => "attn_output",
-                "self_attn.q_norm" => "attn_q_norm",
-                "self_attn.k_norm" => "attn_k_norm",
-                "mlp.gate_proj" => "ffn_gate",
-                "mlp.up_proj" => "ffn_up",
-                "mlp.down_proj" => "ffn_down",
-                _ => return None,
-            };
-            format!("blk.{layer}.{module}.{kind}")
-        }
-    })
-}
-
 /// Undoes the permutation llama.cpp's converter applies to the rows of q and k of a Llama: from interleaved rotary pairs
 /// back to halves. `rows` is `[heads * head_dim, columns]`, of floats or of a quantised row's bytes.
 pub(crate) fn unpermute<T: Copy>(rows: &[T], heads: usize, columns: usize) -> Vec<T> {
@@ -214,12 +186,5 @@ mod tests {
         // Two heads of four rows; permuted order of rows 0 1 2 3 is 0 2 1 3.
         let permuted = [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0];
         assert_eq!(unpermute(&permuted, 2, 1), [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
-    }
-
-    #[test]
-    fn names_translate() {
-        assert_eq!(gguf_name("model.layers.12.self_attn.q_proj.bias").as_deref(), Some("blk.12.attn_q.bias"));
-        assert_eq!(gguf_name("lm_head.weight").as_deref(), Some("output.weight"));
-        assert_eq!(gguf_name("model.layers.0.other.weight"), None);
     }
 }

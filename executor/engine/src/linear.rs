@@ -78,6 +78,21 @@ impl Linear {
         Ok(Self::of(vec![Matrix::Dense(weight.map_err(internal)?)], inputs, bias))
     }
 
+    /// Takes quantised matrices below each other. Where tiles are multiplied, `Q8_0` is put in their order.
+    pub(crate) fn quantised(tensors: Vec<QTensor>, inputs: usize, bias: Option<Vec<f32>>) -> Result<Self> {
+        if gemm::available() && tensors.iter().all(|tensor| tensor.dtype() == GgmlDType::Q8_0) {
+            let mut bytes = Vec::new();
+            for tensor in &tensors {
+                bytes.extend_from_slice(&tensor.data().map_err(internal)?);
+            }
+            if let Some(weights) = gemm::Weights::pack_q8(&bytes, inputs) {
+                return Ok(Self::of(vec![Matrix::Tiles(Arc::new(weights), Exactness::Rounded)], inputs, bias));
+            }
+        }
+        let matrices = tensors.into_iter().map(|tensor| Matrix::Quantised(Arc::new(tensor))).collect();
+        Ok(Self::of(matrices, inputs, bias))
+    }
+
     /// Takes matrices below each other.
     pub(crate) fn of(matrices: Vec<Matrix>, inputs: usize, bias: Option<Vec<f32>>) -> Self {
         let outputs = matrices.iter().map(Matrix::rows).sum();

@@ -10,8 +10,8 @@ use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
 use crate::chat::ChatTemplate;
-use crate::decoder::Decoder;
-use crate::decoder::shape::{self as decoder_shape, DecoderShape};
+use crate::decoder::shape::DecoderShape;
+use crate::decoder::{self, Decoder};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
 use crate::encoder::shape::EncoderShape;
@@ -74,7 +74,9 @@ pub fn inspect(source: &Path) -> Result<ModelFacts> {
     let opened = open(source)?;
     check_tensors(&opened)?;
     let (abilities, dimensions, context) = match &opened.descriptor {
-        Descriptor::Decoder(shape) => (vec![Ability::Complete, Ability::Choose], None, shape.context),
+        Descriptor::Decoder(shape) => {
+            (vec![Ability::Complete, Ability::Choose], None, shape.clone().used_with(None).context)
+        }
         Descriptor::Encoder(shape) => {
             let settings = EncoderSettings::read(opened.folder.as_ref(), shape)?;
             (vec![Ability::Embed], Some(shape.hidden as u32), settings.context)
@@ -104,7 +106,7 @@ fn open(source: &Path) -> Result<Opened> {
         }
         Source::Gguf(path) => {
             let file = GgufFile::open(&path)?;
-            let (architecture, shape) = decoder_shape::from_gguf(&file)?;
+            let (architecture, shape) = decoder::from_gguf(&file)?;
             Ok(Opened {
                 architecture,
                 descriptor: Descriptor::Decoder(shape),
@@ -225,8 +227,10 @@ impl Model {
         let asked = options.context_tokens.map(|tokens| tokens as usize);
         let (network, vocab, context, lower_case) = match &opened.descriptor {
             Descriptor::Decoder(shape) => {
-                let decoder = Decoder::load(shape, &opened.weights, dtype)?;
-                (Network::Decoder { decoder, shape: shape.clone() }, shape.vocab, shape.context, false)
+                let shape = shape.clone().used_with(asked);
+                let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
+                let (vocab, context) = (shape.vocab, shape.context);
+                (Network::Decoder { decoder, shape }, vocab, context, false)
             }
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape)?;

@@ -82,7 +82,7 @@ fn config(architecture: &str, model_type: &str, head_dim: usize, kv_heads: usize
 fn ours(folder: &Path) -> Vec<Vec<f32>> {
     let model = Model::load(folder, &EngineOptions::default()).unwrap();
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
-    let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers, 64);
+    let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 64);
     let mut pack = Pack::new();
     for prompt in PROMPTS {
         let mut table = Vec::new();

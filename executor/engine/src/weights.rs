@@ -1,15 +1,12 @@
-//! One face for safetensors and GGUF: tensors by their hub names, checked against the shape the architecture expects.
+//! One face for safetensors and GGUF: tensors by their names, checked against the shape the architecture expects.
 //! A tensor of another shape, or a missing one, is named with both shapes; nothing is guessed or filled in.
 
-use std::sync::Arc;
-
 use candle_core::DType;
-use candle_core::quantized::GgmlDType;
+use candle_core::quantized::{GgmlDType, QTensor};
 use rowmill_jobs::{Error, Result};
 
-use crate::gemm::{self, Exactness};
-use crate::gguf::{GgufFile, gguf_name, unpermute};
-use crate::linear::{Linear, Matrix, from_bytes, internal};
+use crate::gguf::GgufFile;
+use crate::linear::Linear;
 use crate::safetensors::SafetensorsFiles;
 
 /// A model's tensors.
@@ -31,11 +28,11 @@ pub(crate) enum Kept {
 }
 
 impl Weights {
-    /// Whether there is a tensor of this hub name.
+    /// Whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         match self {
             Self::Safetensors { files, prefix } => files.has(&format!("{prefix}{name}")),
-            Self::Gguf { file, .. } => gguf_name(name).is_some_and(|name| file.has(&name)),
+            Self::Gguf { file, .. } => file.has(name),
         }
     }
 
@@ -46,10 +43,7 @@ impl Weights {
                 let stored = format!("{prefix}{name}");
                 (files.shape(&stored), files.file_of(&stored), stored)
             }
-            Self::Gguf { file, .. } => {
-                let stored = gguf_name(name).unwrap_or_default();
-                (file.shape(&stored), file.path.as_path(), stored)
-            }
+            Self::Gguf { file, .. } => (file.shape(name), file.path.as_path(), name.to_owned()),
         };
         let error = match found {
             Some(found) if found == expected => return Ok(()),
@@ -68,8 +62,19 @@ impl Weights {
         self.check(name, shape)?;
         match self {
             Self::Safetensors { files, prefix } => files.read(&format!("{prefix}{name}")),
-            Self::Gguf { file, .. } => file.read(&gguf_name(name).unwrap_or_default()),
+            Self::Gguf { file, .. } => file.read(name),
         }
+    }
+
+    /// A tensor as it is quantised, or `None` where it is not or is not to stay so.
+    pub(crate) fn quantised(&self, name: &str) -> Result<Option<QTensor>> {
+        let Self::Gguf { file, kept } = self else { return Ok(None) };
+        let stays = match kept {
+            Kept::None => false,
+            Kept::Tiles => file.dtype(name) == Some(GgmlDType::Q8_0),
+            Kept::All => file.is_quantised(name),
+        };
+        if stays { file.quantised(name).map(Some) } else { Ok(None) }
     }
 
     /// Whether the weights were made for rounded arithmetic: stored as `bf16`, or quantised.
@@ -86,91 +91,26 @@ impl Weights {
     }
 }
 
-/// One matrix of a fused [`Linear`]: rows of `name`, whose order may have to be undone.
+/// One matrix of a fused [`Linear`].
 pub(crate) struct Part<'a> {
     /// Module name without `.weight` or `.bias`.
     pub(crate) module: &'a str,
     /// Output features.
     pub(crate) rows: usize,
-    /// Number of heads whose rows llama.cpp interleaved.
-    pub(crate) interleaved_heads: Option<usize>,
 }
 
 /// Loads the matrices of `parts` as one, `[sum of rows, columns]`, with their biases where they have any.
 pub(crate) fn fused(weights: &Weights, parts: &[Part<'_>], columns: usize, dtype: DType) -> Result<Linear> {
     let mut biases = Vec::new();
     for part in parts {
-        let own = weights.read_if_there(&format!("{}.bias", part.module), &[part.rows])?;
-        biases.push(own.map(|bias| part.in_order(bias, 1)));
+        biases.push(weights.read_if_there(&format!("{}.bias", part.module), &[part.rows])?);
     }
     let bias = biases.iter().any(Option::is_some).then(|| {
         biases.into_iter().zip(parts).flat_map(|(bias, part)| bias.unwrap_or_else(|| vec![0.0; part.rows])).collect()
     });
-    let matrices = match weights {
-        Weights::Gguf { file, kept } if *kept != Kept::None => quantised(weights, (file, *kept), parts, columns)?,
-        _ => None,
-    };
-    if let Some(matrices) = matrices {
-        return Ok(Linear::of(matrices, columns, bias));
-    }
     let mut matrix = Vec::with_capacity(parts.iter().map(|part| part.rows).sum::<usize>() * columns);
     for part in parts {
-        let values = weights.read(&format!("{}.weight", part.module), &[part.rows, columns])?;
-        matrix.extend(part.in_order(values, columns));
+        matrix.extend(weights.read(&format!("{}.weight", part.module), &[part.rows, columns])?);
     }
     Linear::new(matrix, columns, bias, dtype)
-}
-
-/// The matrices as they are quantised, or `None` if one of them is not. Where tiles are multiplied, `Q8_0` is put in their
-/// order.
-fn quantised(
-    weights: &Weights,
-    (file, kept): (&GgufFile, Kept),
-    parts: &[Part<'_>],
-    columns: usize,
-) -> Result<Option<Vec<Matrix>>> {
-    let mut tensors = Vec::new();
-    for part in parts {
-        let name = format!("{}.weight", part.module);
-        weights.check(&name, &[part.rows, columns])?;
-        let stored = gguf_name(&name).unwrap_or_default();
-        let stays = match kept {
-            Kept::None => false,
-            Kept::Tiles => file.dtype(&stored) == Some(GgmlDType::Q8_0),
-            Kept::All => file.is_quantised(&stored),
-        };
-        if !stays {
-            return Ok(None);
-        }
-        let tensor = file.quantised(&stored)?;
-        let tensor = match part.interleaved_heads {
-            None => tensor,
-            Some(heads) => {
-                // A quantised row is a run of bytes of its own, so rows can be put in order without being read.
-                let bytes = tensor.data().map_err(internal)?;
-                from_bytes(unpermute(&bytes, heads, bytes.len() / part.rows), tensor.dtype(), part.rows, columns)?
-            }
-        };
-        tensors.push(tensor);
-    }
-    if gemm::available() && tensors.iter().all(|tensor| tensor.dtype() == GgmlDType::Q8_0) {
-        let mut bytes = Vec::new();
-        for tensor in &tensors {
-            bytes.extend_from_slice(&tensor.data().map_err(internal)?);
-        }
-        if let Some(weights) = gemm::Weights::pack_q8(&bytes, columns) {
-            return Ok(Some(vec![Matrix::Tiles(Arc::new(weights), Exactness::Rounded)]));
-        }
-    }
-    Ok(Some(tensors.into_iter().map(|tensor| Matrix::Quantised(Arc::new(tensor))).collect()))
-}
-
-impl Part<'_> {
-    /// Its rows in the order of halves.
-    fn in_order(&self, values: Vec<f32>, columns: usize) -> Vec<f32> {
-        match self.interleaved_heads {
-            Some(heads) => unpermute(&values, heads, columns),
-            None => values,
-        }
-    }
 }

@@ -1,89 +1,111 @@
-//! The decoder: a Llama-like transformer over packed rows and a paged KV cache, driven by a [`DecoderShape`].
+//! The decoder: a transformer over packed rows and a paged KV cache, written once and driven by a [`DecoderShape`].
 //! Computes hidden states of the tokens that are asked for, and logits of the output rows that are asked for.
 
+mod attention;
+mod experts;
+mod families;
+mod feed;
+mod metadata;
+mod names;
+mod norm;
+mod order;
+#[cfg(test)]
+mod parity_tests;
 pub(crate) mod shape;
+mod tensors;
+
+pub(crate) use self::families::{ARCHITECTURES, from_config};
+pub(crate) use self::metadata::from_gguf;
 
 use candle_core::DType;
 use rowmill_jobs::Result;
 
-use self::shape::DecoderShape;
-use crate::attention::{Direction, Heads, RowView, Scores, attend};
+use self::attention::{Angles, Attention, Projected};
+use self::feed::FeedForward;
+use self::norm::Norm;
+use self::shape::{DecoderShape, LayerShape, Residual};
+use self::tensors::{Bias, Piece, Tensors};
+use crate::attention::{Direction, Heads, RowView, attend};
 use crate::gemm;
-use crate::kernels::{add, for_tokens, rms_norm, rms_norm_in_place, silu};
+use crate::kernels::{add, for_tokens, tanh};
 use crate::kv::{KvCache, KvForm};
 use crate::linear::Linear;
 use crate::pack::Pack;
-use crate::weights::{Part, Weights, fused};
+use crate::weights::Weights;
 
 /// A decoder with its weights.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     shape: DecoderShape,
     embedding: Linear,
+    /// Learned positions, `[positions, hidden]`; empty where positions are rotary.
+    positions: Vec<f32>,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
+    norm: Norm,
     /// The output matrix, `[vocab, hidden]`.
     pub(crate) output: Linear,
-    /// Angle per position of each pair of a head: `[head_dim / 2]`.
-    frequencies: Vec<f32>,
+    /// For each rotary embedding the angle per position of each pair of a head, `[rotary / 2]`.
+    frequencies: Vec<Vec<f32>>,
 }
 
 #[derive(Debug)]
 struct Layer {
     /// Its place, which is its part of each page.
     index: usize,
-    attention_norm: Vec<f32>,
-    /// q, k and v below each other.
-    qkv: Linear,
-    q_norm: Option<Vec<f32>>,
-    k_norm: Option<Vec<f32>>,
-    attention_out: Linear,
-    feed_norm: Vec<f32>,
-    /// gate and up below each other.
-    gate_up: Linear,
-    down: Linear,
+    shape: LayerShape,
+    attention: Attention,
+    feed: FeedForward,
+    /// Norms of what the halves read, and of what they give.
+    attention_before: Option<Norm>,
+    attention_after: Option<Norm>,
+    feed_before: Option<Norm>,
+    feed_after: Option<Norm>,
 }
 
 impl Decoder {
-    /// Checks the tensors whose shapes tell whether weights and configuration belong together; reads none.
+    /// Checks that all tensors are there in the shapes that the architecture asks for; reads none.
     pub(crate) fn check(shape: &DecoderShape, weights: &Weights) -> Result<()> {
-        weights.check("model.embed_tokens.weight", &[shape.vocab, shape.hidden])?;
-        if !shape.tied {
-            weights.check("lm_head.weight", &[shape.vocab, shape.hidden])?;
-        }
-        for layer in 0..shape.layers {
-            let root = format!("model.layers.{layer}");
-            let (q, kv) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-            weights.check(&format!("{root}.self_attn.q_proj.weight"), &[q, shape.hidden])?;
-            weights.check(&format!("{root}.self_attn.k_proj.weight"), &[kv, shape.hidden])?;
-            weights.check(&format!("{root}.self_attn.v_proj.weight"), &[kv, shape.hidden])?;
-            weights.check(&format!("{root}.self_attn.o_proj.weight"), &[shape.hidden, q])?;
-            weights.check(&format!("{root}.mlp.gate_proj.weight"), &[shape.intermediate, shape.hidden])?;
-            weights.check(&format!("{root}.mlp.up_proj.weight"), &[shape.intermediate, shape.hidden])?;
-            weights.check(&format!("{root}.mlp.down_proj.weight"), &[shape.hidden, shape.intermediate])?;
-        }
-        Ok(())
+        Self::walk(shape, weights, None).map(drop)
     }
 
     /// Reads the weights.
     pub(crate) fn load(shape: &DecoderShape, weights: &Weights, dtype: DType) -> Result<Self> {
-        let (hidden, vocab) = (shape.hidden, shape.vocab);
-        let whole = |module| fused(weights, &[Part { module, rows: vocab, interleaved_heads: None }], hidden, dtype);
-        let embedding = whole("model.embed_tokens")?;
-        let output = if shape.tied { embedding.clone() } else { whole("lm_head")? };
-        let layers = (0..shape.layers).map(|layer| Layer::load(shape, weights, layer, dtype)).collect::<Result<_>>()?;
-        let factors = match weights {
-            // llama.cpp's converter stores Llama 3.1's scaling as divisors of the frequencies.
-            Weights::Gguf { file, .. } if file.has("rope_freqs.weight") => Some(file.read("rope_freqs.weight")?),
-            _ => None,
+        Self::walk(shape, weights, Some(dtype))
+    }
+
+    fn walk(shape: &DecoderShape, weights: &Weights, reading: Option<DType>) -> Result<Self> {
+        let (hidden, names) = (shape.hidden, shape.names);
+        let tensors = Tensors::new(weights, names, reading);
+        let vocabulary = |module: String, bias| tensors.stack(&[Piece::whole(module, shape.vocab, bias)], hidden);
+        let embedding = vocabulary(tensors.name(names.embedding), Bias::No)?;
+        let output = match shape.tied {
+            true => embedding.clone(),
+            false => {
+                let there = |module: &&&str| tensors.has(&format!("{module}.weight"));
+                let module = names.outputs.iter().find(there).or(names.outputs.first()).copied().unwrap_or_default();
+                vocabulary(module.to_owned(), if shape.biases.output { Bias::Yes } else { Bias::No })?
+            }
         };
+        let positions = match (shape.positions, names.positions) {
+            (Some(rows), Some(module)) => {
+                tensors.values(&format!("{}.weight", tensors.name(module)), &[rows, hidden])?
+            }
+            _ => Vec::new(),
+        };
+        // llama.cpp's converter stores Llama 3.1's scaling as divisors of the frequencies.
+        let factors = match tensors.has("rope_freqs.weight") {
+            true => Some(tensors.values("rope_freqs.weight", &[shape.rotary / 2])?),
+            false => None,
+        };
+        let layer = |(index, layer)| Layer::load(shape, index, layer, &tensors);
         Ok(Self {
-            frequencies: shape.rope.frequencies(shape.head_dim, factors.as_deref()),
-            norm: weights.read("model.norm.weight", &[hidden])?,
-            shape: shape.clone(),
             embedding,
-            layers,
             output,
+            positions,
+            layers: shape.layers.iter().copied().enumerate().map(layer).collect::<Result<_>>()?,
+            norm: Norm::load(&tensors, &tensors.name(names.norm), hidden, shape)?,
+            frequencies: shape.ropes.iter().map(|rope| rope.frequencies(shape.rotary, factors.as_deref())).collect(),
+            shape: shape.clone(),
         })
     }
 
@@ -94,72 +116,104 @@ impl Decoder {
 
     /// Shape of its attention.
     pub(crate) fn heads(shape: &DecoderShape) -> Heads {
-        Heads { heads: shape.heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim, value_dim: shape.head_dim }
+        shape.heads
     }
 
     /// Runs a batch: writes its keys and values into the cache and returns the normed hidden states of the wanted
     /// tokens, `[wanted, hidden]`.
     pub(crate) fn forward(&self, pack: &Pack, cache: &mut KvCache) -> Result<Vec<f32>> {
-        let (hidden, epsilon) = (self.shape.hidden, self.shape.norm_epsilon);
-        let mut h = vec![0f32; pack.tokens() * hidden];
-        for (id, out) in pack.ids.iter().zip(h.chunks_exact_mut(hidden)) {
-            self.embedding.copy_row(*id, out)?;
-        }
-        let angles = self.angles(&pack.positions);
+        let (hidden, multiplier) = (self.shape.hidden, self.shape.residual_multiplier);
+        let parallel = self.shape.residual == Residual::Parallel;
+        let mut h = self.embed(pack)?;
+        let angles: Vec<Vec<f32>> =
+            (0..self.frequencies.len()).map(|rope| self.angles(rope, &pack.positions)).collect();
         for layer in &self.layers {
-            let mut context = self.attention(layer, &h, &angles, pack, cache)?;
+            let x = layer.attention_before.as_ref().map_or_else(|| h.clone(), |norm| norm.apply(&h));
+            // Where one norm serves both halves, the feed-forward reads what attention reads.
+            let mut shared = if parallel && layer.feed_before.is_none() { x.clone() } else { Vec::new() };
+            let turns = angles.get(layer.shape.rope).map_or(&[][..], Vec::as_slice);
+            let angles = Angles { values: turns, rotary: self.shape.rotary };
+            let mut context = self.attention(layer, x, angles, pack, cache)?;
             if layer.index + 1 == self.layers.len() {
                 // After the last attention only the wanted tokens matter.
+                if pack.wanted.is_empty() {
+                    return Ok(Vec::new());
+                }
                 h = gather(&h, hidden, &pack.wanted);
-                context = gather(&context, layer.attention_out.inputs, &pack.wanted);
+                shared = if shared.is_empty() { shared } else { gather(&shared, hidden, &pack.wanted) };
+                context = gather(&context, layer.attention.out.inputs, &pack.wanted);
             }
-            add_product(&mut h, &layer.attention_out, context)?;
-            let gate_up = layer.gate_up.apply(normed(&h, &layer.feed_norm, epsilon))?;
-            let width = self.shape.intermediate;
-            let bias = layer.gate_up.bias.as_deref();
-            let active = gate_up.read(|values| {
-                let mut out = vec![0f32; values.len() / 2];
-                for_tokens(
-                    &mut out,
-                    width,
-                    #[inline(always)]
-                    |token, out| {
-                        let (gate, up) = values[token * 2 * width..(token + 1) * 2 * width].split_at(width);
-                        match bias {
-                            None => out.iter_mut().zip(gate).zip(up).for_each(
-                                #[inline(always)]
-                                |((out, gate), up)| *out = silu(*gate) * up,
-                            ),
-                            Some(bias) => {
-                                for (i, out) in out.iter_mut().enumerate() {
-                                    *out = silu(gate[i] + bias[i]) * (up[i] + bias[width + i]);
-                                }
-                            }
-                        }
-                    },
-                );
-                out
-            })?;
-            add_product(&mut h, &layer.down, active)?;
+            let attended = layer.attention.out.apply(context)?;
+            let add_attended = |h: &mut [f32]| {
+                let bias = layer.attention.out.bias.as_deref();
+                attended.read(|values| add_branch(h, hidden, values, bias, layer.attention_after.as_ref(), multiplier))
+            };
+            if !parallel {
+                add_attended(&mut h)?;
+            }
+            let x = match &layer.feed_before {
+                Some(norm) => norm.apply(&h),
+                None if parallel => shared,
+                None => h.clone(),
+            };
+            if parallel {
+                add_attended(&mut h)?;
+            }
+            layer.add_feed(&mut h, x, multiplier)?;
         }
-        Ok(normed(&h, &self.norm, epsilon))
+        Ok(self.norm.apply(&h))
     }
 
     /// Logits of hidden states (`[rows, hidden]`) for all output rows, or the selected ones in `head`: `[rows, outputs]`.
     pub(crate) fn logits(&self, hidden: Vec<f32>, head: &Linear) -> Result<Vec<f32>> {
-        let bias = head.bias.as_deref();
-        head.apply(hidden)?.read(|values| {
-            let mut logits = values.to_vec();
-            if let Some(bias) = bias {
-                logits.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
-            }
-            logits
-        })
+        let (multiplier, softcap) = (self.shape.logits_multiplier, self.shape.logits_softcap);
+        let mut logits = head.apply(hidden)?.read(<[f32]>::to_vec)?;
+        if head.bias.is_none() && multiplier == 1.0 && softcap.is_none() {
+            return Ok(logits);
+        }
+        for_tokens(
+            &mut logits,
+            head.outputs,
+            #[inline(always)]
+            |_, row| {
+                if let Some(bias) = &head.bias {
+                    add(row, bias);
+                }
+                row.iter_mut().for_each(|logit| *logit *= multiplier);
+                if let Some(cap) = softcap {
+                    row.iter_mut().for_each(
+                        #[inline(always)]
+                        |logit| *logit = cap * tanh(*logit / cap),
+                    );
+                }
+            },
+        );
+        Ok(logits)
     }
 
-    /// Cosines and sines of each token, `[tokens, head_dim]`: first half cosines, second half sines.
-    fn angles(&self, positions: &[usize]) -> Vec<f32> {
-        let half = self.frequencies.len();
+    /// The tokens' vectors before the first layer, `[tokens, hidden]`.
+    fn embed(&self, pack: &Pack) -> Result<Vec<f32>> {
+        let (hidden, multiplier) = (self.shape.hidden, self.shape.embedding_multiplier);
+        let mut h = vec![0f32; pack.tokens() * hidden];
+        for (id, out) in pack.ids.iter().zip(h.chunks_exact_mut(hidden)) {
+            self.embedding.copy_row(*id, out)?;
+        }
+        if multiplier != 1.0 {
+            h.iter_mut().for_each(|x| *x *= multiplier);
+        }
+        if !self.positions.is_empty() {
+            for (position, out) in pack.positions.iter().zip(h.chunks_exact_mut(hidden)) {
+                add(out, &self.positions[position * hidden..(position + 1) * hidden]);
+            }
+        }
+        Ok(h)
+    }
+
+    /// Cosines and sines of each token, `[tokens, rotary]`: first half cosines, second half sines.
+    fn angles(&self, rope: usize, positions: &[usize]) -> Vec<f32> {
+        let frequencies = &self.frequencies[rope];
+        let magnitude = self.shape.ropes[rope].magnitude();
+        let half = frequencies.len();
         let mut angles = vec![0f32; positions.len() * 2 * half];
         for_tokens(
             &mut angles,
@@ -167,57 +221,26 @@ impl Decoder {
             #[inline(always)]
             |token, out| {
                 let (cos, sin) = out.split_at_mut(half);
-                for (i, frequency) in self.frequencies.iter().enumerate() {
-                    (sin[i], cos[i]) = (positions[token] as f32 * frequency).sin_cos();
+                for (i, frequency) in frequencies.iter().enumerate() {
+                    let (s, c) = (positions[token] as f32 * frequency).sin_cos();
+                    (sin[i], cos[i]) = (s * magnitude, c * magnitude);
                 }
             },
         );
         angles
     }
 
+    /// What attention reads from the cache for each token, `[tokens, heads * value_dim]`, after the batch's own keys and
+    /// values are written.
     fn attention(
         &self,
         layer: &Layer,
-        h: &[f32],
-        angles: &[f32],
+        x: Vec<f32>,
+        angles: Angles<'_>,
         pack: &Pack,
         cache: &mut KvCache,
     ) -> Result<Vec<f32>> {
-        let shape = Self::heads(&self.shape);
-        let d = shape.head_dim;
-        let (q_width, kv_width) = (shape.heads * d, shape.kv_heads * d);
-        let all = q_width + 2 * kv_width;
-        let (tokens, epsilon) = (pack.tokens(), self.shape.norm_epsilon);
-        let mut queries = vec![0f32; tokens * q_width];
-        let mut keys = vec![0f32; tokens * kv_width];
-        let mut values = vec![0f32; tokens * kv_width];
-        layer.qkv.apply(normed(h, &layer.attention_norm, epsilon))?.read(|qkv| {
-            let qkv = Qkv { product: qkv, width: all, bias: layer.qkv.bias.as_deref(), angles, head_dim: d, epsilon };
-            for_tokens(
-                &mut queries,
-                q_width,
-                #[inline(always)]
-                |token, out| {
-                    qkv.copy(token, 0, out);
-                    qkv.turn(token, layer.q_norm.as_deref(), out);
-                },
-            );
-            for_tokens(
-                &mut keys,
-                kv_width,
-                #[inline(always)]
-                |token, out| {
-                    qkv.copy(token, q_width, out);
-                    qkv.turn(token, layer.k_norm.as_deref(), out);
-                },
-            );
-            for_tokens(
-                &mut values,
-                kv_width,
-                #[inline(always)]
-                |token, out| qkv.copy(token, q_width + kv_width, out),
-            );
-        })?;
+        let Projected { queries, keys, values } = layer.attention.project(&self.shape, x, angles)?;
         cache.write(layer.index, &keys, &values, &pack.writes);
         let rows: Vec<RowView<'_>> = pack
             .starts
@@ -234,118 +257,79 @@ impl Decoder {
                 }
             })
             .collect();
-        Ok(attend(shape, Direction::Causal, Scores::plain(d), &queries, &rows))
+        Ok(attend(self.shape.heads, Direction::Causal, self.shape.scores(&layer.shape), &queries, &rows))
     }
 }
 
 impl Layer {
-    fn load(shape: &DecoderShape, weights: &Weights, layer: usize, dtype: DType) -> Result<Self> {
-        let (hidden, d, root) = (shape.hidden, shape.head_dim, format!("model.layers.{layer}"));
-        let name = |module: &str| format!("{root}.{module}");
-        let norm = |module: &str| weights.read(&name(&format!("{module}.weight")), &[hidden]);
-        let head_norm = |module: &str| match shape.qk_norm {
-            true => weights.read(&name(&format!("{module}.weight")), &[d]).map(Some),
-            false => Ok(None),
-        };
-        let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(|module| name(&format!("self_attn.{module}")));
-        let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
-        let interleaved = |heads: usize| shape.interleaved.then_some(heads);
-        let qkv = [
-            Part { module: &q, rows: shape.heads * d, interleaved_heads: interleaved(shape.heads) },
-            Part { module: &k, rows: shape.kv_heads * d, interleaved_heads: interleaved(shape.kv_heads) },
-            Part { module: &v, rows: shape.kv_heads * d, interleaved_heads: None },
-        ];
-        let gate_up = [&gate, &up].map(|module| Part { module, rows: shape.intermediate, interleaved_heads: None });
-        let single = |module: &str, columns: usize| {
-            let part = Part { module: &name(module), rows: hidden, interleaved_heads: None };
-            fused(weights, &[part], columns, dtype)
+    fn load(shape: &DecoderShape, index: usize, layer: LayerShape, tensors: &Tensors<'_>) -> Result<Self> {
+        let names = shape.names;
+        let root = tensors.name(&format!("{}.{index}.", names.layers));
+        let norm = |module: Option<&str>| {
+            module.map(|module| Norm::load(tensors, &format!("{root}{module}"), shape.hidden, shape)).transpose()
         };
         Ok(Self {
-            index: layer,
-            attention_norm: norm("input_layernorm")?,
-            qkv: fused(weights, &qkv, hidden, dtype)?,
-            q_norm: head_norm("self_attn.q_norm")?,
-            k_norm: head_norm("self_attn.k_norm")?,
-            attention_out: single("self_attn.o_proj", shape.heads * d)?,
-            feed_norm: norm("post_attention_layernorm")?,
-            gate_up: fused(weights, &gate_up, hidden, dtype)?,
-            down: single("mlp.down_proj", shape.intermediate)?,
+            index,
+            shape: layer,
+            attention: Attention::load(shape, tensors, &root)?,
+            feed: FeedForward::load(shape, layer.feed, tensors, &root)?,
+            attention_before: norm(names.attention_before)?,
+            attention_after: norm(names.attention_after)?,
+            feed_before: norm(names.feed_before)?,
+            feed_after: norm(names.feed_after)?,
         })
     }
-}
 
-/// A layer's product of queries, keys and values, `[tokens, width]`, and what is done to it.
-struct Qkv<'a> {
-    product: &'a [f32],
-    width: usize,
-    bias: Option<&'a [f32]>,
-    angles: &'a [f32],
-    head_dim: usize,
-    epsilon: f32,
-}
-
-impl Qkv<'_> {
-    /// Copies a token's columns from `from` on, with their bias.
-    #[inline(always)]
-    fn copy(&self, token: usize, from: usize, out: &mut [f32]) {
-        let at = token * self.width + from;
-        out.copy_from_slice(&self.product[at..at + out.len()]);
-        if let Some(bias) = self.bias {
-            add(out, &bias[from..]);
-        }
-    }
-
-    /// Norms (where the model does) and rotates each head of a token.
-    #[inline(always)]
-    fn turn(&self, token: usize, norm: Option<&[f32]>, heads: &mut [f32]) {
-        let d = self.head_dim;
-        let (cos, sin) = self.angles[token * d..(token + 1) * d].split_at(d / 2);
-        for head in heads.chunks_exact_mut(d) {
-            if let Some(norm) = norm {
-                rms_norm_in_place(head, norm, self.epsilon);
+    /// Adds to `h` what the feed-forward makes of `x`.
+    fn add_feed(&self, h: &mut [f32], x: Vec<f32>, multiplier: f32) -> Result<()> {
+        let (hidden, after) = (self.attention.out.outputs, self.feed_after.as_ref());
+        match &self.feed {
+            FeedForward::Dense(mlp) => mlp.down.apply(mlp.inner(x)?)?.read(|values| {
+                add_branch(h, hidden, values, mlp.down.bias.as_deref(), after, multiplier);
+            }),
+            FeedForward::Mixture(mixture) => {
+                add_branch(h, hidden, &mixture.apply(x)?, None, after, multiplier);
+                Ok(())
             }
-            rotate(head, cos, sin);
         }
     }
 }
 
-/// Rotates a head's pairs (i, i + half) by the token's angles.
-#[inline(always)]
-fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let (first, second) = head.split_at_mut(cos.len());
-    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-    }
-}
-
-fn normed(h: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
-    let width = weight.len();
-    let mut out = vec![0f32; h.len()];
-    for_tokens(
-        &mut out,
-        width,
-        #[inline(always)]
-        |token, out| rms_norm(&h[token * width..(token + 1) * width], weight, epsilon, out),
-    );
-    out
-}
-
-/// h += linear(x) + bias.
-fn add_product(h: &mut [f32], linear: &Linear, x: Vec<f32>) -> Result<()> {
-    let width = linear.outputs;
-    linear.apply(x)?.read(|values| {
+/// h += multiplier * norm(values + bias), token by token.
+fn add_branch(h: &mut [f32], width: usize, values: &[f32], bias: Option<&[f32]>, norm: Option<&Norm>, multiplier: f32) {
+    let normed = norm.map(|norm| {
+        let mut values = values.to_vec();
         for_tokens(
-            h,
+            &mut values,
             width,
             #[inline(always)]
-            |token, h| {
-                add(h, &values[token * width..(token + 1) * width]);
-                if let Some(bias) = &linear.bias {
-                    add(h, bias);
+            |_, x| {
+                if let Some(bias) = bias {
+                    add(x, bias);
                 }
+                norm.in_place(x);
             },
         );
-    })
+        values
+    });
+    let (values, bias) = normed.as_deref().map_or((values, bias), |normed| (normed, None));
+    for_tokens(
+        h,
+        width,
+        #[inline(always)]
+        |token, h| {
+            let values = &values[token * width..(token + 1) * width];
+            match bias {
+                None if multiplier == 1.0 => add(h, values),
+                None => h.iter_mut().zip(values).for_each(|(h, x)| *h += multiplier * x),
+                Some(bias) => {
+                    for ((h, x), bias) in h.iter_mut().zip(values).zip(bias) {
+                        *h += multiplier * (x + bias);
+                    }
+                }
+            }
+        },
+    );
 }
 
 /// The rows of `x` (`[_, width]`) with these indices.

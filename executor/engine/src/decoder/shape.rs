@@ -1,143 +1,225 @@
-//! What a model's architecture is, as data: shapes and switches read from `config.json` or GGUF metadata. The decoder and
-//! the encoder are each written once and driven by this. Refuses architectures and variants that they do not compute.
+//! What a decoder's architecture is, as data: sizes and switches. The decoder is written once and driven by this; reading
+//! it from `config.json` is [`super::families`]'s, from GGUF metadata [`super::metadata`]'s.
 
 use rowmill_jobs::{Error, Result};
-use serde_json::Value;
 
-use crate::config::{number, optional_size, size, text, unsupported_value};
-use crate::descriptor::unsupported;
-use crate::gguf::GgufFile;
-use crate::rope::{self, Rope, RopeScaling};
+use super::names::Names;
+use crate::attention::{Heads, Scores};
+use crate::rope::Rope;
 
-/// Architectures the decoder computes, by the names weights give them.
-pub(crate) const ARCHITECTURES: [&str; 4] =
-    ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
-
-/// A decoder-only transformer with RMS norms, rotary positions and a gated feed-forward.
+/// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DecoderShape {
     pub(crate) hidden: usize,
-    pub(crate) intermediate: usize,
-    pub(crate) layers: usize,
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_dim: usize,
     pub(crate) vocab: usize,
-    pub(crate) norm_epsilon: f32,
-    pub(crate) rope: Rope,
-    /// Longest sequence it was made for, in tokens; never more than its attention window.
+    /// Longest sequence it is used with, in tokens.
     pub(crate) context: usize,
+    pub(crate) heads: Heads,
+    pub(crate) layers: Vec<LayerShape>,
+    pub(crate) norm: NormKind,
+    pub(crate) norm_epsilon: f32,
+    pub(crate) residual: Residual,
+    /// Rotary embeddings, by [`LayerShape::rope`]; none where positions are learned.
+    pub(crate) ropes: Vec<Rope>,
+    /// Leading floats of a head that are rotated.
+    pub(crate) rotary: usize,
+    /// Rows of q and k that are rotated together are stored as neighbours, not as halves of the rotated part.
+    pub(crate) interleaved: bool,
+    /// Rows of the table of learned positions.
+    pub(crate) positions: Option<usize>,
+    pub(crate) biases: Biases,
+    pub(crate) qk_norm: QkNorm,
+    /// Multiplies products of queries and keys.
+    pub(crate) scale: f32,
+    /// Soft bound of attention scores.
+    pub(crate) softcap: Option<f32>,
+    pub(crate) latent: Option<Latent>,
+    pub(crate) activation: Activation,
+    pub(crate) experts: Option<Experts>,
+    /// Multiplies the tokens' embeddings.
+    pub(crate) embedding_multiplier: f32,
+    /// Multiplies what each half of a layer adds.
+    pub(crate) residual_multiplier: f32,
+    /// Multiplies logits.
+    pub(crate) logits_multiplier: f32,
+    /// Soft bound of logits, after the multiplier.
+    pub(crate) logits_softcap: Option<f32>,
     /// The output matrix is the embedding matrix.
     pub(crate) tied: bool,
-    /// RMS norm over each head of q and k (Qwen3).
-    pub(crate) qk_norm: bool,
-    /// q and k rows are stored in llama.cpp's interleaved order.
-    pub(crate) interleaved: bool,
+    pub(crate) names: &'static Names,
 }
 
-/// Reads the `config.json` of one of [`ARCHITECTURES`].
-pub(crate) fn from_config(architecture: &str, config: &Value) -> Result<DecoderShape> {
-    let hidden = size(config, "hidden_size")?;
-    let heads = size(config, "num_attention_heads")?;
-    let activation = text(config, "hidden_act").unwrap_or("silu");
-    if activation != "silu" {
-        return Err(unsupported_value("hidden_act", activation));
-    }
-    let mut context = size(config, "max_position_embeddings")?;
-    let windowed = config.get("use_sliding_window").and_then(Value::as_bool).unwrap_or(true);
-    if let Some(window) = optional_size(config, "sliding_window").filter(|_| windowed) {
-        // Up to the window's length, windowed and full attention are the same: that much context is exact.
-        context = context.min(window);
-    }
-    let shape = DecoderShape {
-        hidden,
-        intermediate: size(config, "intermediate_size")?,
-        layers: size(config, "num_hidden_layers")?,
-        heads,
-        kv_heads: optional_size(config, "num_key_value_heads").unwrap_or(heads),
-        head_dim: optional_size(config, "head_dim").unwrap_or(hidden / heads),
-        vocab: size(config, "vocab_size")?,
-        norm_epsilon: number(config, "rms_norm_eps").unwrap_or(1e-6) as f32,
-        rope: rope::from_config(config)?,
-        context,
-        tied: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
-        qk_norm: architecture == "Qwen3ForCausalLM",
-        interleaved: false,
-    };
-    check_heads(&shape)?;
-    Ok(shape)
+/// What differs from layer to layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LayerShape {
+    /// A token sees only tokens less than so many positions away.
+    pub(crate) window: Option<usize>,
+    /// Index into [`DecoderShape::ropes`].
+    pub(crate) rope: usize,
+    pub(crate) feed: Feed,
 }
 
-fn check_heads(shape: &DecoderShape) -> Result<()> {
-    if !shape.heads.is_multiple_of(shape.kv_heads) || !shape.head_dim.is_multiple_of(2) {
-        return Err(Error::invalid(format!(
-            "the model's attention cannot be computed: {} heads, {} key heads, head size {}",
-            shape.heads, shape.kv_heads, shape.head_dim
-        )));
-    }
-    Ok(())
+/// A layer's feed-forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Feed {
+    /// One, of this inner size.
+    Dense(usize),
+    /// [`DecoderShape::experts`].
+    Experts,
 }
 
-/// Reads GGUF metadata. Returns the architecture's hub name and its shape.
-pub(crate) fn from_gguf(file: &GgufFile) -> Result<(String, DecoderShape)> {
-    let family = file.text("general.architecture").unwrap_or("unknown").to_owned();
-    let name = match family.as_str() {
-        "llama" => "LlamaForCausalLM",
-        "qwen2" => "Qwen2ForCausalLM",
-        "qwen3" => "Qwen3ForCausalLM",
-        other => return Err(unsupported(&format!("`{other}` of a GGUF file"))),
-    };
-    let key = |suffix: &str| format!("{family}.{suffix}");
-    let needed = |suffix: &str| {
-        file.integer(&key(suffix)).map(|value| value as usize).filter(|value| *value > 0).ok_or_else(|| {
-            Error::invalid(format!("{} has no `{}`", file.path.display(), key(suffix))).hint("convert the model again")
-        })
-    };
-    if file.integer(&key("expert_count")).unwrap_or(0) > 0 {
-        return Err(unsupported("with experts (mixture of experts)"));
-    }
-    let heads = needed("attention.head_count")?;
-    let hidden = needed("embedding_length")?;
-    let embedding = file.shape("token_embd.weight").unwrap_or_default();
-    let scaling = match file.text(&key("rope.scaling.type")) {
-        None | Some("none") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear(file.float(&key("rope.scaling.factor")).unwrap_or(1.0)),
-        Some(other) => return Err(unsupported_value("rope.scaling.type", other)),
-    };
-    let shape = DecoderShape {
-        hidden,
-        intermediate: needed("feed_forward_length")?,
-        layers: needed("block_count")?,
-        heads,
-        kv_heads: file.integer(&key("attention.head_count_kv")).map_or(heads, |value| value as usize),
-        head_dim: file.integer(&key("attention.key_length")).map_or(hidden / heads, |value| value as usize),
-        vocab: embedding.first().copied().unwrap_or(0),
-        norm_epsilon: file.float(&key("attention.layer_norm_rms_epsilon")).unwrap_or(1e-5) as f32,
-        rope: Rope { theta: file.float(&key("rope.freq_base")).unwrap_or(10_000.0), scaling },
-        context: needed("context_length")?,
-        tied: !file.has("output.weight"),
-        qk_norm: file.has("blk.0.attn_q_norm.weight"),
-        interleaved: family == "llama",
-    };
-    check_heads(&shape)?;
-    Ok((name.to_owned(), shape))
+/// How a token's vector is normed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NormKind {
+    /// Root of the mean square.
+    Rms,
+    /// The same, with weights stored as their distance from 1.
+    RmsPlusOne,
+    /// Mean and variance, with a bias.
+    Layer,
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use serde_json::json;
+/// How the halves of a layer (attention, feed-forward) stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Residual {
+    /// The second reads what the first has added.
+    Sequential,
+    /// Both read the layer's input.
+    Parallel,
+}
 
-    #[test]
-    fn a_sliding_window_bounds_the_context() {
-        let mut config = json!({"architectures": ["MistralForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
-            "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 100, "max_position_embeddings": 32768,
-            "sliding_window": 4096});
-        let shape = from_config("MistralForCausalLM", &config).unwrap();
-        assert_eq!(shape.context, 4096);
-        config["use_sliding_window"] = json!(false);
-        let shape = from_config("MistralForCausalLM", &config).unwrap();
-        assert_eq!(shape.context, 32768);
+/// Which matrices have biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Biases {
+    pub(crate) qkv: bool,
+    pub(crate) attention_out: bool,
+    pub(crate) feed: bool,
+    pub(crate) output: bool,
+}
+
+/// RMS norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum QkNorm {
+    None,
+    /// Of each head alone, with weights that heads share.
+    Head,
+    /// Over all heads of a token together.
+    Whole,
+}
+
+/// Multi-head latent attention (DeepSeek-V2, 2024): keys and values come out of a short vector. A head's key is
+/// `[rotated (shared by all heads), its own]`, `rotary` floats and the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Latent {
+    /// Length of the short vector of queries, if they have one.
+    pub(crate) q: Option<usize>,
+    /// Length of that of keys and values.
+    pub(crate) kv: usize,
+}
+
+/// Activation of a feed-forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    Silu,
+    /// GELU with the error function.
+    Gelu,
+    /// GELU with the tanh approximation.
+    GeluTanh,
+    Relu,
+}
+
+/// A mixture of experts.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Experts {
+    pub(crate) count: usize,
+    /// Experts that each token goes to.
+    pub(crate) chosen: usize,
+    /// Inner size of each.
+    pub(crate) intermediate: usize,
+    pub(crate) scoring: Scoring,
+    /// The chosen experts' weights are divided by their sum. After a softmax this is the same as a softmax of the chosen.
+    pub(crate) normalised: bool,
+    /// Multiplies the weights.
+    pub(crate) scale: f32,
+    /// Experts are chosen from the best groups only.
+    pub(crate) groups: Option<Groups>,
+    /// Inner size of the feed-forward that every token goes to as well.
+    pub(crate) shared: Option<usize>,
+    /// A sigmoid of each token weighs the shared one.
+    pub(crate) shared_gate: bool,
+}
+
+/// How a router's logits become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scoring {
+    Softmax,
+    /// Sigmoid; a correction is added where experts are chosen, and only there (DeepSeek-V3).
+    CorrectedSigmoid,
+}
+
+/// Groups of experts, of equal size, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Groups {
+    pub(crate) count: usize,
+    pub(crate) kept: usize,
+    /// A group counts as the sum of so many of its best scores.
+    pub(crate) best: usize,
+}
+
+impl DecoderShape {
+    /// Attention scores of a layer.
+    pub(crate) fn scores(&self, layer: &LayerShape) -> Scores<'static> {
+        Scores { scale: self.scale, softcap: self.softcap, window: layer.window, bias: None }
+    }
+
+    /// The shape for rows of at most `asked` tokens. Rotary factors that depend on the length (LongRoPE) are chosen here,
+    /// once for all rows, so that rows can share keys: those of the original context unless more is asked for.
+    pub(crate) fn used_with(mut self, asked: Option<usize>) -> Self {
+        let original = self.ropes.iter().filter_map(Rope::original_context).min();
+        self.context = match original {
+            Some(original) if asked.is_none_or(|asked| asked <= original) => self.context.min(original),
+            Some(_) => {
+                self.ropes.iter_mut().for_each(Rope::extend);
+                self.context
+            }
+            None => self.context,
+        };
+        self.context = asked.map_or(self.context, |asked| asked.min(self.context));
+        self
+    }
+
+    /// Refuses sizes that do not fit together.
+    pub(crate) fn checked(self) -> Result<Self> {
+        let Heads { heads, kv_heads, head_dim, .. } = self.heads;
+        let rotary = self.rotary;
+        let windows = self.layers.iter().filter_map(|layer| layer.window);
+        let fits = kv_heads > 0
+            && heads.is_multiple_of(kv_heads)
+            && rotary <= head_dim
+            && rotary.is_multiple_of(2)
+            && windows.min() != Some(0)
+            && self.layers.iter().all(|layer| layer.rope < self.ropes.len().max(1))
+            && self.ropes.iter().all(|rope| rope.fits(rotary));
+        if !fits {
+            return Err(Error::invalid(format!(
+                "the model's attention cannot be computed: {heads} heads, {kv_heads} key heads, head size {head_dim}, of \
+                 which {rotary} are rotated"
+            )));
+        }
+        if let Some(experts) = &self.experts {
+            let groups = experts.groups.unwrap_or(Groups { count: 1, kept: 1, best: 1 });
+            let size = experts.count.checked_div(groups.count).unwrap_or(0);
+            let fits = size * groups.count == experts.count
+                && (1..=groups.count).contains(&groups.kept)
+                && (1..=size * groups.kept).contains(&experts.chosen)
+                && groups.best <= size;
+            if !fits {
+                return Err(Error::invalid(format!(
+                    "the model's experts cannot be computed: {} of {} in {} groups, of which {} are kept",
+                    experts.chosen, experts.count, groups.count, groups.kept
+                )));
+            }
+        }
+        Ok(self)
     }
 }

@@ -60,7 +60,7 @@ impl Encoder {
     pub(crate) fn load(shape: &EncoderShape, weights: &Weights, dtype: DType) -> Result<Self> {
         let hidden = shape.hidden;
         let types = weights.read("embeddings.token_type_embeddings.weight", &[shape.types, hidden])?;
-        let words = Part { module: "embeddings.word_embeddings", rows: shape.vocab, interleaved_heads: None };
+        let words = Part { module: "embeddings.word_embeddings", rows: shape.vocab };
         let layers = (0..shape.layers).map(|layer| Layer::load(shape, weights, layer, dtype)).collect::<Result<_>>()?;
         Ok(Self {
             words: fused(weights, &[words], hidden, dtype)?,
@@ -180,10 +180,10 @@ impl Layer {
         let (hidden, root) = (shape.hidden, format!("encoder.layer.{layer}"));
         let linear = |module: &str, rows: usize, columns: usize| {
             let module = format!("{root}.{module}");
-            fused(weights, &[Part { module: &module, rows, interleaved_heads: None }], columns, dtype)
+            fused(weights, &[Part { module: &module, rows }], columns, dtype)
         };
         let qkv = ["query", "key", "value"].map(|name| format!("{root}.attention.self.{name}"));
-        let qkv = qkv.each_ref().map(|module| Part { module, rows: hidden, interleaved_heads: None });
+        let qkv = qkv.each_ref().map(|module| Part { module, rows: hidden });
         Ok(Self {
             qkv: fused(weights, &qkv, hidden, dtype)?,
             attention_out: linear("attention.output.dense", hidden, hidden)?,
