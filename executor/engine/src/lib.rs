@@ -11,7 +11,6 @@ mod descriptor;
 mod encoder;
 mod engine;
 mod gguf;
-mod gguf_tokenizer;
 mod guide;
 mod kernels;
 mod kv;

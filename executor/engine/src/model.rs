@@ -15,8 +15,8 @@ use crate::decoder::shape::{self as decoder_shape, DecoderShape};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
 use crate::encoder::shape::EncoderShape;
-use crate::gguf::GgufFile;
-use crate::gguf_tokenizer;
+use crate::gguf::{GgufFile, tokenizer as gguf_tokenizer};
+
 use crate::prompt::Prompter;
 use crate::safetensors::SafetensorsFiles;
 use crate::source::{Folder, Source, read_json_if_there, unreadable};
