@@ -100,14 +100,6 @@ impl GgufFile {
         }
     }
 
-    /// A list of bytes.
-    pub(crate) fn bytes(&self, key: &str) -> Option<&[u8]> {
-        match self.header.metadata.get(key)? {
-            Value::Bytes(bytes) => Some(bytes),
-            _ => None,
-        }
-    }
-
     /// Whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.header.tensors.contains_key(name)
