@@ -7,6 +7,8 @@ pub(crate) mod tokenizer;
 
 #[cfg(test)]
 mod header_tests;
+#[cfg(test)]
+mod type_tests;
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
