@@ -16,6 +16,7 @@ mod kernels;
 mod kv;
 mod labels;
 mod linear;
+mod lora;
 mod model;
 mod pack;
 mod prompt;
@@ -28,7 +29,7 @@ mod tokens;
 mod weights;
 
 pub use engine::CandleEngine;
-pub use model::{EngineOptions, ModelFacts, inspect};
+pub use model::{EngineOptions, ModelFacts, inspect, inspect_adapted};
 
 #[cfg(test)]
 mod oracle_tests;
