@@ -12,12 +12,12 @@ mod encoder;
 mod engine;
 mod gemm;
 mod gguf;
-mod gguf_tokenizer;
 mod guide;
 mod kernels;
 mod kv;
 mod labels;
 mod linear;
+mod lora;
 mod model;
 mod pack;
 mod prompt;
@@ -30,7 +30,7 @@ mod tokens;
 mod weights;
 
 pub use engine::CandleEngine;
-pub use model::{EngineOptions, ModelFacts, inspect};
+pub use model::{EngineOptions, ModelFacts, inspect, inspect_adapted};
 
 #[cfg(test)]
 mod oracle_tests;

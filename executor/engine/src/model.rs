@@ -16,8 +16,8 @@ use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
 use crate::encoder::shape::EncoderShape;
 use crate::gemm;
-use crate::gguf::GgufFile;
-use crate::gguf_tokenizer;
+use crate::gguf::{GgufFile, tokenizer as gguf_tokenizer};
+use crate::lora::Adapter;
 use crate::prompt::Prompter;
 use crate::safetensors::SafetensorsFiles;
 use crate::source::{Folder, Source, read_json_if_there, unreadable};
@@ -55,6 +55,8 @@ pub struct EngineOptions {
     pub pooling: Option<Pooling>,
     /// Threads to compute with; all of the machine's if not given.
     pub threads: Option<usize>,
+    /// Folder of a LoRA adapter in the layout of PEFT, merged into the weights.
+    pub adapter: Option<PathBuf>,
 }
 
 /// Everything known of a model before its weights are read.
@@ -71,7 +73,15 @@ struct Opened {
 /// # Errors
 /// [`rowmill_jobs::Kind::Invalid`] where files are missing, damaged, pickled, or of an architecture that is not supported.
 pub fn inspect(source: &Path) -> Result<ModelFacts> {
-    let opened = open(source)?;
+    inspect_adapted(source, None)
+}
+
+/// The same for a model with an adapter, whose files are not among the facts' own.
+///
+/// # Errors
+/// As [`inspect`], and where the adapter is not of this model.
+pub fn inspect_adapted(source: &Path, adapter: Option<&Path>) -> Result<ModelFacts> {
+    let opened = open(source, adapter)?;
     check_tensors(&opened)?;
     let (abilities, dimensions, context) = match &opened.descriptor {
         Descriptor::Decoder(shape) => {
@@ -91,7 +101,7 @@ pub fn inspect(source: &Path) -> Result<ModelFacts> {
     })
 }
 
-fn open(source: &Path) -> Result<Opened> {
+fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
     match Source::find(source)? {
         Source::Folder(folder) => {
             let architecture = descriptor::architecture_of(&folder.config);
@@ -101,9 +111,13 @@ fn open(source: &Path) -> Result<Opened> {
             // BERT checkpoints of a task (masked language model, classifier) hold the encoder under a prefix.
             let prefixed =
                 matches!(descriptor, Descriptor::Encoder(_)) && files.has("bert.embeddings.word_embeddings.weight");
-            let weights = Weights::Safetensors { files, prefix: if prefixed { "bert." } else { "" } };
+            let prefix = if prefixed { "bert." } else { "" };
+            let adapter = adapter.map(|folder| Adapter::open(folder, &files, prefix)).transpose()?;
+            let weights = Weights::Safetensors { files, prefix, adapter };
             Ok(Opened { architecture, descriptor, weights, files: folder.files.clone(), folder: Some(folder) })
         }
+        Source::Gguf(path) if adapter.is_some() => Err(Error::invalid(format!("{} cannot be adapted", path.display()))
+            .hint("an adapter is merged into the safetensors it was trained on; name their folder as the source")),
         Source::Gguf(path) => {
             let file = GgufFile::open(&path)?;
             let (architecture, shape) = decoder::from_gguf(&file)?;
@@ -198,7 +212,7 @@ pub(crate) enum Network {
 impl Model {
     /// Reads everything.
     pub(crate) fn load(source: &Path, options: &EngineOptions) -> Result<Self> {
-        let mut opened = open(source)?;
+        let mut opened = open(source, options.adapter.as_deref())?;
         check_tensors(&opened)?;
         if let Weights::Gguf { file, kept } = &mut opened.weights {
             *kept = match options.dtype {
@@ -244,6 +258,9 @@ impl Model {
                 (network, shape.vocab, settings.context, settings.lower_case)
             }
         };
+        if let Weights::Safetensors { adapter: Some(adapter), .. } = &opened.weights {
+            adapter.check_merged()?;
+        }
         let context = asked.map_or(context, |asked| asked.min(context));
         let prompter = prompter(tokens, texts, vocab, context, lower_case)?;
         Ok(Self { prompter, network })
@@ -324,7 +341,7 @@ fn prompter(tokens: Tokens, texts: Texts, vocab: usize, context: usize, lower_ca
 impl Model {
     /// A GGUF model whose matrices stay quantised, whatever its size.
     pub(crate) fn load_quantised(source: &Path) -> Result<Self> {
-        let mut opened = open(source)?;
+        let mut opened = open(source, None)?;
         if let Weights::Gguf { kept, .. } = &mut opened.weights {
             *kept = Kept::All;
         }

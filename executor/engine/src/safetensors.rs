@@ -45,6 +45,11 @@ impl SafetensorsFiles {
         Ok(Self { paths: paths.to_vec(), tensors })
     }
 
+    /// The names of all tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
     /// Whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
@@ -111,16 +116,24 @@ fn read_header(path: &Path, file_index: usize) -> Result<Vec<(String, Entry)>> {
         serde_json::from_slice(&header).map_err(|e| damaged(path, "its header is not JSON").caused_by(e))?;
     let data_bytes = file_bytes - 8 - header_bytes;
     let mut entries = Vec::with_capacity(header.len());
-    let mut end_max = 0;
+    let (mut end_max, mut sum) = (0, 0u64);
     for (name, info) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
         let (entry, end) = check_entry(path, &name, &info, 8 + header_bytes)?;
         end_max = end.max(end_max);
+        sum = sum.saturating_add(entry.bytes);
         entries.push((name, Entry { file: file_index, ..entry }));
     }
     if end_max > data_bytes {
         return Err(damaged(
             path,
             &format!("its header describes {end_max} bytes of tensors, the file has {data_bytes}"),
+        ));
+    }
+    // Tensors that shared bytes could add up to more than the file.
+    if sum > data_bytes {
+        return Err(damaged(
+            path,
+            &format!("its tensors overlap: together they have {sum} bytes, the file {data_bytes}"),
         ));
     }
     Ok(entries)
@@ -199,5 +212,67 @@ mod tests {
         assert!(open(&overflow).is_err());
         let json = file("{nonsense", &[]);
         assert!(open(&json).unwrap_err().to_string().contains("not JSON"));
+        let shared = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        assert!(open(&file(shared, &[0; 8])).unwrap_err().to_string().contains("overlap"));
+        let beyond =
+            file(r#"{"a":{"dtype":"U8","shape":[0],"data_offsets":[18446744073709551615,18446744073709551615]}}"#, &[]);
+        assert!(open(&beyond).unwrap_err().to_string().contains("outside of the file"));
+    }
+
+    const HEADER: &str = r#"{"a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[3],"data_offsets":[8,14]}}"#;
+
+    /// Whether the file opens; if it does, what it describes can be read whole.
+    fn opens(path: &Path, bytes: &[u8]) -> bool {
+        std::fs::write(path, bytes).unwrap();
+        let Ok(tensors) = SafetensorsFiles::open(&[path.to_path_buf()]) else { return false };
+        for (name, entry) in &tensors.tensors {
+            let read = tensors.read(name);
+            if ["F32", "F16", "BF16"].contains(&entry.dtype.as_str()) {
+                assert_eq!(read.unwrap().len(), entry.shape.iter().product::<usize>());
+            }
+        }
+        true
+    }
+
+    #[test]
+    fn a_file_cut_off_anywhere_is_refused() {
+        let file = file(HEADER, &[1; 14]);
+        let bytes = std::fs::read(file.path()).unwrap();
+        for length in 0..bytes.len() {
+            assert!(!opens(file.path(), &bytes[..length]), "cut at {length}");
+        }
+        assert!(opens(file.path(), &bytes));
+    }
+
+    #[test]
+    fn lengths_that_lie_are_refused() {
+        let file = file(HEADER, &[1; 14]);
+        let bytes = std::fs::read(file.path()).unwrap();
+        for length in [HEADER.len() as u64 + 15, HEADER_BYTES_MAX, 1 << 40, u64::MAX - 7, u64::MAX] {
+            let lying = [&length.to_le_bytes()[..], &bytes[8..]].concat();
+            assert!(!opens(file.path(), &lying), "{length}");
+        }
+    }
+
+    #[test]
+    fn random_changes_never_panic() {
+        let file = file(HEADER, &[1; 14]);
+        let bytes = std::fs::read(file.path()).unwrap();
+        let (mut state, mut kept) = (1u32, 0);
+        let mut random = || {
+            // The linear congruential generator of Numerical Recipes.
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize
+        };
+        for _ in 0..3000 {
+            let mut changed = bytes.clone();
+            for _ in 0..=random() % 2 {
+                let at = random() % changed.len();
+                // Digits lie better than noise does.
+                changed[at] = if random().is_multiple_of(2) { b'0' + (random() % 10) as u8 } else { random() as u8 };
+            }
+            kept += u32::from(opens(file.path(), &changed));
+        }
+        assert!(kept > 0 && kept < 3000, "{kept} kept");
     }
 }

@@ -35,14 +35,24 @@ pub(crate) fn checkpoint(fixture: &Value) -> TempDir {
 }
 
 /// `[name, shape, centre, spread]` to its values: uniform in `centre ± spread`.
-fn tensor(entry: &Value) -> (String, Tensor) {
+pub(crate) fn tensor(entry: &Value) -> (String, Tensor) {
     let name = entry[0].as_str().unwrap().to_owned();
     let shape: Vec<usize> = entry[1].as_array().unwrap().iter().map(|size| size.as_u64().unwrap() as usize).collect();
     let (centre, spread) = (entry[2].as_f64().unwrap() as f32, entry[3].as_f64().unwrap() as f32);
-    let seed = fnv1a(name.as_bytes());
-    let value = |i: usize| centre + spread * (2.0 * unit(seed, i as u64) - 1.0);
-    let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+    let values = values(&name, shape.iter().product(), centre, spread);
     (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+}
+
+/// The first `count` values of a tensor of this name.
+pub(crate) fn values(name: &str, count: usize, centre: f32, spread: f32) -> Vec<f32> {
+    let seed = fnv1a(name.as_bytes());
+    (0..count).map(|i| centre + spread * (2.0 * unit(seed, i as u64) - 1.0)).collect()
+}
+
+/// The first `count` bytes of a quantised tensor of this name.
+pub(crate) fn noise(name: &str, count: usize) -> Vec<u8> {
+    let seed = fnv1a(name.as_bytes());
+    (0..count).map(|i| (split_mix(seed, i as u64) >> 56) as u8).collect()
 }
 
 /// FNV-1a, 64 bits.
@@ -50,12 +60,17 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The `i`-th number in [0, 1) of a seed: SplitMix64's output function, its upper 24 bits.
+/// The `i`-th number in [0, 1) of a seed: the upper 24 bits.
 fn unit(seed: u64, i: u64) -> f32 {
+    (split_mix(seed, i) >> 40) as f32 / (1u32 << 24) as f32
+}
+
+/// SplitMix64's output function.
+fn split_mix(seed: u64, i: u64) -> u64 {
     let mut x = seed.wrapping_add(i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((x ^ (x >> 31)) >> 40) as f32 / (1u32 << 24) as f32
+    x ^ (x >> 31)
 }
 
 #[test]

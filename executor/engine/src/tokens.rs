@@ -14,7 +14,7 @@ const UNKNOWN: [&str; 2] = ["[UNK]", "<unk>"];
 #[derive(Debug)]
 pub(crate) struct Tokens {
     tokenizer: Tokenizer,
-    /// The same without added tokens: whatever it encodes is text.
+    /// The same without added tokens, but for those that only spell something: whatever it encodes is text.
     text_only: Tokenizer,
     markers: Vec<Marker>,
     /// By id: whether the token is a marker.
@@ -58,18 +58,27 @@ impl Tokens {
         let mut text_only = tokenizer.clone();
         text_only.with_added_vocabulary(AddedVocabulary::new());
         let mut markers = Vec::new();
+        let mut spellings = Vec::new();
         for (id, token) in tokenizer.get_added_tokens_decoder() {
             // Some models mark their control tokens as not special; by their looks they are recognised all the same.
             let looks = token.content.starts_with(['<', '[']) && token.content.ends_with(['>', ']']);
             if token.special || looks {
                 let (strips_left, strips_right) = (token.lstrip, token.rstrip);
                 markers.push(Marker { content: token.content, id, strips_left, strips_right });
+            } else {
+                spellings.push((id, token));
             }
         }
         // What stands for unknown characters is an added token too, but it steers nothing. Which one that is shows
         // with characters of two scripts nobody has written for long.
         let unknown = text_only.encode_fast("\u{13000} \u{10A60}", false).map_err(broken)?;
         markers.retain(|marker| !unknown.get_ids().contains(&marker.id) && !UNKNOWN.contains(&marker.content.as_str()));
+        // Runs of blanks or new lines, say: text has them, too. Their ids are given anew in this order, and may differ.
+        spellings.sort_by_key(|(id, _)| *id);
+        text_only.add_tokens(spellings.iter().map(|(_, token)| token.clone())).map_err(broken)?;
+        if spellings.iter().any(|(id, token)| text_only.token_to_id(&token.content) != Some(*id)) {
+            text_only.with_added_vocabulary(AddedVocabulary::new());
+        }
         // Longest first, so that the first one that matches is the longest.
         markers.sort_by_key(|marker| (std::cmp::Reverse(marker.content.len()), marker.id));
         let mut is_marker = vec![false; markers.iter().map(|marker| marker.id as usize + 1).max().unwrap_or(0)];

@@ -7,13 +7,14 @@ use rowmill_jobs::{Error, Result};
 
 use crate::gguf::GgufFile;
 use crate::linear::Linear;
+use crate::lora::Adapter;
 use crate::safetensors::SafetensorsFiles;
 
 /// A model's tensors.
 #[derive(Debug)]
 pub(crate) enum Weights {
-    /// Safetensors; `prefix` stands before every name in the files.
-    Safetensors { files: SafetensorsFiles, prefix: &'static str },
+    /// Safetensors; `prefix` stands before every name in the files, `adapter` changes what is read from them.
+    Safetensors { files: SafetensorsFiles, prefix: &'static str, adapter: Option<Adapter> },
     /// GGUF of llama.cpp.
     Gguf { file: GgufFile, kept: Kept },
 }
@@ -31,7 +32,7 @@ impl Weights {
     /// Whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         match self {
-            Self::Safetensors { files, prefix } => files.has(&format!("{prefix}{name}")),
+            Self::Safetensors { files, prefix, .. } => files.has(&format!("{prefix}{name}")),
             Self::Gguf { file, .. } => file.has(name),
         }
     }
@@ -39,7 +40,7 @@ impl Weights {
     /// Checks that a tensor is there and has this shape; reads nothing.
     pub(crate) fn check(&self, name: &str, expected: &[usize]) -> Result<()> {
         let (found, file, stored) = match self {
-            Self::Safetensors { files, prefix } => {
+            Self::Safetensors { files, prefix, .. } => {
                 let stored = format!("{prefix}{name}");
                 (files.shape(&stored), files.file_of(&stored), stored)
             }
@@ -61,7 +62,14 @@ impl Weights {
     pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.check(name, shape)?;
         match self {
-            Self::Safetensors { files, prefix } => files.read(&format!("{prefix}{name}")),
+            Self::Safetensors { files, prefix, adapter } => {
+                let stored = format!("{prefix}{name}");
+                let mut values = files.read(&stored)?;
+                if let (Some(adapter), [_, columns]) = (adapter, shape) {
+                    adapter.merge(&stored, *columns, &mut values)?;
+                }
+                Ok(values)
+            }
             Self::Gguf { file, .. } => file.read(name),
         }
     }
