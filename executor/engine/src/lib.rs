@@ -8,6 +8,7 @@ mod chat;
 mod config;
 mod decoder;
 mod descriptor;
+mod drive;
 mod encoder;
 mod engine;
 mod gguf;
@@ -19,6 +20,7 @@ mod labels;
 mod linear;
 mod model;
 mod pack;
+mod prefixes;
 mod prompt;
 mod rope;
 mod row;
@@ -35,6 +37,8 @@ pub use model::{EngineOptions, ModelFacts, inspect};
 mod oracle_tests;
 #[cfg(test)]
 mod parity_tests;
+#[cfg(test)]
+mod schedule_tests;
 #[cfg(test)]
 mod synthetic;
 #[cfg(test)]
