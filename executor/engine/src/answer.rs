@@ -1,11 +1,11 @@
 //! Answers prompts with a decoder: what is asked of the rows, the beginning that outlives a call, and what their ends mean.
 //! It computes nothing itself: [`Drive`] runs the rows.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rowmill_jobs::infer::{Answer, Answered, Outcome, RowError, RowErrorCode, TaskKind, TextFormat, Usage};
 use rowmill_jobs::{Error, Result};
-use serde_json::Value;
 
 use crate::decoder::Decoder;
 use crate::decoder::shape::DecoderShape;
@@ -14,13 +14,13 @@ use crate::drive::Observer;
 use crate::drive::{Beginning, Drive};
 use crate::guide::{Guide, Guides};
 use crate::kv::{KvCache, PageId};
-use crate::labels::LabelTrie;
+use crate::labels::{LabelTrie, calibrated};
 use crate::pack::common_prefix;
 use crate::prompt::Prompter;
 use crate::row::{Ask, End, Row, choice};
 
-/// Memory for keys and values.
-const KV_BYTES_MAX: usize = 2 << 30;
+/// Tasks whose guides and priors are kept: those of a job, whose calls take turns.
+const TASKS_KEPT: usize = 8;
 /// A common beginning shorter than this is not worth a pass of its own.
 const PREFIX_TOKENS_MIN: usize = 4;
 
@@ -34,8 +34,10 @@ pub(crate) struct Answerer {
     prefix: Vec<u32>,
     prefix_table: Vec<PageId>,
     guides: Option<Guides>,
-    /// The last schema and its compiled guide.
-    schema: Option<(Value, Guide)>,
+    /// The last output formats and their compiled guides.
+    formats: VecDeque<(TextFormat, Guide)>,
+    /// What the last labels score without a text.
+    priors: VecDeque<Prior>,
     #[cfg(test)]
     pub(crate) observer: Observer,
 }
@@ -44,6 +46,15 @@ impl std::fmt::Debug for Guide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Guide")
     }
+}
+
+/// Scores that labels have without a text.
+#[derive(Debug)]
+struct Prior {
+    /// The prompt without a text.
+    prompt: Vec<u32>,
+    labels: Vec<String>,
+    scores: Vec<f32>,
 }
 
 /// What came of a run.
@@ -55,9 +66,10 @@ pub(crate) struct Answers {
 }
 
 impl Answerer {
-    pub(crate) fn new(decoder: Decoder, shape: &DecoderShape, prompter: Arc<Prompter>) -> Self {
+    /// `kv_bytes_max` bounds the memory for keys and values; it is taken when it is needed.
+    pub(crate) fn new(decoder: Decoder, shape: &DecoderShape, prompter: Arc<Prompter>, kv_bytes_max: usize) -> Self {
         let heads = Decoder::heads(shape);
-        let pages_max = (KV_BYTES_MAX / KvCache::page_bytes(heads, shape.layers)).max(1);
+        let pages_max = (kv_bytes_max / KvCache::page_bytes(heads, shape.layers)).max(1);
         let cache = KvCache::new(heads, shape.layers, pages_max);
         Self {
             decoder,
@@ -66,21 +78,36 @@ impl Answerer {
             prefix: Vec::new(),
             prefix_table: Vec::new(),
             guides: None,
-            schema: None,
+            formats: VecDeque::new(),
+            priors: VecDeque::new(),
             #[cfg(test)]
             observer: Observer::default(),
         }
     }
 
-    /// Outcomes of prompts, in their order. `stopped` is asked at every step; `None` if it said yes.
+    /// Outcomes of prompts, in their order. `neutral` is the prompt without a text, for scores that are to be calibrated.
+    /// `stopped` is asked at every step; `None` if it said yes.
     pub(crate) fn answer(
         &mut self,
         kind: &TaskKind,
+        neutral: Option<&[u32]>,
         prompts: &[&[u32]],
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Vec<Outcome>>> {
-        let Some(answers) = self.run(kind, prompts, stopped)? else { return Ok(None) };
-        let json = matches!(kind, TaskKind::Complete { format: TextFormat::Json { .. }, .. });
+        let unknown = neutral.filter(|neutral| self.prior(kind, neutral).is_none());
+        let together: Vec<&[u32]> = prompts.iter().copied().chain(unknown).collect();
+        let Some(mut answers) = self.run(kind, &together, stopped)? else { return Ok(None) };
+        if let (Some(neutral), TaskKind::Choose { labels, .. }) = (unknown, kind) {
+            match answers.ends.pop() {
+                Some(End::Scored(scores)) => {
+                    self.priors.truncate(TASKS_KEPT - 1);
+                    self.priors.push_front(Prior { prompt: neutral.to_vec(), labels: labels.clone(), scores });
+                }
+                Some(End::Failed(error)) => return Ok(Some(prompts.iter().map(|_| Err(error.clone())).collect())),
+                _ => return Err(Error::internal("labels without a text were not scored")),
+            }
+        }
+        let prior = neutral.and_then(|neutral| self.prior(kind, neutral));
         let outcomes = prompts.iter().zip(answers.ends).zip(answers.cached).map(|((prompt, end), cached)| {
             let usage = |output: usize| Usage {
                 input_tokens: prompt.len() as u64,
@@ -91,11 +118,14 @@ impl Answerer {
                 End::Failed(error) => Ok(Err(error)),
                 End::Cut(ids) => Ok(Err(RowError::new(
                     RowErrorCode::Truncated,
-                    format!("the answer was cut after {} tokens", ids.len()),
+                    format!("the answer was not whole after {} tokens", ids.len()),
                 ))),
-                End::Scored(scores) => Ok(Ok(Answered { usage: usage(0), answer: choice(scores) })),
+                End::Scored(scores) => {
+                    let scores = prior.map_or_else(|| scores.clone(), |prior| calibrated(&scores, prior));
+                    Ok(Ok(Answered { usage: usage(0), answer: choice(scores) }))
+                }
                 End::Written(ids) => {
-                    let text = if json { self.json_text(&ids) } else { Ok(self.prompter.tokens.decode(&ids)?) };
+                    let text = self.text(kind, &ids)?;
                     Ok(text.map(|text| Answered { usage: usage(ids.len()), answer: Answer::Text(text) }))
                 }
             }
@@ -103,13 +133,27 @@ impl Answerer {
         outcomes.collect::<Result<Vec<Outcome>>>().map(Some)
     }
 
-    fn json_text(&self, ids: &[u32]) -> std::result::Result<String, RowError> {
-        let bytes = self.guides.as_ref().map(|guides| guides.bytes(ids)).unwrap_or_default();
+    /// What the labels score without a text, if it was measured.
+    fn prior(&self, kind: &TaskKind, neutral: &[u32]) -> Option<&[f32]> {
+        let TaskKind::Choose { labels, .. } = kind else { return None };
+        let known = self.priors.iter().find(|prior| prior.prompt == neutral && prior.labels == *labels);
+        known.map(|prior| prior.scores.as_slice())
+    }
+
+    /// The text that ids spell, exactly as the grammar saw it if there was one.
+    fn text(&self, kind: &TaskKind, ids: &[u32]) -> Result<std::result::Result<String, RowError>> {
+        let TaskKind::Complete { format: TextFormat::Json { .. } | TextFormat::Pattern { .. }, .. } = kind else {
+            return self.prompter.tokens.decode(ids).map(Ok);
+        };
         let invalid =
             |what: &str| RowError::new(RowErrorCode::InvalidOutput, format!("the model's output is not {what}"));
-        let text = String::from_utf8(bytes).map_err(|_| invalid("UTF-8"))?;
-        serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(|_| invalid("JSON"))?;
-        Ok(text)
+        let bytes = self.guides.as_ref().map(|guides| guides.bytes(ids)).unwrap_or_default();
+        let Ok(text) = String::from_utf8(bytes) else { return Ok(Err(invalid("UTF-8"))) };
+        let json = matches!(kind, TaskKind::Complete { format: TextFormat::Json { .. }, .. });
+        if json && serde_json::from_str::<serde::de::IgnoredAny>(&text).is_err() {
+            return Ok(Err(invalid("JSON")));
+        }
+        Ok(Ok(text))
     }
 
     /// Runs prompts to their ends.
@@ -169,7 +213,7 @@ impl Answerer {
 
     fn ask(&mut self, kind: &TaskKind) -> Result<(Ask, Option<Guide>)> {
         match kind {
-            TaskKind::Choose { labels } => {
+            TaskKind::Choose { labels, .. } => {
                 let end = self.prompter.end_of_turn.ok_or_else(|| {
                     Error::invalid("the model names no token that ends an answer, so labels cannot be scored")
                         .hint("eos_token_id in generation_config.json or config.json names it")
@@ -184,7 +228,7 @@ impl Answerer {
             TaskKind::Complete { tokens_max, format } => {
                 let guide = match format {
                     TextFormat::Free => None,
-                    TextFormat::Json { schema } => Some(self.guide(schema)?),
+                    TextFormat::Json { .. } | TextFormat::Pattern { .. } => Some(self.guide(format)?),
                 };
                 Ok((Ask::Text { tokens_max: *tokens_max as usize }, guide))
             }
@@ -194,18 +238,22 @@ impl Answerer {
         }
     }
 
-    fn guide(&mut self, schema: &Value) -> Result<Guide> {
-        if let Some((known, guide)) = &self.schema
-            && known == schema
-        {
+    fn guide(&mut self, format: &TextFormat) -> Result<Guide> {
+        if let Some((_, guide)) = self.formats.iter().find(|(known, _)| known == format) {
             return Ok(guide.clone());
         }
         let guides = match self.guides.take() {
             Some(guides) => guides,
             None => Guides::new(&self.prompter)?,
         };
-        let guide = self.guides.insert(guides).json(schema)?;
-        self.schema = Some((schema.clone(), guide.clone()));
+        let guides = self.guides.insert(guides);
+        let guide = match format {
+            TextFormat::Json { schema } => guides.json(schema)?,
+            TextFormat::Pattern { pattern } => guides.pattern(pattern)?,
+            TextFormat::Free => return Err(Error::internal("free text has no grammar")),
+        };
+        self.formats.truncate(TASKS_KEPT - 1);
+        self.formats.push_front((format.clone(), guide.clone()));
         Ok(guide)
     }
 
@@ -232,5 +280,14 @@ impl Answerer {
     fn forget_prefix(&mut self) {
         self.cache.release(&mut self.prefix_table);
         self.prefix.clear();
+    }
+}
+
+#[cfg(test)]
+impl Answerer {
+    /// Pages in use beside those of the beginning that is kept, and how many tasks are remembered.
+    pub(crate) fn held(&self, pages_max: usize) -> (usize, usize) {
+        let used = pages_max - self.cache.available() - self.prefix_table.len();
+        (used, self.formats.len().max(self.priors.len()))
     }
 }

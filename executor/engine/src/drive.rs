@@ -7,11 +7,12 @@ use rowmill_jobs::{Error, Result};
 use crate::attention::BLOCK;
 use crate::decoder::Decoder;
 use crate::kv::{KvCache, PageId};
+use crate::line::{Demand, Line};
 use crate::pack::Pack;
 use crate::prefixes::Prefixes;
 use crate::prompt::Prompter;
 use crate::row::{Ask, End, Row, advance, numeric, out_of_memory};
-use crate::schedule::{Limits, Need, Relief, Scheduler, Shared, Slice, Work, pages_needed};
+use crate::schedule::{Limits, Relief, Scheduler, Slice, Work, pages_needed};
 
 /// Tokens in one step's batch: enough to keep the matrix products busy, few enough to stay in the processor's caches.
 const STEP: Limits = Limits { tokens: 1024, rows: 128 };
@@ -123,45 +124,28 @@ impl Drive<'_> {
 
     /// Orders the rows, finds what they share and reserves their first pages. A row that cannot have them ends here.
     fn schedule(&mut self, computed: usize) -> Scheduler {
-        let pages = self.pages;
-        let known = self.beginnings[0].tokens;
         let prompts: Vec<&[u32]> = self.rows.iter().map(|row| &row.ids[..row.prompt]).collect();
-        let prefixes = Prefixes::of(&prompts, known);
-        let parent_tokens = |parent: Option<usize>| parent.map_or(0, |parent| prefixes.nodes[parent].tokens);
-        let own = |index: usize| {
-            let node = &prefixes.nodes[index];
-            if index == 0 { 0 } else { pages_needed(node.tokens, parent_tokens(node.parent)) }
-        };
-        let nodes: Vec<Shared> = prefixes.nodes.iter().enumerate().map(|(index, node)| Shared { tokens: node.tokens, pages: own(index), parent: node.parent }).collect();
-        // Pages of a beginning and all before it.
-        let mut path_pages: Vec<usize> = Vec::with_capacity(nodes.len());
-        for node in &nodes {
-            path_pages.push(node.pages + node.parent.map_or(0, |parent| path_pages[parent]));
-        }
-        for node in &prefixes.nodes[1..] {
-            let (tokens, parent, row) = (node.tokens, node.parent, node.row);
-            self.beginnings.push(Beginning { tokens, parent, row, table: Vec::new() });
-        }
-        let (mut needs, mut alone) = (Vec::with_capacity(self.rows.len()), Vec::new());
-        let (room, context, extra) = (self.room(), self.prompter.context, self.ask.extra_pages());
-        for (index, after) in prefixes.rows {
-            let row = &mut self.rows[index];
+        let prefixes = Prefixes::of(&prompts, self.beginnings[0].tokens);
+        let (room, context, extra_pages) = (self.room(), self.prompter.context, self.ask.extra_pages());
+        let mut demands = Vec::with_capacity(self.rows.len());
+        for row in &mut self.rows {
             row.reserved = row.reservation(self.ask, context, room);
-            let need = |after: usize| {
-                let pages = pages_needed(row.reserved, nodes[after].tokens) + extra;
-                Need { tokens: row.ids.len(), pages, after }
-            };
-            if need(after).pages + path_pages[after] <= pages {
-                needs.push((index, need(after)));
-                row.after = after;
-            } else if need(0).pages <= pages {
-                alone.push((index, need(0)));
-            } else {
-                row.end = Some(no_room(row.reserved + extra * BLOCK, room));
-            }
+            demands.push(Demand { tokens: row.ids.len(), reserved: row.reserved, extra_pages });
         }
-        needs.append(&mut alone);
-        Scheduler::new(&nodes, computed, needs, pages, STEP)
+        let line = Line::of(&prefixes, &demands, self.pages);
+        for (index, need) in &line.rows {
+            self.rows[*index].after = need.after;
+        }
+        for index in line.refused {
+            self.rows[index].end = Some(no_room(self.rows[index].reserved + extra_pages * BLOCK, room));
+        }
+        self.beginnings.extend(prefixes.nodes[1..].iter().map(|node| Beginning {
+            tokens: node.tokens,
+            parent: node.parent,
+            row: node.row,
+            table: Vec::new(),
+        }));
+        Scheduler::new(&line.nodes, computed, line.rows, self.pages, STEP)
     }
 
     /// Tokens that one row can have, alone with the first beginning.
@@ -175,7 +159,9 @@ impl Drive<'_> {
         #[cfg(test)]
         if self.observer.refuses.is_some_and(|refuses| refuses(&pack)) {
             self.observer.failed_steps += 1;
-            return Err(Error::internal("a step failed").caused_by(std::io::Error::other("CUDA_ERROR_OUT_OF_MEMORY")).into());
+            return Err(Error::internal("a step failed")
+                .caused_by(std::io::Error::other("CUDA_ERROR_OUT_OF_MEMORY"))
+                .into());
         }
         let hidden = self.decoder.forward(&pack, self.cache)?;
         #[cfg(test)]

@@ -1,5 +1,5 @@
 //! The candle engine: open models on this machine, for tables. Tokens in, outcomes out: packed ragged batches, a paged KV
-//! cache with shared prefixes, label scoring without decoding, constrained JSON, continuous batching.
+//! cache with shared prefixes, label scoring without decoding, constrained output, continuous batching.
 //! Knows no table, no network and no file it was not given; fetches nothing and writes nothing.
 
 mod answer;
@@ -17,6 +17,7 @@ mod guide;
 mod kernels;
 mod kv;
 mod labels;
+mod line;
 mod linear;
 mod model;
 mod pack;
@@ -31,8 +32,10 @@ mod tokens;
 mod weights;
 
 pub use engine::CandleEngine;
-pub use model::{EngineOptions, ModelFacts, inspect};
+pub use model::{EngineOptions, KV_BYTES_DEFAULT, ModelFacts, inspect};
 
+#[cfg(test)]
+mod answer_tests;
 #[cfg(test)]
 mod oracle_tests;
 #[cfg(test)]

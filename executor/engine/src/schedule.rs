@@ -283,7 +283,7 @@ impl Scheduler {
         self.unbegin(&mut relief);
         let tokens: usize = slices.iter().map(|slice| slice.to - slice.from).sum();
         let smallest = tokens <= BLOCK && (slices.len() == 1 || self.limits.rows == 1);
-        self.limits.tokens = (self.limits.tokens.min(tokens) / 2).max(BLOCK);
+        self.limits.tokens = (tokens / 2).max(BLOCK).min(self.limits.tokens);
         self.limits.rows = self.running.len().div_ceil(2).max(1);
         if self.running.len() > 1 {
             for row in self.running[self.limits.rows..].iter().map(|running| running.row).collect::<Vec<_>>() {

@@ -13,6 +13,7 @@ use crate::{engine, fixture, floats, reference, request, task};
 fn choose(labels: &Value) -> TaskKind {
     TaskKind::Choose {
         labels: labels.as_array().unwrap().iter().map(|label| label.as_str().unwrap().to_owned()).collect(),
+        calibrate: false,
     }
 }
 
@@ -107,7 +108,7 @@ async fn output_that_is_cut_is_an_error_and_never_short_text() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_rows_trouble_is_its_own_and_equal_rows_are_computed_once() {
     let engine = engine("llama-tiny");
-    let task = task(TaskKind::Choose { labels: vec!["yes".into(), "no".into()] });
+    let task = task(TaskKind::Choose { labels: vec!["yes".into(), "no".into()], calibrate: false });
     let requests = vec![request("fine"), request("long ".repeat(2000)), request("fine"), request("")];
     let outcomes: Vec<Outcome> = engine.infer(&task, requests).await.unwrap();
     assert_eq!(outcomes[1].as_ref().unwrap_err().code, RowErrorCode::TooLong);
@@ -150,7 +151,7 @@ async fn a_task_the_model_cannot_do_is_an_error_of_the_call() {
     assert!(error.to_string().contains("makes vectors"), "{}", error.report());
     let error = engine("llama-tiny").infer(&task(TaskKind::Embed), vec![request("x")]).await.unwrap_err();
     assert!(error.to_string().contains("does not make vectors"), "{}", error.report());
-    let same = task(TaskKind::Choose { labels: vec!["a".into(), "a".into()] });
+    let same = task(TaskKind::Choose { labels: vec!["a".into(), "a".into()], calibrate: false });
     let error = engine("llama-tiny").infer(&same, vec![request("x")]).await.unwrap_err();
     assert!(error.to_string().contains("labels 1 and 2"), "{}", error.report());
 }
@@ -175,7 +176,7 @@ fn poisoned(name: &str, tensor: &str, token: u64) -> tempfile::TempDir {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_that_are_not_finite_are_that_rows_error_only() {
-    let yes_or_no = || TaskKind::Choose { labels: vec!["yes".into(), "no".into()] };
+    let yes_or_no = || TaskKind::Choose { labels: vec!["yes".into(), "no".into()], calibrate: false };
     let write = TaskKind::Complete { tokens_max: 4, format: TextFormat::Free };
     for (name, tensor, bad, kind) in [
         ("bert-tiny", "embeddings.word_embeddings.weight", "m", TaskKind::Embed),
