@@ -2,11 +2,13 @@
 //! variable is declared here and nowhere else; what they do is in the other files.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use rowmill_executor::EngineLimits;
 use rowmill_jobs::{Error, Kind, Result};
 
 /// Enrich tables with language models, every night: a SQL file in, a Parquet table out, all or nothing.
@@ -59,6 +61,9 @@ pub(crate) enum Command {
         /// How many rows to show
         #[arg(short = 'n', long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         rows: u64,
+        /// The engines.
+        #[command(flatten)]
+        engine: EngineArgs,
     },
     /// Plan a run that executors elsewhere compute
     ///
@@ -112,6 +117,9 @@ pub(crate) enum Command {
     Isolated {
         /// Its order.
         order: PathBuf,
+        /// The engines.
+        #[command(flatten)]
+        engine: EngineArgs,
     },
     /// Print a completion script for a shell
     Completions {
@@ -153,6 +161,27 @@ pub(crate) struct RunIdArgs {
     pub(crate) rerun: Option<String>,
 }
 
+/// What engines of this process may take.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct EngineArgs {
+    /// Memory for the keys and values of rows that a model works on, for each model; by default a quarter of the machine's
+    /// or container's. With less, fewer rows run at a time
+    #[arg(long, value_name = "MIB", env = "ROWMILL_KV_MEMORY", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) kv_memory: Option<u32>,
+}
+
+impl EngineArgs {
+    /// The limits.
+    pub(crate) fn limits(self) -> EngineLimits {
+        EngineLimits { kv_bytes_max: self.kv_memory.map(|mebibytes| (mebibytes as usize) << 20) }
+    }
+
+    /// The same as arguments of another process.
+    pub(crate) fn arguments(self) -> impl Iterator<Item = OsString> {
+        self.kv_memory.map(|mebibytes| format!("--kv-memory={mebibytes}").into()).into_iter()
+    }
+}
+
 /// What `run` takes.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -163,6 +192,10 @@ pub(crate) struct RunArgs {
     /// Shards worked on at once: while one computes, others read and write
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) slots: u8,
+
+    /// The engines.
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
 }
 
 /// Which Redis carries shards.
@@ -218,6 +251,10 @@ pub(crate) struct WorkArgs {
     /// Shards worked on at once: while one computes, others read and write
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) slots: u8,
+
+    /// The engines.
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
 
     /// Be taken for dead, and have shards given to others, after this long without a sign; the same for all of a pool
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..))]

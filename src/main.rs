@@ -80,14 +80,14 @@ async fn dispatch(command: Command, format: Format) -> Result<()> {
     match command {
         Command::Run(args) => run::run(args, format).await,
         Command::Plan(job) => plan::plan(&job, format).await,
-        Command::Preview { job, rows } => preview::preview(&job, rows, format).await,
+        Command::Preview { job, rows, engine } => preview::preview(&job, rows, engine.limits(), format).await,
         Command::Submit(args) => submit::submit(&args, format).await,
         Command::Work(args) => work::work(&args, format).await,
         Command::Serve(args) => serve::serve(&args).await,
         Command::Cancel(args) => cancel::cancel(&args, format).await,
         Command::Gc { output, abandoned_after, grace } => gc::gc(&output, abandoned_after, grace, format).await,
-        Command::Isolated { order } => {
-            say(&rowmill_executor::isolate::obey(&order, ISOLATED_PATIENCE).await);
+        Command::Isolated { order, engine } => {
+            say(&rowmill_executor::isolate::obey(&order, ISOLATED_PATIENCE, engine.limits()).await);
             Ok(())
         }
         Command::Resolve { output, date } => published::resolve(&output, date.as_deref(), format).await,

@@ -93,7 +93,7 @@ fn call_rows(draft: &Draft) -> Vec<Vec<String>> {
     rows.extend(draft.compiled.calls().iter().map(|call| {
         let asked = match &call.task.kind {
             TaskKind::Complete { tokens_max, .. } => format!("text, at most {tokens_max} tokens a row"),
-            TaskKind::Choose { labels } => format!("one of {} labels", labels.len()),
+            TaskKind::Choose { labels, .. } => format!("one of {} labels", labels.len()),
             TaskKind::Embed => "a vector".into(),
         };
         vec![call.column.clone(), call.function.clone(), call.task.model.clone(), asked]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
-use rowmill_executor::{Engines, Router, Scratch, Watch};
+use rowmill_executor::{EngineLimits, Engines, Router, Scratch, Watch};
 use rowmill_jobs::infer::Engine;
 use rowmill_jobs::progress::Counters;
 use rowmill_jobs::{Result, store};
@@ -21,7 +21,7 @@ use crate::setup::{pins, read_job, resolve_models, temporary};
 ///
 /// # Errors
 /// Whatever keeps those rows from being computed.
-pub(crate) async fn preview(args: &JobArgs, rows: u64, format: Format) -> Result<()> {
+pub(crate) async fn preview(args: &JobArgs, rows: u64, limits: EngineLimits, format: Format) -> Result<()> {
     let job = read_job(args)?;
     let models = resolve_models(&job.models).await?;
     let pins = pins(&models);
@@ -37,7 +37,7 @@ pub(crate) async fn preview(args: &JobArgs, rows: u64, format: Format) -> Result
             (compile(&job, &draft.inputs, Some(&staged), &pins).await?, staged.files)
         }
     };
-    let engine: Arc<dyn Engine> = Arc::new(Router::new(models, &pins, &Engines::default())?);
+    let engine: Arc<dyn Engine> = Arc::new(Router::new(models, &pins, &Engines::new(limits))?);
     let watch: Arc<dyn Observer> = Arc::new(Watch(Arc::new(Counters::default())));
     let mut batches = Vec::new();
     let mut found = 0;

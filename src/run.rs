@@ -65,8 +65,9 @@ async fn compute(args: &RunArgs, asked: &Asked, counters: &Arc<Counters>) -> Res
     let options = ExecutorOptions {
         name: process_name(),
         patience: PATIENCE,
-        isolation: Some(isolation()),
+        isolation: Some(isolation(args.engine)),
         ends_when_stuck: false,
+        engine_limits: args.engine.limits(),
     };
     let executor = Arc::new(Executor::new(options, scratch, Arc::clone(counters), Some(news)));
     let engine = Arc::new(Router::new(models, &plan.models, executor.runs().engines())?);

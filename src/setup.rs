@@ -12,7 +12,7 @@ use rowmill_jobs::store::{self, Store};
 use rowmill_jobs::{Error, Kind, Result};
 use rowmill_sql::read_job_file;
 
-use crate::args::{JobArgs, OutputArgs, RedisArgs, parameters};
+use crate::args::{EngineArgs, JobArgs, OutputArgs, RedisArgs, parameters};
 use crate::output::tell;
 
 /// Reads and checks a job file.
@@ -88,10 +88,10 @@ pub(crate) fn process_name() -> String {
 }
 
 /// The command that computes a shard in a process of its own.
-pub(crate) fn isolation() -> Vec<OsString> {
+pub(crate) fn isolation(engine: EngineArgs) -> Vec<OsString> {
     // Where the operating system does not tell, the name we were called by will do.
     let program = std::env::current_exe().unwrap_or_else(|_| "rowmill".into());
-    vec![program.into_os_string(), "isolated".into()]
+    [program.into_os_string(), "isolated".into()].into_iter().chain(engine.arguments()).collect()
 }
 
 /// Waits for Ctrl-C or for the signal that supervisors stop processes with.

@@ -29,8 +29,13 @@ pub(crate) async fn work(args: &WorkArgs, format: Format) -> Result<()> {
     let queue = Arc::new(RedisQueue::new(redis_server(&args.redis)?, options)?);
     let counters = Arc::new(Counters::default());
     let name = process_name();
-    let executor_options =
-        ExecutorOptions { name: name.clone(), patience, isolation: Some(isolation()), ends_when_stuck: true };
+    let executor_options = ExecutorOptions {
+        name: name.clone(),
+        patience,
+        isolation: Some(isolation(args.engine)),
+        ends_when_stuck: true,
+        engine_limits: args.engine.limits(),
+    };
     let scratch = Scratch::new(&temporary())?;
     let executor = Arc::new(Executor::new(executor_options, scratch, Arc::clone(&counters), None));
     let ready = {

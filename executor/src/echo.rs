@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rowmill_jobs::Result;
+use regex_syntax::hir::{Class, Hir, HirKind};
 use rowmill_jobs::infer::{
     Answer, Answered, Engine, Outcome, Piece, Request, RowError, RowErrorCode, Task, TaskKind, TextFormat, Usage,
 };
@@ -30,7 +30,7 @@ pub struct EchoEngine {
 
 #[async_trait]
 impl Engine for EchoEngine {
-    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
+    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> rowmill_jobs::Result<Vec<Outcome>> {
         if let Some(text) = &self.abort_on
             && requests.iter().any(|request| request.values.iter().any(|value| value.contains(text)))
         {
@@ -54,7 +54,8 @@ impl EchoEngine {
             TaskKind::Complete { format: TextFormat::Json { schema }, .. } => {
                 Answer::Text(smallest(schema).to_string())
             }
-            TaskKind::Choose { labels } => Answer::Choice { index: 0, scores: first_only(labels.len()) },
+            TaskKind::Complete { format: TextFormat::Pattern { pattern }, .. } => Answer::Text(shortest(pattern)?),
+            TaskKind::Choose { labels, .. } => Answer::Choice { index: 0, scores: first_only(labels.len()) },
             TaskKind::Embed => Answer::Vector(vector(&prompt(task, request), self.dimensions)),
         };
         if let Answer::Text(text) = &answer {
@@ -131,6 +132,34 @@ fn smallest(schema: &Value) -> Value {
     }
 }
 
+/// A text that matches the pattern: at each choice the first or the fewest, of a class a letter or digit if it has one.
+fn shortest(pattern: &str) -> Result<String, RowError> {
+    let unwritten =
+        || RowError::new(RowErrorCode::InvalidOutput, "the echo engine cannot write a text of this pattern");
+    let hir = regex_syntax::Parser::new().parse(pattern).map_err(|_| unwritten())?;
+    let mut text = Vec::new();
+    match_shortest(&hir, &mut text);
+    String::from_utf8(text).map_err(|_| unwritten())
+}
+
+fn match_shortest(hir: &Hir, text: &mut Vec<u8>) {
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => {}
+        HirKind::Literal(literal) => text.extend_from_slice(&literal.0),
+        HirKind::Class(Class::Unicode(class)) => {
+            let has = |c: &char| class.iter().any(|range| (range.start()..=range.end()).contains(c));
+            let plain = ['a', 'A', '0', ' '].into_iter().find(has);
+            let c = plain.or_else(|| class.iter().next().map(|range| range.start()));
+            text.extend_from_slice(c.map(String::from).unwrap_or_default().as_bytes());
+        }
+        HirKind::Class(Class::Bytes(class)) => text.extend(class.iter().next().map(|range| range.start())),
+        HirKind::Repetition(repetition) => (0..repetition.min).for_each(|_| match_shortest(&repetition.sub, text)),
+        HirKind::Capture(group) => match_shortest(&group.sub, text),
+        HirKind::Concat(parts) => parts.iter().for_each(|part| match_shortest(part, text)),
+        HirKind::Alternation(parts) => parts.first().into_iter().for_each(|part| match_shortest(part, text)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +197,14 @@ mod tests {
         let outcomes = engine(0.1).infer(&free, requests(10_000)).await.unwrap();
         let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
         assert!((800..1200).contains(&failed), "{failed}");
+    }
+
+    #[test]
+    fn text_of_a_pattern_is_the_shortest() {
+        for (pattern, text) in [("[A-Z]{2}-[0-9]+", "AA-0"), ("^(yes|no)!?$", "yes"), (r"(?:über|x) .{0,9}", "über ")]
+        {
+            assert_eq!(shortest(pattern).unwrap(), text, "{pattern}");
+        }
     }
 
     #[test]

@@ -15,27 +15,60 @@ use tokio::sync::OnceCell;
 use crate::echo::EchoEngine;
 use crate::models::ResolvedModel;
 
+/// Without a limit of the operator's, the keys and values of one model's rows take at most this part of the memory: the rest
+/// is for weights, for other models of the job, and for the table.
+const KV_SHARE: u64 = 4;
+
+/// What the operator lets engines of this process take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Most memory for keys and values of running rows, for each model, in bytes. Without it, a quarter of the memory of
+    /// the machine, or of the container if that has less.
+    pub kv_bytes_max: Option<usize>,
+}
+
+impl EngineLimits {
+    fn kv_bytes(self) -> usize {
+        self.kv_bytes_max.unwrap_or_else(|| usize::try_from(memory_bytes() / KV_SHARE).unwrap_or(usize::MAX))
+    }
+}
+
+/// Memory of the machine, or of the container if that has less.
+fn memory_bytes() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
+    system.total_memory().min(limit)
+}
+
 /// A model's engine, loaded when the first request for it comes.
 #[derive(Debug)]
 pub(crate) struct Loadable {
     model: ResolvedModel,
+    limits: EngineLimits,
     engine: OnceCell<Arc<dyn Engine>>,
 }
 
 impl Loadable {
     /// The engine, loaded now if it is not yet.
     pub(crate) async fn engine(&self) -> Result<&Arc<dyn Engine>> {
-        self.engine.get_or_try_init(|| load(&self.model.spec, self.model.path.as_deref())).await
+        self.engine.get_or_try_init(|| load(&self.model.spec, self.model.path.as_deref(), self.limits)).await
     }
 }
 
 /// The engines of this process.
 #[derive(Debug, Default)]
 pub struct Engines {
+    limits: EngineLimits,
     known: std::sync::Mutex<HashMap<String, Weak<Loadable>>>,
 }
 
 impl Engines {
+    /// Engines that keep to these limits.
+    pub fn new(limits: EngineLimits) -> Self {
+        Self { limits, known: std::sync::Mutex::default() }
+    }
+
     /// The engine of a model, shared with all runs that have the same one.
     pub(crate) fn get(&self, model: ResolvedModel) -> Arc<Loadable> {
         let key = identity(&model);
@@ -45,7 +78,7 @@ impl Engines {
         if let Some(found) = known.get(&key).and_then(Weak::upgrade) {
             return found;
         }
-        let loadable = Arc::new(Loadable { model, engine: OnceCell::new() });
+        let loadable = Arc::new(Loadable { model, limits: self.limits, engine: OnceCell::new() });
         known.insert(key, Arc::downgrade(&loadable));
         loadable
     }
@@ -62,7 +95,7 @@ fn identity(model: &ResolvedModel) -> String {
 }
 
 /// Loads an engine off the async threads.
-async fn load(spec: &ModelSpec, path: Option<&Path>) -> Result<Arc<dyn Engine>> {
+async fn load(spec: &ModelSpec, path: Option<&Path>, limits: EngineLimits) -> Result<Arc<dyn Engine>> {
     match (&spec.engine, path) {
         (EngineSpec::Echo { delay_ms, fail_ratio, dimensions, abort_on }, _) => Ok(Arc::new(EchoEngine {
             delay: Duration::from_millis(*delay_ms),
@@ -71,8 +104,13 @@ async fn load(spec: &ModelSpec, path: Option<&Path>) -> Result<Arc<dyn Engine>> 
             abort_on: abort_on.clone(),
         })),
         (EngineSpec::Candle { dtype, context_tokens, pooling, .. }, Some(path)) => {
-            let options =
-                EngineOptions { dtype: *dtype, context_tokens: *context_tokens, pooling: *pooling, threads: None };
+            let options = EngineOptions {
+                dtype: *dtype,
+                context_tokens: *context_tokens,
+                pooling: *pooling,
+                threads: None,
+                kv_bytes_max: Some(limits.kv_bytes()),
+            };
             let (name, path) = (spec.name.clone(), path.to_path_buf());
             let started = Instant::now();
             let loaded = tokio::task::spawn_blocking(move || CandleEngine::load(&name, &path, &options)).await;
@@ -94,6 +132,13 @@ mod tests {
     async fn echo(name: &str, dimensions: u32) -> ResolvedModel {
         let engine = EngineSpec::Echo { delay_ms: 0, fail_ratio: 0.0, dimensions, abort_on: None };
         crate::models::resolve(&ModelSpec { name: name.into(), engine }, &|_| ()).await.unwrap()
+    }
+
+    #[test]
+    fn the_operators_limit_goes_before_the_machines_memory() {
+        assert_eq!(EngineLimits { kv_bytes_max: Some(5 << 20) }.kv_bytes(), 5 << 20);
+        let default = EngineLimits::default().kv_bytes() as u64;
+        assert!((1 << 20..=memory_bytes() / 4).contains(&default), "{default}");
     }
 
     #[tokio::test]

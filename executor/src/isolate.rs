@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use crate::attempt::{Waiting, Who};
+use crate::engines::EngineLimits;
 use crate::runs::Runs;
 use crate::worker::{Watch, compute_part};
 
@@ -197,12 +198,12 @@ impl Engine for Quarantine {
 
 /// The whole life of a process that computes stretches of a shard: reads its order, writes the file, prints what became of
 /// it on one line. Returns that line. Ends the process when the parent is gone.
-pub async fn obey(order: &Path, patience: Duration) -> String {
+pub async fn obey(order: &Path, patience: Duration, limits: EngineLimits) -> String {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(1);
     });
-    let said = match compute(order, patience).await {
+    let said = match compute(order, patience, limits).await {
         Ok(summary) => {
             let PartSummary { rows, errors, usage, requests, bytes } = summary;
             Said::Computed { rows, errors, usage, requests, bytes }
@@ -212,12 +213,12 @@ pub async fn obey(order: &Path, patience: Duration) -> String {
     serde_json::to_string(&said).unwrap_or_default()
 }
 
-async fn compute(order: &Path, patience: Duration) -> Result<PartSummary> {
+async fn compute(order: &Path, patience: Duration, limits: EngineLimits) -> Result<PartSummary> {
     let unreadable = || Error::internal("the order cannot be read");
     let text = tokio::fs::read(order).await.map_err(|error| unreadable().caused_by(error))?;
     let order: Order = serde_json::from_slice(&text).map_err(|error| unreadable().caused_by(error))?;
     let who = Who { executor: "a process of its own".into(), patience, waiting: Waiting::default() };
-    let run = Runs::default().get(&order.run, &who).await?;
+    let run = Runs::new(limits).get(&order.run, &who).await?;
     let shard =
         run.plan.shards.get(order.shard as usize).ok_or_else(|| Error::internal("the plan has no such shard"))?;
     let counters = Arc::new(Counters::default());

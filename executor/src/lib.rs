@@ -15,7 +15,7 @@ pub mod scratch;
 pub mod worker;
 
 pub use attempt::{Who, attempt};
-pub use engines::Engines;
+pub use engines::{EngineLimits, Engines};
 pub use models::{ResolvedModel, resolve};
 pub use router::Router;
 pub use runs::{RunContext, Runs, pinned_specs};

@@ -13,7 +13,7 @@ use rowmill_sql::{CompiledJob, compile_plan};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::attempt::{Who, patiently};
-use crate::engines::Engines;
+use crate::engines::{EngineLimits, Engines};
 use crate::models::{ResolvedModel, resolve};
 use crate::router::Router;
 
@@ -43,6 +43,11 @@ pub struct Runs {
 }
 
 impl Runs {
+    /// Runs whose engines keep to these limits.
+    pub fn new(limits: EngineLimits) -> Self {
+        Self { open: Mutex::default(), engines: Engines::new(limits) }
+    }
+
     /// A run that is open already.
     pub async fn insert(&self, run: RunRef, context: RunContext) {
         self.open.lock().await.push((run, Arc::new(OnceCell::new_with(Some(Arc::new(context))))));

@@ -18,6 +18,7 @@ use rowmill_sql::{Observer, PartSummary, Progress, RowStream, write_part};
 use tokio::sync::{mpsc, watch};
 
 use crate::attempt::{Begun, Ended, Waiting, Who, attempt};
+use crate::engines::EngineLimits;
 use crate::isolate;
 use crate::runs::{RunContext, Runs};
 use crate::scratch::Scratch;
@@ -37,6 +38,8 @@ pub struct ExecutorOptions {
     pub isolation: Option<Vec<std::ffi::OsString>>,
     /// Whether the process ends when a store stayed away for longer than `patience`.
     pub ends_when_stuck: bool,
+    /// What its engines may take.
+    pub engine_limits: EngineLimits,
 }
 
 /// Computes shards.
@@ -62,7 +65,8 @@ impl Executor {
         news: Option<mpsc::Sender<ShardNews>>,
     ) -> Self {
         let stuck = watch::Sender::new(None);
-        Self { options, runs: Runs::default(), scratch, counters, news, waiting: Waiting::default(), stuck }
+        let runs = Runs::new(options.engine_limits);
+        Self { options, runs, scratch, counters, news, waiting: Waiting::default(), stuck }
     }
 
     /// The runs it has open.

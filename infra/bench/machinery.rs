@@ -17,7 +17,7 @@ use datafusion::dataframe::DataFrameWriteOptions;
 use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
-use rowmill_executor::{Executor, ExecutorOptions, Router, RunContext, Scratch};
+use rowmill_executor::{EngineLimits, Executor, ExecutorOptions, Router, RunContext, Scratch};
 use rowmill_jobs::plan::run_key;
 use rowmill_jobs::progress::Counters;
 use rowmill_jobs::queue::in_process::InProcessQueue;
@@ -105,8 +105,13 @@ async fn echo(job: &Path, scratch: &Path) -> f64 {
     let id = RunId { job: &job, run_key: &run_key, supersede: Supersede::Never };
     let Planned { plan, compiled } = rowmill_scheduler::pin(store.as_ref(), id, draft, &pins, scratch).await.unwrap();
     let (news, receiver) = tokio::sync::mpsc::channel(64);
-    let options =
-        ExecutorOptions { name: "bench".into(), patience: Duration::ZERO, isolation: None, ends_when_stuck: false };
+    let options = ExecutorOptions {
+        name: "bench".into(),
+        patience: Duration::ZERO,
+        isolation: None,
+        ends_when_stuck: false,
+        engine_limits: EngineLimits::default(),
+    };
     let executor = Executor::new(options, Scratch::new(scratch).unwrap(), Arc::new(Counters::default()), Some(news));
     let engine = Arc::new(Router::new(vec![model], &pins, executor.runs().engines()).unwrap());
     let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };

@@ -39,7 +39,7 @@ pub enum Piece {
 pub enum TaskKind {
     /// Write text, greedily, until the model ends or `tokens_max` is reached.
     Complete {
-        /// Most output tokens for a row.
+        /// Most output tokens for a row. Output that is not whole by then is a row error, never short text.
         tokens_max: u32,
         /// Shape the output must have.
         format: TextFormat,
@@ -48,6 +48,8 @@ pub enum TaskKind {
     Choose {
         /// Two or more distinct, non-empty labels.
         labels: Vec<String>,
+        /// Whether probabilities are measured against those that the labels have when all values are empty.
+        calibrate: bool,
     },
     /// Turn the text into one vector of length 1.
     Embed,
@@ -62,6 +64,11 @@ pub enum TextFormat {
     Json {
         /// The schema.
         schema: serde_json::Value,
+    },
+    /// Text that as a whole matches a regular expression.
+    Pattern {
+        /// The expression, in the syntax of Rust's `regex` crate; anchors at its ends change nothing.
+        pattern: String,
     },
 }
 

@@ -1,29 +1,26 @@
-//! Answers prompts with a decoder: computes the shared prefix once, then runs steps of packed tokens until every row has
-//! scored its labels or written its text. Decisions are [`Scheduler`]'s; this file does what they say.
+//! Answers prompts with a decoder: what is asked of the rows, the beginning that outlives a call, and what their ends mean.
+//! It computes nothing itself: [`Drive`] runs the rows.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use rowmill_jobs::infer::{Answer, Answered, Outcome, RowError, RowErrorCode, TaskKind, TextFormat, Usage};
 use rowmill_jobs::{Error, Result};
-use serde_json::Value;
 
-use crate::attention::BLOCK;
 use crate::decoder::Decoder;
 use crate::decoder::shape::DecoderShape;
+#[cfg(test)]
+use crate::drive::Observer;
+use crate::drive::{Beginning, Drive};
 use crate::guide::{Guide, Guides};
 use crate::kv::{KvCache, PageId};
-use crate::labels::LabelTrie;
-use crate::linear::Linear;
-use crate::pack::{Pack, common_prefix};
+use crate::labels::{LabelTrie, calibrated};
+use crate::pack::common_prefix;
 use crate::prompt::Prompter;
-use crate::row::{End, Row, advance, choice, numeric};
-use crate::schedule::{Limits, Need, Scheduler, Slice, pages_needed};
+use crate::row::{Ask, End, Row, choice};
 
-/// Memory for keys and values.
-const KV_BYTES_MAX: usize = 2 << 30;
-/// Tokens in one step's batch: enough to keep the matrix products busy, few enough to stay in the processor's caches.
-const STEP: Limits = Limits { tokens: 1024, rows: 128 };
+/// Tasks whose guides and priors are kept: those of a job, whose calls take turns.
+const TASKS_KEPT: usize = 8;
 /// A common beginning shorter than this is not worth a pass of its own.
 const PREFIX_TOKENS_MIN: usize = 4;
 
@@ -33,13 +30,16 @@ pub(crate) struct Answerer {
     decoder: Decoder,
     prompter: Arc<Prompter>,
     cache: KvCache,
-    pages_max: usize,
     /// The beginning that the last prompts shared, with its pages.
     prefix: Vec<u32>,
     prefix_table: Vec<PageId>,
     guides: Option<Guides>,
-    /// The last schema and its compiled guide.
-    schema: Option<(Value, Guide)>,
+    /// The last output formats and their compiled guides.
+    formats: VecDeque<(TextFormat, Guide)>,
+    /// What the last labels score without a text.
+    priors: VecDeque<Prior>,
+    #[cfg(test)]
+    pub(crate) observer: Observer,
 }
 
 impl std::fmt::Debug for Guide {
@@ -48,16 +48,13 @@ impl std::fmt::Debug for Guide {
     }
 }
 
-/// What rows are asked for.
-enum Ask {
-    Labels {
-        trie: LabelTrie,
-        /// The output matrix's rows for the trie's tokens.
-        head: Linear,
-    },
-    Text {
-        tokens_max: usize,
-    },
+/// Scores that labels have without a text.
+#[derive(Debug)]
+struct Prior {
+    /// The prompt without a text.
+    prompt: Vec<u32>,
+    labels: Vec<String>,
+    scores: Vec<f32>,
 }
 
 /// What came of a run.
@@ -69,32 +66,49 @@ pub(crate) struct Answers {
 }
 
 impl Answerer {
-    pub(crate) fn new(decoder: Decoder, shape: &DecoderShape, prompter: Arc<Prompter>) -> Self {
+    /// `kv_bytes_max` bounds the memory for keys and values; it is taken when it is needed.
+    pub(crate) fn new(decoder: Decoder, shape: &DecoderShape, prompter: Arc<Prompter>, kv_bytes_max: usize) -> Self {
         let heads = Decoder::heads(shape);
         let (form, layers) = (decoder.kv_form(), shape.layers.len());
-        let pages_max = (KV_BYTES_MAX / KvCache::page_bytes(heads, layers, form)).max(1);
+        let pages_max = (kv_bytes_max / KvCache::page_bytes(heads, layers, form)).max(1);
         let cache = KvCache::of(heads, layers, form, pages_max);
         Self {
             decoder,
             prompter,
             cache,
-            pages_max,
             prefix: Vec::new(),
             prefix_table: Vec::new(),
             guides: None,
-            schema: None,
+            formats: VecDeque::new(),
+            priors: VecDeque::new(),
+            #[cfg(test)]
+            observer: Observer::default(),
         }
     }
 
-    /// Outcomes of prompts, in their order. `stopped` is asked at every step; `None` if it said yes.
+    /// Outcomes of prompts, in their order. `neutral` is the prompt without a text, for scores that are to be calibrated.
+    /// `stopped` is asked at every step; `None` if it said yes.
     pub(crate) fn answer(
         &mut self,
         kind: &TaskKind,
+        neutral: Option<&[u32]>,
         prompts: &[&[u32]],
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Vec<Outcome>>> {
-        let Some(answers) = self.run(kind, prompts, stopped)? else { return Ok(None) };
-        let json = matches!(kind, TaskKind::Complete { format: TextFormat::Json { .. }, .. });
+        let unknown = neutral.filter(|neutral| self.prior(kind, neutral).is_none());
+        let together: Vec<&[u32]> = prompts.iter().copied().chain(unknown).collect();
+        let Some(mut answers) = self.run(kind, &together, stopped)? else { return Ok(None) };
+        if let (Some(neutral), TaskKind::Choose { labels, .. }) = (unknown, kind) {
+            match answers.ends.pop() {
+                Some(End::Scored(scores)) => {
+                    self.priors.truncate(TASKS_KEPT - 1);
+                    self.priors.push_front(Prior { prompt: neutral.to_vec(), labels: labels.clone(), scores });
+                }
+                Some(End::Failed(error)) => return Ok(Some(prompts.iter().map(|_| Err(error.clone())).collect())),
+                _ => return Err(Error::internal("labels without a text were not scored")),
+            }
+        }
+        let prior = neutral.and_then(|neutral| self.prior(kind, neutral));
         let outcomes = prompts.iter().zip(answers.ends).zip(answers.cached).map(|((prompt, end), cached)| {
             let usage = |output: usize| Usage {
                 input_tokens: prompt.len() as u64,
@@ -105,11 +119,14 @@ impl Answerer {
                 End::Failed(error) => Ok(Err(error)),
                 End::Cut(ids) => Ok(Err(RowError::new(
                     RowErrorCode::Truncated,
-                    format!("the answer was cut after {} tokens", ids.len()),
+                    format!("the answer was not whole after {} tokens", ids.len()),
                 ))),
-                End::Scored(scores) => Ok(Ok(Answered { usage: usage(0), answer: choice(scores) })),
+                End::Scored(scores) => {
+                    let scores = prior.map_or_else(|| scores.clone(), |prior| calibrated(&scores, prior));
+                    Ok(Ok(Answered { usage: usage(0), answer: choice(scores) }))
+                }
                 End::Written(ids) => {
-                    let text = if json { self.json_text(&ids) } else { Ok(self.prompter.tokens.decode(&ids)?) };
+                    let text = self.text(kind, &ids)?;
                     Ok(text.map(|text| Answered { usage: usage(ids.len()), answer: Answer::Text(text) }))
                 }
             }
@@ -117,13 +134,27 @@ impl Answerer {
         outcomes.collect::<Result<Vec<Outcome>>>().map(Some)
     }
 
-    fn json_text(&self, ids: &[u32]) -> std::result::Result<String, RowError> {
-        let bytes = self.guides.as_ref().map(|guides| guides.bytes(ids)).unwrap_or_default();
+    /// What the labels score without a text, if it was measured.
+    fn prior(&self, kind: &TaskKind, neutral: &[u32]) -> Option<&[f32]> {
+        let TaskKind::Choose { labels, .. } = kind else { return None };
+        let known = self.priors.iter().find(|prior| prior.prompt == neutral && prior.labels == *labels);
+        known.map(|prior| prior.scores.as_slice())
+    }
+
+    /// The text that ids spell, exactly as the grammar saw it if there was one.
+    fn text(&self, kind: &TaskKind, ids: &[u32]) -> Result<std::result::Result<String, RowError>> {
+        let TaskKind::Complete { format: TextFormat::Json { .. } | TextFormat::Pattern { .. }, .. } = kind else {
+            return self.prompter.tokens.decode(ids).map(Ok);
+        };
         let invalid =
             |what: &str| RowError::new(RowErrorCode::InvalidOutput, format!("the model's output is not {what}"));
-        let text = String::from_utf8(bytes).map_err(|_| invalid("UTF-8"))?;
-        serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(|_| invalid("JSON"))?;
-        Ok(text)
+        let bytes = self.guides.as_ref().map(|guides| guides.bytes(ids)).unwrap_or_default();
+        let Ok(text) = String::from_utf8(bytes) else { return Ok(Err(invalid("UTF-8"))) };
+        let json = matches!(kind, TaskKind::Complete { format: TextFormat::Json { .. }, .. });
+        if json && serde_json::from_str::<serde::de::IgnoredAny>(&text).is_err() {
+            return Ok(Err(invalid("JSON")));
+        }
+        Ok(Ok(text))
     }
 
     /// Runs prompts to their ends.
@@ -134,23 +165,44 @@ impl Answerer {
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Answers>> {
         let (ask, guide) = self.ask(kind)?;
-        let shared = self.share_prefix(prompts, stopped)?;
         let first = match &ask {
             Ask::Labels { trie, .. } => trie.branches[0].path.clone(),
             Ask::Text { .. } => Vec::new(),
         };
-        let mut rows: Vec<Row> = prompts
+        let rows: Vec<Row> = prompts
             .iter()
             .map(|prompt| {
                 let mut guide = guide.clone();
                 let forced = guide.as_mut().map(Guide::forced).unwrap_or_default();
                 let ids = [prompt, &first[..], &forced].concat();
-                Row { ids, prompt: prompt.len(), cached: 0, table: Vec::new(), guide, end: None }
+                let prompt = prompt.len();
+                Row { ids, prompt, cached: 0, table: Vec::new(), reserved: 0, after: 0, guide, end: None }
             })
             .collect();
-        let done = self.drive(&ask, &mut rows, shared, stopped);
-        for row in &mut rows {
-            self.cache.release(&mut row.table);
+        let computed = self.share_prefix(prompts);
+        let first = Beginning {
+            tokens: self.prefix.len(),
+            parent: None,
+            row: 0,
+            table: std::mem::take(&mut self.prefix_table),
+        };
+        let mut drive = Drive {
+            decoder: &self.decoder,
+            prompter: &self.prompter,
+            pages: self.cache.available(),
+            cache: &mut self.cache,
+            ask: &ask,
+            rows,
+            beginnings: vec![first],
+            forks: Vec::new(),
+            #[cfg(test)]
+            observer: &mut self.observer,
+        };
+        let (done, whole) = drive.run(computed, stopped);
+        let Drive { rows, mut beginnings, .. } = drive;
+        self.prefix_table = std::mem::take(&mut beginnings[0].table);
+        if !whole {
+            self.forget_prefix();
         }
         if !done? {
             return Ok(None);
@@ -162,7 +214,7 @@ impl Answerer {
 
     fn ask(&mut self, kind: &TaskKind) -> Result<(Ask, Option<Guide>)> {
         match kind {
-            TaskKind::Choose { labels } => {
+            TaskKind::Choose { labels, .. } => {
                 let end = self.prompter.end_of_turn.ok_or_else(|| {
                     Error::invalid("the model names no token that ends an answer, so labels cannot be scored")
                         .hint("eos_token_id in generation_config.json or config.json names it")
@@ -177,7 +229,7 @@ impl Answerer {
             TaskKind::Complete { tokens_max, format } => {
                 let guide = match format {
                     TextFormat::Free => None,
-                    TextFormat::Json { schema } => Some(self.guide(schema)?),
+                    TextFormat::Json { .. } | TextFormat::Pattern { .. } => Some(self.guide(format)?),
                 };
                 Ok((Ask::Text { tokens_max: *tokens_max as usize }, guide))
             }
@@ -187,205 +239,56 @@ impl Answerer {
         }
     }
 
-    fn guide(&mut self, schema: &Value) -> Result<Guide> {
-        if let Some((known, guide)) = &self.schema
-            && known == schema
-        {
+    fn guide(&mut self, format: &TextFormat) -> Result<Guide> {
+        if let Some((_, guide)) = self.formats.iter().find(|(known, _)| known == format) {
             return Ok(guide.clone());
         }
         let guides = match self.guides.take() {
             Some(guides) => guides,
             None => Guides::new(&self.prompter)?,
         };
-        let guide = self.guides.insert(guides).json(schema)?;
-        self.schema = Some((schema.clone(), guide.clone()));
+        let guides = self.guides.insert(guides);
+        let guide = match format {
+            TextFormat::Json { schema } => guides.json(schema)?,
+            TextFormat::Pattern { pattern } => guides.pattern(pattern)?,
+            TextFormat::Free => return Err(Error::internal("free text has no grammar")),
+        };
+        self.formats.truncate(TASKS_KEPT - 1);
+        self.formats.push_front((format.clone(), guide.clone()));
         Ok(guide)
     }
 
-    /// Makes the prompts' common beginning the cached prefix, unless it is already. Returns its length.
-    fn share_prefix(&mut self, prompts: &[&[u32]], stopped: &(dyn Fn() -> bool + Sync)) -> Result<usize> {
+    /// Takes the prompts' common beginning for the first one, unless it is already. Returns how much of it is computed.
+    fn share_prefix(&mut self, prompts: &[&[u32]]) -> usize {
         let known = common_prefix(&[prompts, &[&[&self.prefix[..], &[u32::MAX]].concat()[..]]].concat());
         let common = if prompts.len() > 1 { common_prefix(prompts) } else { 0 };
         if known == self.prefix.len() && common < known + PREFIX_TOKENS_MIN {
-            return Ok(known);
+            return known;
         }
-        if common < PREFIX_TOKENS_MIN {
-            self.cache.release(&mut self.prefix_table);
-            self.prefix.clear();
-            return Ok(0);
+        let fork = (common >= PREFIX_TOKENS_MIN).then(|| self.cache.fork(&self.prefix_table, known)).flatten();
+        self.forget_prefix();
+        let Some(mut table) = fork else { return 0 };
+        if self.cache.grow(&mut table, common).is_none() {
+            // No room to share: rows that are too long for the cache say so themselves.
+            self.cache.release(&mut table);
+            return 0;
         }
-        let full = || Error::internal("the KV cache is full before any row has run");
-        let prefix = prompts[0][..common].to_vec();
-        let mut table = self.cache.fork(&self.prefix_table, known).ok_or_else(full)?;
+        self.prefix = prompts[0][..common].to_vec();
+        self.prefix_table = table;
+        known
+    }
+
+    fn forget_prefix(&mut self) {
         self.cache.release(&mut self.prefix_table);
         self.prefix.clear();
-        let mut from = known;
-        while from < common && !stopped() {
-            let to = common.min(from + STEP.tokens);
-            if self.cache.grow(&mut table, to).is_none() {
-                // No room to share: rows that are too long for the cache say so themselves.
-                self.cache.release(&mut table);
-                return Ok(0);
-            }
-            let mut pack = Pack::new();
-            pack.push(&prefix[from..to], from, &table, false);
-            pack.finish();
-            if let Err(error) = self.decoder.forward(&pack, &mut self.cache) {
-                self.cache.release(&mut table);
-                return Err(error);
-            }
-            from = to;
-        }
-        self.prefix = prefix[..from].to_vec();
-        self.prefix_table = table;
-        Ok(from)
-    }
-
-    /// Steps until all rows have ended. Returns whether they have (and it was not stopped before).
-    fn drive(
-        &mut self,
-        ask: &Ask,
-        rows: &mut [Row],
-        shared: usize,
-        stopped: &(dyn Fn() -> bool + Sync),
-    ) -> Result<bool> {
-        let pages = self.cache.available();
-        let mut needs: Vec<(usize, Need)> = Vec::with_capacity(rows.len());
-        // In the order of their tokens, rows with equal leading values stand together and share those, too.
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by(|a, b| rows[*a].ids.cmp(&rows[*b].ids));
-        for index in order {
-            let mut need = need(ask, &rows[index], shared, self.prompter.context);
-            need.like = needs.last().and_then(|(other, _)| {
-                let common = common_prefix(&[&rows[index].ids[..rows[index].prompt], &rows[*other].ids]);
-                (common >= shared + PREFIX_TOKENS_MIN).then_some((*other, common))
-            });
-            let row = &mut rows[index];
-            if need.pages > pages {
-                let (tokens, room) = (need.pages * BLOCK + shared, self.pages_max * BLOCK);
-                row.end = Some(End::Failed(RowError::new(
-                    RowErrorCode::OutOfMemory,
-                    format!("the row may need {tokens} tokens of KV cache; there is room for {room}"),
-                )));
-            } else {
-                needs.push((index, need));
-            }
-        }
-        let mut likes = vec![None; rows.len()];
-        for (row, need) in &needs {
-            likes[*row] = need.like;
-        }
-        let mut scheduler = Scheduler::new(needs, shared, pages, STEP);
-        loop {
-            let slices = scheduler.step();
-            if slices.is_empty() {
-                return Ok(true);
-            }
-            if stopped() {
-                return Ok(false);
-            }
-            let (pack, mut forks) = self.pack(ask, rows, &slices, &likes)?;
-            let hidden = self.decoder.forward(&pack, &mut self.cache);
-            for fork in &mut forks {
-                self.cache.release(fork);
-            }
-            self.read(ask, rows, &slices, hidden?)?;
-            for slice in slices.iter().filter(|slice| slice.completes) {
-                let row = &mut rows[slice.row];
-                match row.end {
-                    None => scheduler.append(slice.row, row.ids.len() - slice.to),
-                    Some(_) => {
-                        self.cache.release(&mut row.table);
-                        scheduler.finish(slice.row);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The batch of a step, with the page tables of label branches that are to be given back after it. `likes` are the
-    /// rows that rows may begin like, as the scheduler was told.
-    fn pack(
-        &mut self,
-        ask: &Ask,
-        rows: &mut [Row],
-        slices: &[Slice],
-        likes: &[Option<(usize, usize)>],
-    ) -> Result<(Pack, Vec<Vec<PageId>>)> {
-        let full = || Error::internal("the KV cache is full although the scheduler counted its pages");
-        let mut pack = Pack::new();
-        let mut forks = Vec::new();
-        for slice in slices {
-            if rows[slice.row].table.is_empty() {
-                let like = likes[slice.row].filter(|(_, common)| slice.from == *common && *common > self.prefix.len());
-                let source = like.map_or(&self.prefix_table, |(other, _)| &rows[other].table);
-                let table = self.cache.fork(source, slice.from).ok_or_else(full)?;
-                if let (Some(from), Some(to)) = (source.get(slice.from / BLOCK), table.get(slice.from / BLOCK)) {
-                    pack.mirror(*from, slice.from % BLOCK, *to);
-                }
-                rows[slice.row].table = table;
-                rows[slice.row].cached = slice.from;
-            }
-            let row = &mut rows[slice.row];
-            self.cache.grow(&mut row.table, slice.to).ok_or_else(full)?;
-            pack.push(&row.ids[slice.from..slice.to], slice.from, &row.table, slice.completes);
-            let Ask::Labels { trie, .. } = ask else { continue };
-            for branch in trie.branches[1..].iter().filter(|_| slice.completes) {
-                let suffix = &branch.path[trie.branches[0].path.len()..];
-                let mut fork = self.cache.fork(&row.table, slice.to).ok_or_else(full)?;
-                self.cache.grow(&mut fork, slice.to + suffix.len()).ok_or_else(full)?;
-                if let Some(from) = row.table.get(slice.to / BLOCK) {
-                    pack.mirror(*from, slice.to % BLOCK, fork[slice.to / BLOCK]);
-                }
-                pack.push(suffix, slice.to, &fork, true);
-                forks.push(fork);
-            }
-        }
-        pack.finish();
-        Ok((pack, forks))
-    }
-
-    /// Reads the step's hidden states (`[wanted, hidden]`): labels are scored, texts get their next tokens.
-    fn read(&self, ask: &Ask, rows: &mut [Row], slices: &[Slice], hidden: Vec<f32>) -> Result<()> {
-        let completing: Vec<usize> = slices.iter().filter(|slice| slice.completes).map(|slice| slice.row).collect();
-        if completing.is_empty() {
-            return Ok(());
-        }
-        match ask {
-            Ask::Labels { trie, head } => {
-                let logits = self.decoder.logits(hidden, head)?;
-                for (row, logits) in completing.iter().zip(logits.chunks_exact(trie.branches.len() * head.outputs)) {
-                    let branches: Vec<&[f32]> = logits.chunks_exact(head.outputs).collect();
-                    rows[*row].end = Some(trie.scores(&branches).map_or_else(numeric, End::Scored));
-                }
-            }
-            Ask::Text { tokens_max } => {
-                let logits = self.decoder.logits(hidden, &self.decoder.output)?;
-                let vocab = self.decoder.output.outputs;
-                let mut place = vec![None; rows.len()];
-                for (at, row) in completing.iter().enumerate() {
-                    place[*row] = Some(at);
-                }
-                rows.par_iter_mut().zip(place).for_each(|(row, at)| {
-                    if let Some(at) = at {
-                        let limit = self.prompter.context.min(row.prompt + tokens_max);
-                        advance(row, &logits[at * vocab..(at + 1) * vocab], limit, &self.prompter.ends);
-                    }
-                });
-            }
-        }
-        Ok(())
     }
 }
 
-fn need(ask: &Ask, row: &Row, shared: usize, context: usize) -> Need {
-    let tokens = row.ids.len();
-    let (longest, forks) = match ask {
-        Ask::Labels { trie, .. } => {
-            let first = trie.branches[0].path.len();
-            (tokens, trie.branches[1..].iter().map(|branch| 1 + (branch.path.len() - first).div_ceil(BLOCK)).sum())
-        }
-        Ask::Text { tokens_max } => (context.min(row.prompt + tokens_max).max(tokens), 0),
-    };
-    Need { tokens, pages: pages_needed(longest, shared) + forks, like: None }
+#[cfg(test)]
+impl Answerer {
+    /// Pages in use beside those of the beginning that is kept, and how many tasks are remembered.
+    pub(crate) fn held(&self, pages_max: usize) -> (usize, usize) {
+        let used = pages_max - self.cache.available() - self.prefix_table.len();
+        (used, self.formats.len().max(self.priors.len()))
+    }
 }

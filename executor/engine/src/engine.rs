@@ -1,5 +1,6 @@
 //! [`CandleEngine`]: two threads of its own, one that makes prompts and one that computes, with bounded channels before
-//! each. The async runtime only sends and waits. Calls that wait for the same task are answered in one batch.
+//! each and threads of their own behind each. The async runtime only sends and waits. Calls that wait for the same task are
+//! answered in one batch.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -15,8 +16,9 @@ use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::answer::Answerer;
+use crate::drive::is_out_of_memory;
 use crate::encoder::Encoder;
-use crate::model::{EngineOptions, Model, Network};
+use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
 use crate::pack::batches;
 use crate::prompt::{Prompt, Prompter};
 
@@ -28,6 +30,10 @@ const CALLS_READY: usize = 4;
 const ROWS_TOGETHER: usize = 4096;
 /// Tokens an encoder computes at a time.
 const ENCODER_TOKENS: usize = 2048;
+/// Of so many threads that compute, one has another beside it that makes prompts. A model on a processor takes much longer
+/// for a token than a tokenizer does; were prompts made on the computing threads, each step of the model would wait for
+/// those of them that are at a prompt.
+const THREADS_PER_PROMPT_THREAD: usize = 4;
 
 /// An open model on this machine.
 #[derive(Debug)]
@@ -48,6 +54,8 @@ struct Call {
 struct Ready {
     task: Arc<Task>,
     prompts: Vec<Prompt>,
+    /// The prompt without a text, if scores are to be measured against it.
+    neutral: Option<Prompt>,
     reply: oneshot::Sender<Result<Vec<Outcome>>>,
 }
 
@@ -63,18 +71,14 @@ impl CandleEngine {
     /// # Errors
     /// Those of [`crate::inspect`], and tensors whose shape or type is not what the configuration says.
     pub fn load(name: &str, source: &Path, options: &EngineOptions) -> Result<Self> {
-        let threads = options.threads.unwrap_or(0);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("engine-{i}"))
-            .build()
-            .map_err(|e| Error::internal("cannot start the engine's threads").caused_by(e))?;
-        let pool = Arc::new(pool);
+        let pool = threads("engine", options.threads.unwrap_or(0))?;
+        let prompt_pool = threads("prompts", pool.current_num_threads().div_ceil(THREADS_PER_PROMPT_THREAD))?;
+        let kv_bytes_max = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
         let model = pool.install(|| Model::load(source, options)).map_err(|e| e.with("model", name))?;
         let prompter = Arc::new(model.prompter);
         let worker = match model.network {
             Network::Decoder { decoder, shape } => {
-                Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter))))
+                Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter), kv_bytes_max)))
             }
             Network::Encoder { encoder, pooling } => Worker::Encoder { encoder: Box::new(encoder), pooling },
         };
@@ -83,8 +87,8 @@ impl CandleEngine {
         let (calls, waiting) = mpsc::channel(CALLS_WAITING);
         let (ready, to_compute) = sync_channel(CALLS_READY);
         let name: Arc<str> = name.into();
-        let (pool_too, name_too, stopping_too) = (Arc::clone(&pool), Arc::clone(&name), Arc::clone(&stopping));
-        spawn("engine-prompts", move || make_prompts(&name_too, &prompter, embeds, &pool_too, waiting, &ready))?;
+        let (name_too, stopping_too) = (Arc::clone(&name), Arc::clone(&stopping));
+        spawn("engine-prompts", move || make_prompts(&name_too, &prompter, embeds, &prompt_pool, waiting, &ready))?;
         spawn("engine-model", move || compute(worker, &pool, &to_compute, &stopping_too))?;
         Ok(Self { name, calls, stopping })
     }
@@ -108,6 +112,12 @@ impl Engine for CandleEngine {
         self.calls.send(Call { task: Arc::clone(task), requests, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
+}
+
+/// A pool of so many threads; 0 is one for each of the machine's.
+fn threads(name: &'static str, count: usize) -> Result<ThreadPool> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(move |i| format!("{name}-{i}"));
+    builder.build().map_err(|e| Error::internal("cannot start the engine's threads").caused_by(e))
 }
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -137,9 +147,14 @@ fn make_prompts(
                 .hint("name a language model in this call")),
             (_, false) => pool.install(|| prompter.decoder_prompts(&call.task, &call.requests)),
         };
-        match prompts {
-            Ok(prompts) => {
-                if ready.send(Ready { task: call.task, prompts, reply: call.reply }).is_err() {
+        let calibrate = matches!(call.task.kind, TaskKind::Choose { calibrate: true, .. });
+        let made = prompts.and_then(|prompts| {
+            let neutral = calibrate.then(|| prompter.neutral_prompt(&call.task)).transpose()?;
+            Ok((prompts, neutral))
+        });
+        match made {
+            Ok((prompts, neutral)) => {
+                if ready.send(Ready { task: call.task, prompts, neutral, reply: call.reply }).is_err() {
                     return;
                 }
             }
@@ -165,7 +180,8 @@ fn compute(mut worker: Worker, pool: &ThreadPool, ready: &Receiver<Ready>, stopp
             continue;
         }
         let prompts: Vec<&Prompt> = calls.iter().flat_map(|call| &call.prompts).collect();
-        match pool.install(|| answer_distinct(&mut worker, &task.kind, &prompts, &stopped)) {
+        let neutral = calls.first().and_then(|call| call.neutral.as_ref());
+        match pool.install(|| answer_distinct(&mut worker, &task.kind, neutral, &prompts, &stopped)) {
             Ok(Some(outcomes)) => {
                 let mut outcomes = outcomes.into_iter();
                 for call in calls {
@@ -213,6 +229,7 @@ fn together(waiting: &mut VecDeque<Ready>) -> Vec<Ready> {
 fn answer_distinct(
     worker: &mut Worker,
     kind: &TaskKind,
+    neutral: Option<&Prompt>,
     prompts: &[&Prompt],
     stopped: &(dyn Fn() -> bool + Sync),
 ) -> Result<Option<Vec<Outcome>>> {
@@ -224,10 +241,15 @@ fn answer_distinct(
             distinct.len() - 1
         });
     }
-    let outcomes = match worker {
+    let outcomes = match (worker, neutral) {
         _ if distinct.is_empty() => Some(Vec::new()),
-        Worker::Decoder(answerer) => answerer.answer(kind, &distinct, stopped)?,
-        Worker::Encoder { encoder, pooling } => embed(encoder, *pooling, &distinct, stopped)?,
+        // What cannot be read without a text cannot be read with one, which is longer.
+        (Worker::Decoder(_), Some(Err(error))) => Some(distinct.iter().map(|_| Err(error.clone())).collect()),
+        (Worker::Decoder(answerer), neutral) => {
+            let neutral = neutral.and_then(|prompt| prompt.as_deref().ok());
+            answerer.answer(kind, neutral, &distinct, stopped)?
+        }
+        (Worker::Encoder { encoder, pooling }, _) => embed(encoder, *pooling, &distinct, stopped)?,
     };
     let Some(outcomes) = outcomes else { return Ok(None) };
     let mut seen = vec![false; distinct.len()];
@@ -261,13 +283,60 @@ fn embed(
         if stopped() {
             return Ok(None);
         }
-        let packed: Vec<&[u32]> = batch.iter().map(|row| rows[*row]).collect();
-        for (row, vector) in batch.iter().zip(encoder.embed(&packed, pooling)?) {
-            if let Some(vector) = vector {
+        let embed = |batch: &[usize]| {
+            let packed: Vec<&[u32]> = batch.iter().map(|row| rows[*row]).collect();
+            encoder.embed(&packed, pooling)
+        };
+        for (row, vector) in batch.iter().zip(halving(&batch, &embed)?) {
+            outcomes[*row] = vector.and_then(|vector| {
                 let usage = Usage { input_tokens: lengths[*row] as u64, ..Usage::default() };
-                outcomes[*row] = Ok(Answered { answer: Answer::Vector(vector), usage });
-            }
+                Ok(Answered { answer: Answer::Vector(vector.ok_or_else(numeric)?), usage })
+            });
         }
     }
     Ok(Some(outcomes))
+}
+
+/// Computes a batch of rows, or where memory does not suffice for it, its halves. A row that does not fit alone has failed.
+fn halving<T>(
+    rows: &[usize],
+    compute: &dyn Fn(&[usize]) -> Result<Vec<T>>,
+) -> Result<Vec<std::result::Result<T, RowError>>> {
+    match compute(rows) {
+        Ok(values) => Ok(values.into_iter().map(Ok).collect()),
+        Err(error) if !is_out_of_memory(&error) => Err(error),
+        Err(_) if rows.len() < 2 => {
+            let error = || RowError::new(RowErrorCode::OutOfMemory, "memory does not suffice for this row alone");
+            Ok(rows.iter().map(|_| Err(error())).collect())
+        }
+        Err(_) => {
+            let (first, second) = rows.split_at(rows.len() / 2);
+            let mut values = halving(first, compute)?;
+            values.extend(halving(second, compute)?);
+            Ok(values)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_batch_that_lacks_memory_is_halved_down_to_the_rows_that_lack_it_alone() {
+        let compute = |rows: &[usize]| {
+            let full = Error::internal("a kernel failed").caused_by(std::io::Error::other("CUDA_ERROR_OUT_OF_MEMORY"));
+            if rows.len() > 3 || rows.contains(&5) { Err(full) } else { Ok(rows.to_vec()) }
+        };
+        let values = halving(&(0..20).collect::<Vec<_>>(), &compute).unwrap();
+        for (row, value) in values.iter().enumerate() {
+            assert_eq!(
+                value.as_ref().map_err(|error| error.code),
+                if row == 5 { Err(RowErrorCode::OutOfMemory) } else { Ok(&row) }
+            );
+        }
+        let broken = |_: &[usize]| Err::<Vec<usize>, _>(Error::internal("a kernel failed"));
+        assert!(halving(&[1, 2], &broken).is_err(), "no other failure is taken for it");
+    }
 }

@@ -1,5 +1,5 @@
-//! Constrained decoding: which tokens may come next so that the output is JSON of a schema, by llguidance. Valid by
-//! construction; this file builds the token table and holds each row's place in the grammar.
+//! Constrained decoding: which tokens may come next so that the output is JSON of a schema or text of a pattern, by
+//! llguidance. Valid by construction; this file builds the token table and holds each row's place in the grammar.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ impl Guides {
     /// Builds the table of what each token spells. Slow (a pass over the vocabulary): once a model, when first needed.
     pub(crate) fn new(prompter: &Arc<Prompter>) -> Result<Self> {
         let end = prompter.end_of_turn.ok_or_else(|| {
-            Error::invalid("the model names no token that ends an answer, so JSON output cannot end")
+            Error::invalid("the model names no token that ends an answer, so output of a given shape cannot end")
                 .hint("use an instruction-tuned model")
         })?;
         let spelling = Spelling::of(&prompter.tokens.decoder_json());
@@ -84,13 +84,27 @@ impl Guides {
             // `true` is the schema that anything fits.
             _ => schema = json!({"x-guidance": compact}),
         }
-        let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
-        let matcher = Matcher::new(parser);
+        self.compile(TopLevelGrammar::from_json_schema(schema)).map_err(|why| {
+            Error::invalid("the output's JSON schema cannot be enforced")
+                .caused_by(why)
+                .hint("use objects, arrays, strings, numbers, booleans, enum and const")
+        })
+    }
+
+    /// Compiles a regular expression that the whole output matches. Clone the guide for each row.
+    pub(crate) fn pattern(&self, pattern: &str) -> Result<Guide> {
+        self.compile(TopLevelGrammar::from_regex(pattern)).map_err(|why| {
+            Error::invalid("the output's pattern cannot be enforced")
+                .caused_by(why)
+                .hint("use characters, classes, groups, alternatives and repetitions, without look-around")
+        })
+    }
+
+    fn compile(&self, grammar: TopLevelGrammar) -> std::result::Result<Guide, std::io::Error> {
+        let matcher = Matcher::new(self.factory.create_parser(grammar));
         match matcher.get_error() {
             None => Ok(Guide(matcher)),
-            Some(why) => Err(Error::invalid("the output's JSON schema cannot be enforced")
-                .caused_by(std::io::Error::other(why.lines().next().unwrap_or_default().to_owned()))
-                .hint("use objects, arrays, strings, numbers, booleans, enum and const")),
+            Some(why) => Err(std::io::Error::other(why.lines().next().unwrap_or_default().to_owned())),
         }
     }
 

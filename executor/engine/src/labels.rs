@@ -1,5 +1,10 @@
 //! Label scoring: a trie over the labels' tokens, and the probability of each label given the logits at its branches.
 //! Pure. Only nodes with more than one child are branches; a path without a choice has probability 1 and costs nothing.
+//!
+//! A label's score is the probability that the model writes it, given that it writes one of the labels: at each branch the
+//! tokens that lead to a label share all of the probability. So scores sum to 1, and a long label is at no disadvantage for
+//! its length: tokens that have no alternative count for nothing. Dividing by length, as is done with the probabilities of
+//! free text, would break the sum and favour long labels; it is deliberately absent.
 
 use std::collections::BTreeMap;
 
@@ -84,6 +89,20 @@ impl LabelTrie {
     }
 }
 
+/// Scores measured against the scores that the labels have without any text, `prior`: each is divided by its prior, then all
+/// by their sum. What the model prefers before it has read anything (a frequent word, the first of a list) is thereby taken
+/// out, and a text that says nothing gives all labels the same score.
+///
+/// Zhao et al., Calibrate Before Use: Improving Few-Shot Performance of Language Models, ICML 2021 (section 5, with W =
+/// diag(prior)⁻¹ and the empty text as the only content-free one). They take a softmax of the quotients; here they are
+/// scaled to sum to 1, which chooses the same label and keeps evidence proportional.
+pub(crate) fn calibrated(scores: &[f32], prior: &[f32]) -> Vec<f32> {
+    let quotient = |(score, prior): (&f32, &f32)| f64::from(*score) / f64::from(prior.max(f32::MIN_POSITIVE));
+    let quotients: Vec<f64> = scores.iter().zip(prior).map(quotient).collect();
+    let sum: f64 = quotients.iter().sum();
+    quotients.into_iter().map(|quotient| (quotient / sum) as f32).collect()
+}
+
 fn way(path: &[u32], branches: &[Branch]) -> Vec<(usize, usize)> {
     let mut way = Vec::new();
     for (index, branch) in branches.iter().enumerate() {
@@ -129,6 +148,18 @@ mod tests {
     fn common_beginnings_come_before_the_first_branch() {
         let trie = LabelTrie::new(&[vec![4, 4, 1], vec![4, 4, 2]], END).unwrap();
         assert_eq!(trie.branches, [Branch { path: vec![4, 4], children: vec![1, 2] }]);
+    }
+
+    #[test]
+    fn calibration_takes_out_what_labels_have_without_a_text() {
+        let close = |a: &[f32], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        let prior = [0.8, 0.15, 0.05];
+        assert!(close(&calibrated(&prior, &prior), [1.0 / 3.0; 3]), "a text that says nothing");
+        // The first is still the likeliest to be written, and the second is the one that the text speaks for.
+        assert!(close(&calibrated(&[0.6, 0.3, 0.1], &prior), [0.75 / 4.75, 2.0 / 4.75, 2.0 / 4.75]));
+        let third = [1.0 / 3.0; 3];
+        assert!(close(&calibrated(&[0.7, 0.2, 0.1], &third), [0.7, 0.2, 0.1]), "without a preference nothing changes");
+        assert!(close(&calibrated(&[1.0, 0.0, 0.0], &[1.0, 0.0, 0.0]), [1.0, 0.0, 0.0]), "numbers stay finite");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The candle engine: open models on this machine, for tables. Tokens in, outcomes out: packed ragged batches, a paged KV
-//! cache with shared prefixes, label scoring without decoding, constrained JSON, continuous batching.
+//! cache with shared prefixes, label scoring without decoding, constrained output, continuous batching.
 //! Knows no table, no network and no file it was not given; fetches nothing and writes nothing.
 
 mod answer;
@@ -8,6 +8,7 @@ mod chat;
 mod config;
 mod decoder;
 mod descriptor;
+mod drive;
 mod encoder;
 mod engine;
 mod gemm;
@@ -16,10 +17,12 @@ mod guide;
 mod kernels;
 mod kv;
 mod labels;
+mod line;
 mod linear;
 mod lora;
 mod model;
 mod pack;
+mod prefixes;
 mod prompt;
 mod rope;
 mod row;
@@ -30,12 +33,16 @@ mod tokens;
 mod weights;
 
 pub use engine::CandleEngine;
-pub use model::{EngineOptions, ModelFacts, inspect, inspect_adapted};
+pub use model::{EngineOptions, KV_BYTES_DEFAULT, ModelFacts, inspect, inspect_adapted};
 
+#[cfg(test)]
+mod answer_tests;
 #[cfg(test)]
 mod oracle_tests;
 #[cfg(test)]
 mod parity_tests;
+#[cfg(test)]
+mod schedule_tests;
 #[cfg(test)]
 mod synthetic;
 #[cfg(test)]

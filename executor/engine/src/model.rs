@@ -57,7 +57,13 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Folder of a LoRA adapter in the layout of PEFT, merged into the weights.
     pub adapter: Option<PathBuf>,
+    /// Most memory for the keys and values of rows that run, in bytes; [`KV_BYTES_DEFAULT`] if not given. It is taken when
+    /// it is needed. With less, fewer rows run at a time; a row that does not fit alone is a row error.
+    pub kv_bytes_max: Option<usize>,
 }
+
+/// Memory for keys and values where nobody says how much the machine has.
+pub const KV_BYTES_DEFAULT: usize = 2 << 30;
 
 /// Everything known of a model before its weights are read.
 struct Opened {

@@ -58,11 +58,15 @@ fn decoder(model: Model) -> (Decoder, KvCache, Arc<Prompter>, crate::decoder::sh
 
 fn answerer(name: &str) -> (Answerer, Arc<Prompter>) {
     let (decoder, _, prompter, shape) = decoder(load(name));
-    (Answerer::new(decoder, &shape, Arc::clone(&prompter)), prompter)
+    (Answerer::new(decoder, &shape, Arc::clone(&prompter), 1 << 28), prompter)
 }
 
 fn complete(tokens_max: u32) -> TaskKind {
     TaskKind::Complete { tokens_max, format: TextFormat::Free }
+}
+
+fn choose(labels: Vec<String>) -> TaskKind {
+    TaskKind::Choose { labels, calibrate: false }
 }
 
 fn chat_task(kind: TaskKind) -> Task {
@@ -152,7 +156,7 @@ fn chats_render_score_and_continue_as_the_reference_does() {
         }
         for chats in [chats.as_slice(), &chats[..1]] {
             let labels = strings(&chats[0]["labels"]);
-            let ends = run(&mut answerer, &TaskKind::Choose { labels }, &prompts[..chats.len()]);
+            let ends = run(&mut answerer, &TaskKind::Choose { labels, calibrate: false }, &prompts[..chats.len()]);
             for (chat, end) in chats.iter().zip(ends) {
                 let End::Scored(scores) = end else { panic!("{end:?}") };
                 for (score, expected) in scores.iter().zip(floats(&chat["scores"])) {
@@ -210,7 +214,7 @@ fn a_shared_prefix_changes_no_answer() {
         let again = answerer.run(&kind, &slices, &|| false).unwrap().unwrap();
         assert_eq!(again.ends, alone);
         assert!(again.cached.iter().zip(&prompts).all(|(cached, prompt)| (4..prompt.len()).contains(cached)));
-        let labels = TaskKind::Choose { labels: strings(&reference("llama-tiny/reference.json")["chat"][0]["labels"]) };
+        let labels = choose(strings(&reference("llama-tiny/reference.json")["chat"][0]["labels"]));
         let together = run(&mut answerer, &labels, &prompts);
         for (prompt, together) in prompts.iter().zip(together) {
             let (End::Scored(together), End::Scored(alone)) =
@@ -233,7 +237,7 @@ fn equal_leading_values_are_shared_and_change_no_answer() {
         .collect();
     // Prompts that are beginnings of others, at and beside the ends of pages.
     prompts.extend([31, 32, 33, 20].map(|n| prompts[0][..n].to_vec()));
-    let labels = TaskKind::Choose { labels: strings(&reference("llama-tiny/reference.json")["chat"][0]["labels"]) };
+    let labels = choose(strings(&reference("llama-tiny/reference.json")["chat"][0]["labels"]));
     for kind in [complete(12), labels] {
         let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let together = answerer.run(&kind, &slices, &|| false).unwrap().unwrap();

@@ -40,13 +40,27 @@ impl Prompter {
     /// Prompts for a decoder, one for each request. `Err` only for what is wrong with the task or the model.
     pub(crate) fn decoder_prompts(&self, task: &Task, requests: &[Request]) -> Result<Vec<Prompt>> {
         let trusted = self.encode_trusted(task)?;
-        requests.par_iter().map(|request| self.decoder_prompt(task, request, trusted)).collect()
+        requests.par_iter().map(|request| self.decoder_prompt(task, request, &trusted)).collect()
     }
 
-    /// Special tokens of a prompt that come from the template.
-    fn encode_trusted(&self, task: &Task) -> Result<usize> {
+    /// The prompt of a row whose values are all empty.
+    pub(crate) fn neutral_prompt(&self, task: &Task) -> Result<Prompt> {
+        let values = task.template.iter().map(|piece| match piece {
+            Piece::Value(index) => index + 1,
+            Piece::Text(_) => 0,
+        });
+        let empty = Request { values: std::iter::repeat_n(String::new(), values.max().unwrap_or(0)).collect() };
+        self.decoder_prompt(task, &empty, &self.encode_trusted(task)?)
+    }
+
+    /// Special tokens of a prompt that come from the template, in their order.
+    fn encode_trusted(&self, task: &Task) -> Result<Vec<u32>> {
         let text = join(&task.template, |index| Ok(placeholder(index)))?;
-        Ok(self.tokens.markers_in(&self.tokens.encode(&self.render(task, &text)?)?))
+        Ok(self.markers_of(&self.tokens.encode(&self.render(task, &text)?)?))
+    }
+
+    fn markers_of(&self, ids: &[u32]) -> Vec<u32> {
+        ids.iter().copied().filter(|id| self.tokens.is_marker_id(*id)).collect()
     }
 
     fn render(&self, task: &Task, user: &str) -> Result<String> {
@@ -57,10 +71,10 @@ impl Prompter {
         }
     }
 
-    fn decoder_prompt(&self, task: &Task, request: &Request, trusted: usize) -> Result<Prompt> {
+    fn decoder_prompt(&self, task: &Task, request: &Request, trusted: &[u32]) -> Result<Prompt> {
         let user = join(&task.template, |index| value(request, index).map(str::to_owned))?;
         let mut ids = self.tokens.encode(&self.render(task, &user)?)?;
-        if self.tokens.markers_in(&ids) != trusted {
+        if self.markers_of(&ids) != trusted {
             ids = self.encode_apart(task, request)?;
         }
         if self.chat.is_none() {

@@ -3,8 +3,40 @@
 
 use rowmill_jobs::infer::{Answer, RowError, RowErrorCode};
 
+use crate::attention::BLOCK;
 use crate::guide::Guide;
 use crate::kv::PageId;
+use crate::labels::LabelTrie;
+use crate::linear::Linear;
+
+/// Output tokens that a row's pages are first reserved for. Most answers are shorter; a longer one gets twice as many, and
+/// again, up to its limit. So a generous limit keeps no other row waiting.
+const OUTPUT_TOKENS_FIRST: usize = 256;
+
+/// What rows are asked for.
+pub(crate) enum Ask {
+    Labels {
+        trie: LabelTrie,
+        /// The output matrix's rows for the trie's tokens.
+        head: Linear,
+    },
+    Text {
+        tokens_max: usize,
+    },
+}
+
+impl Ask {
+    /// Pages that a row takes for a moment, beside those of its own tokens.
+    pub(crate) fn extra_pages(&self) -> usize {
+        match self {
+            Ask::Labels { trie, .. } => {
+                let first = trie.branches[0].path.len();
+                trie.branches[1..].iter().map(|branch| 1 + (branch.path.len() - first).div_ceil(BLOCK)).sum()
+            }
+            Ask::Text { .. } => 0,
+        }
+    }
+}
 
 /// One row on its way to an outcome.
 pub(crate) struct Row {
@@ -16,10 +48,30 @@ pub(crate) struct Row {
     pub(crate) cached: usize,
     /// Its pages, while it runs.
     pub(crate) table: Vec<PageId>,
+    /// Tokens that its pages are reserved for.
+    pub(crate) reserved: usize,
+    /// The beginning that it continues: the longest while it waits for the first time, then the first.
+    pub(crate) after: usize,
     /// Its place in the grammar, if its output has one.
     pub(crate) guide: Option<Guide>,
     /// How it ended, once it has.
     pub(crate) end: Option<End>,
+}
+
+impl Row {
+    /// The most tokens it may have, prompt included.
+    pub(crate) fn limit(&self, ask: &Ask, context: usize) -> usize {
+        match ask {
+            Ask::Labels { .. } => self.ids.len(),
+            Ask::Text { tokens_max } => context.min(self.prompt + tokens_max).max(self.prompt),
+        }
+    }
+
+    /// Tokens that its pages are to be reserved for, at first or once more: `room` is what the cache can hold of one row.
+    pub(crate) fn reservation(&self, ask: &Ask, context: usize, room: usize) -> usize {
+        let output = (2 * self.reserved.saturating_sub(self.prompt)).max(OUTPUT_TOKENS_FIRST);
+        (self.prompt + output).min(self.limit(ask, context)).min(room).max(self.ids.len())
+    }
 }
 
 /// How a row ended.
@@ -47,7 +99,7 @@ pub(crate) fn advance(row: &mut Row, logits: &[f32], limit: usize, ends: &[u32])
     let Some(token) = token else {
         row.end = Some(End::Failed(RowError::new(
             RowErrorCode::InvalidOutput,
-            "the model's vocabulary cannot write this JSON",
+            "the model's vocabulary cannot write what the output must be",
         )));
         return;
     };
@@ -79,6 +131,11 @@ fn argmax(logits: &[f32]) -> Option<u32> {
 /// The end of a row whose numbers are not finite.
 pub(crate) fn numeric() -> End {
     End::Failed(RowError::new(RowErrorCode::Numeric, "the model computed a number that is not finite"))
+}
+
+/// The end of a row that does not fit into memory.
+pub(crate) fn out_of_memory(message: impl Into<String>) -> End {
+    End::Failed(RowError::new(RowErrorCode::OutOfMemory, message))
 }
 
 /// The answer of a row with these label probabilities.

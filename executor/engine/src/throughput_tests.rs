@@ -161,13 +161,16 @@ fn embedding() {
 fn deciding_and_writing() {
     let model = smol_lm();
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
-    let mut answerer = Answerer::new(decoder, &shape, Arc::new(model.prompter));
+    let mut answerer = Answerer::new(decoder, &shape, Arc::new(model.prompter), 2 << 30);
     let mut noise = Noise(9);
     let head = noise.ids(100);
     let rows: Vec<Vec<u32>> = (0..64).map(|i| [head.clone(), noise.ids(20 + i)].concat()).collect();
     let prompts: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
     let tokens: usize = rows.iter().map(Vec::len).sum();
-    let labels = TaskKind::Choose { labels: ["billing", "bug", "bug report", "how-to"].map(str::to_owned).to_vec() };
+    let labels = TaskKind::Choose {
+        labels: ["billing", "bug", "bug report", "how-to"].map(str::to_owned).to_vec(),
+        calibrate: false,
+    };
     let write = TaskKind::Complete { tokens_max: 32, format: TextFormat::Free };
     for (what, kind, prompts) in [
         ("label scoring", &labels, &prompts[..]),

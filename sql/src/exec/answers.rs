@@ -83,7 +83,7 @@ pub(super) fn from_outcomes(outcomes: Vec<Outcome>, kind: &TaskKind, shape: &Sha
     let (values, misfits) = match (&shape.returns, kind) {
         (Returns::Text, _) => texts(&mut answers, rows)?,
         (Returns::Struct(_), _) => objects(&mut answers, rows, &shape.data_type)?,
-        (Returns::Label { with_score }, TaskKind::Choose { labels }) => {
+        (Returns::Label { with_score }, TaskKind::Choose { labels, .. }) => {
             choices(&mut answers, rows, labels, *with_score, &shape.data_type)?
         }
         (Returns::YesNo, _) => yes_or_no(&mut answers, rows)?,

@@ -12,11 +12,12 @@ use rowmill_jobs::spec::JobSpec;
 use rowmill_jobs::{Error, Result};
 
 use super::signature::Signature;
-use super::{CallSpec, Places, Returns, fields, literal, template};
+use super::{CallSpec, Places, Returns, fields, literal, pattern, template};
 use crate::jobfile::options::Place;
 
-/// Output tokens of a row when the call does not say.
-const TOKENS_DEFAULT: u32 = 512;
+/// Output tokens of a row when the call does not say. More than answers have: the engine reserves memory for a few hundred
+/// at first, and for more as a row goes on, so a generous limit costs only the rows that use it.
+const TOKENS_DEFAULT: u32 = 4096;
 /// More output tokens than any row of a table needs.
 const TOKENS_MAX: u32 = 65_536;
 /// Labels that can be told apart by a prompt of reasonable length.
@@ -44,7 +45,7 @@ pub(super) fn read(
         "ai_filter" => {
             let (input, values) = arguments.input("prompt")?;
             let labels = vec!["yes".to_owned(), "no".to_owned()];
-            (template::filter(input), values, Returns::YesNo, TaskKind::Choose { labels }, None)
+            (template::filter(input), values, Returns::YesNo, TaskKind::Choose { labels, calibrate: false }, None)
         }
         "ai_embed" => {
             let (input, values) = arguments.input("input")?;
@@ -63,9 +64,14 @@ fn complete(arguments: &Arguments<'_>) -> Result<Parts> {
     let (input, values) = arguments.input("prompt")?;
     let tokens_max = arguments.tokens_max()?;
     let system = arguments.text("system")?;
-    let (returns, format) = match arguments.get("response_format") {
-        None => (Returns::Text, TextFormat::Free),
-        Some(expr) => {
+    let (returns, format) = match (arguments.get("response_format"), arguments.get("pattern")) {
+        (None, None) => (Returns::Text, TextFormat::Free),
+        (None, Some(expr)) => (Returns::Text, TextFormat::Pattern { pattern: arguments.pattern(expr)? }),
+        (Some(_), Some(expr)) => {
+            let at = literal::place_of(expr, arguments.at);
+            return Err(arguments.wrong(at, "ai_complete takes `response_format` or `pattern`, not both"));
+        }
+        (Some(expr), None) => {
             let fields = arguments.fields("response_format", expr)?;
             (Returns::Struct(fields.fields), TextFormat::Json { schema: fields.schema })
         }
@@ -114,19 +120,15 @@ fn classify(arguments: &Arguments<'_>) -> Result<Parts> {
         .iter()
         .map(|(label, text)| if text.is_empty() { format!("- {label}") } else { format!("- {label}: {text}") })
         .collect();
-    let with_score = match arguments.get("with_score") {
-        None => false,
-        Some(expr) => literal::boolean(expr).ok_or_else(|| {
-            arguments.wrong(literal::place_of(expr, arguments.at), "`with_score` of ai_classify must be true or false")
-        })?,
-    };
+    let with_score = arguments.flag("with_score")?;
+    let calibrate = arguments.flag("calibrate")?;
     let task = arguments.text("task_description")?.unwrap_or_default();
     let labels = described.into_iter().map(|(label, _)| label).collect();
     Ok((
         template::classify(&task, &lines, input),
         values,
         Returns::Label { with_score },
-        TaskKind::Choose { labels },
+        TaskKind::Choose { labels, calibrate },
         None,
     ))
 }
@@ -224,6 +226,22 @@ impl<'a> Arguments<'a> {
                 &format!("`{name}` of {} must be a literal string, the same for all rows", self.signature.name),
             )),
         }
+    }
+
+    /// `true` or `false`; false if it is not given.
+    fn flag(&self, name: &str) -> Result<bool> {
+        let Some(expr) = self.get(name) else { return Ok(false) };
+        literal::boolean(expr).ok_or_else(|| {
+            let message = format!("`{name}` of {} must be true or false", self.signature.name);
+            self.wrong(literal::place_of(expr, self.at), &message)
+        })
+    }
+
+    fn pattern(&self, expr: &Expr) -> Result<String> {
+        let pattern = self.text("pattern")?.unwrap_or_default();
+        let at = literal::place_of(expr, self.at);
+        pattern::check(&pattern).map_err(|(message, hint)| self.places.error(at, message).hint(hint))?;
+        Ok(pattern)
     }
 
     fn tokens_max(&self) -> Result<u32> {

@@ -4,6 +4,7 @@
 mod call;
 pub(crate) mod fields;
 pub(crate) mod literal;
+mod pattern;
 mod query;
 pub(crate) mod signature;
 pub(crate) mod sql_type;

@@ -12,7 +12,7 @@ const QUERIES: &[(&str, &str)] = &[
     // unknown names
     (
         "SELECT ai_clasify(body, ['a', 'b']) FROM t",
-        "error: there is no AI function `ai_clasify`\n  at job.sql:5:8\n  hint: did you mean `ai_classify`? ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, task_description => 'text'])",
+        "error: there is no AI function `ai_clasify`\n  at job.sql:5:8\n  hint: did you mean `ai_classify`? ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_think(body) FROM t",
@@ -36,43 +36,63 @@ const QUERIES: &[(&str, &str)] = &[
     // arguments
     (
         "SELECT ai_classify(body, ['a']) FROM t",
-        "error: ai_classify needs at least two labels to choose from\n  at job.sql:5:27\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, task_description => 'text'])",
+        "error: ai_classify needs at least two labels to choose from\n  at job.sql:5:27\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_classify(body, ['a', 'a']) FROM t",
-        "error: label 'a' stands twice\n  at job.sql:5:27\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, task_description => 'text'])",
+        "error: label 'a' stands twice\n  at job.sql:5:27\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_classify(body, [body, 'b']) FROM t",
-        "error: the labels of ai_classify must be a literal list of strings\n  at job.sql:5:27\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, task_description => 'text'])",
+        "error: the labels of ai_classify must be a literal list of strings\n  at job.sql:5:27\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_classify(body) FROM t",
-        "error: ai_classify needs its argument `labels`\n  at job.sql:5:8\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, task_description => 'text'])",
+        "error: ai_classify needs its argument `labels`\n  at job.sql:5:8\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_classify(body, ['a', 'b'], true) FROM t",
-        "error: ai_classify takes 2 arguments without a name\n  at job.sql:5:38\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, task_description => 'text'])",
+        "error: ai_classify takes 2 arguments without a name\n  at job.sql:5:38\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_classify(body, ['a', 'b'], with_scores => true) FROM t",
-        "error: ai_classify has no argument `with_scores`\n  at job.sql:5:38\n  hint: did you mean `with_score`? ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, task_description => 'text'])",
+        "error: ai_classify has no argument `with_scores`\n  at job.sql:5:38\n  hint: did you mean `with_score`? ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_classify(body, ['a', 'b'], with_score => 'yes') FROM t",
-        "error: `with_score` of ai_classify must be true or false\n  at job.sql:5:52\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, task_description => 'text'])",
+        "error: `with_score` of ai_classify must be true or false\n  at job.sql:5:52\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_complete(body, max_tokens => 0) FROM t",
-        "error: `max_tokens` of ai_complete must be a whole number from 1 to 65536\n  at job.sql:5:40\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …'])",
+        "error: `max_tokens` of ai_complete must be a whole number from 1 to 65536\n  at job.sql:5:40\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …' | pattern => 'regex'])",
+    ),
+    (
+        "SELECT ai_complete(body, pattern => 'a(b') FROM t",
+        "error: the pattern cannot be read at byte 1: unclosed group\n  at job.sql:5:37\n  hint: patterns are written as for Rust's regex crate: characters, [classes], (groups), a|b, *, +, ?, {2,5}",
+    ),
+    (
+        "SELECT ai_complete(body, pattern => body) FROM t",
+        "error: `pattern` of ai_complete must be a literal string, the same for all rows\n  at job.sql:5:37\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …' | pattern => 'regex'])",
+    ),
+    (
+        "SELECT ai_complete(body, response_format => 'a INT', pattern => 'a+') FROM t",
+        "error: ai_complete takes `response_format` or `pattern`, not both\n  at job.sql:5:65\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …' | pattern => 'regex'])",
+    ),
+    (
+        "SELECT ai_complete(body, pattern => 'up to [0-9]+$ or more') FROM t",
+        "error: the pattern looks around (^, $ or \\b within it)\n  at job.sql:5:37\n  hint: the pattern is of the whole answer: leave anchors and word boundaries out",
+    ),
+    (
+        "SELECT ai_classify(body, ['a', 'b'], calibrate => 1) FROM t",
+        "error: `calibrate` of ai_classify must be true or false\n  at job.sql:5:51\n  hint: ai_classify(input, ['label', 'other', …] [, model => 'name'] [, with_score => true] [, calibrate => true] [, task_description => 'text'])",
     ),
     (
         "SELECT ai_complete(body, system => body) FROM t",
-        "error: `system` of ai_complete must be a literal string, the same for all rows\n  at job.sql:5:36\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …'])",
+        "error: `system` of ai_complete must be a literal string, the same for all rows\n  at job.sql:5:36\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …' | pattern => 'regex'])",
     ),
     (
         "SELECT ai_complete(body, system => 'a', system => 'b') FROM t",
-        "error: argument `system` of ai_complete is given twice\n  at job.sql:5:41\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …'])",
+        "error: argument `system` of ai_complete is given twice\n  at job.sql:5:41\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …' | pattern => 'regex'])",
     ),
     (
         "SELECT ai_extract(body, 'product') FROM t",
@@ -132,7 +152,7 @@ const QUERIES: &[(&str, &str)] = &[
     ),
     (
         "SELECT ai_complete(body) OVER () FROM t",
-        "error: ai_complete answers row by row: no OVER, FILTER, DISTINCT or ORDER BY\n  at job.sql:5:8\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …'])",
+        "error: ai_complete answers row by row: no OVER, FILTER, DISTINCT or ORDER BY\n  at job.sql:5:8\n  hint: ai_complete(prompt [, model => 'name'] [, max_tokens => 256] [, system => 'text'] [, response_format => 'name TYPE, …' | pattern => 'regex'])",
     ),
     (
         "SELECT ai_complete(body, model => 'vectors') FROM t",

@@ -45,7 +45,7 @@ impl Engine for Script {
                     return Err(RowError::new(RowErrorCode::Injected, "told to"));
                 }
                 let answer = match &task.kind {
-                    TaskKind::Choose { labels } => {
+                    TaskKind::Choose { labels, .. } => {
                         // The label that the text names, else the last.
                         let index =
                             labels.iter().position(|label| text.contains(label.as_str())).unwrap_or(labels.len() - 1);
