@@ -9,15 +9,15 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use async_trait::async_trait;
 use rayon::ThreadPool;
-use rowmill_jobs::infer::{Answer, Answered, Engine, Outcome, Request, RowError, RowErrorCode, Task, TaskKind, Usage};
-use rowmill_jobs::spec::Pooling;
+use rowmill_jobs::infer::{Answered, Engine, Outcome, Request, Task, TaskKind, Usage, find_labels};
 use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::answer::Answerer;
-use crate::encoder::Encoder;
+use crate::encoder::head::Classifier;
+use crate::encoder::pool::Embedder;
+use crate::encoder::rows::{classify, embed};
 use crate::model::{EngineOptions, Model, Network};
-use crate::pack::batches;
 use crate::prompt::{Prompt, Prompter};
 
 /// Calls that may wait to be tokenised.
@@ -26,8 +26,6 @@ const CALLS_WAITING: usize = 64;
 const CALLS_READY: usize = 4;
 /// Rows of one batch of calls; more calls are not joined to it.
 const ROWS_TOGETHER: usize = 4096;
-/// Tokens an encoder computes at a time.
-const ENCODER_TOKENS: usize = 2048;
 
 /// An open model on this machine.
 #[derive(Debug)]
@@ -54,7 +52,16 @@ struct Ready {
 /// What answers on the computing thread.
 enum Worker {
     Decoder(Box<Answerer>),
-    Encoder { encoder: Box<Encoder>, pooling: Pooling },
+    Embedder(Box<Embedder>),
+    Classifier(Box<Classifier>),
+}
+
+/// What the model's prompts are like.
+enum Skill {
+    Writes,
+    Embeds,
+    /// It chooses among these labels only.
+    Chooses(Vec<String>),
 }
 
 impl CandleEngine {
@@ -76,15 +83,20 @@ impl CandleEngine {
             Network::Decoder { decoder, shape } => {
                 Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter))))
             }
-            Network::Encoder { encoder, pooling } => Worker::Encoder { encoder: Box::new(encoder), pooling },
+            Network::Embedder(embedder) => Worker::Embedder(Box::new(embedder)),
+            Network::Classifier(classifier) => Worker::Classifier(Box::new(classifier)),
         };
-        let embeds = matches!(worker, Worker::Encoder { .. });
+        let skill = match &worker {
+            Worker::Decoder(_) => Skill::Writes,
+            Worker::Embedder(_) => Skill::Embeds,
+            Worker::Classifier(classifier) => Skill::Chooses(classifier.labels().to_vec()),
+        };
         let stopping = Arc::new(AtomicBool::new(false));
         let (calls, waiting) = mpsc::channel(CALLS_WAITING);
         let (ready, to_compute) = sync_channel(CALLS_READY);
         let name: Arc<str> = name.into();
         let (pool_too, name_too, stopping_too) = (Arc::clone(&pool), Arc::clone(&name), Arc::clone(&stopping));
-        spawn("engine-prompts", move || make_prompts(&name_too, &prompter, embeds, &pool_too, waiting, &ready))?;
+        spawn("engine-prompts", move || make_prompts(&name_too, (&prompter, &skill), &pool_too, waiting, &ready))?;
         spawn("engine-model", move || compute(worker, &pool, &to_compute, &stopping_too))?;
         Ok(Self { name, calls, stopping })
     }
@@ -117,8 +129,7 @@ fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
 
 fn make_prompts(
     name: &str,
-    prompter: &Prompter,
-    embeds: bool,
+    (prompter, skill): (&Prompter, &Skill),
     pool: &ThreadPool,
     mut waiting: mpsc::Receiver<Call>,
     ready: &SyncSender<Ready>,
@@ -127,16 +138,7 @@ fn make_prompts(
         if call.reply.is_closed() {
             continue;
         }
-        let prompts = match (&call.task.kind, embeds) {
-            (TaskKind::Embed, true) => pool.install(|| prompter.encoder_prompts(&call.task, &call.requests)),
-            (TaskKind::Embed, false) => {
-                Err(Error::invalid(format!("model {name} writes text; it does not make vectors"))
-                    .hint("name an embedding model in ai_embed(…, model => …)"))
-            }
-            (_, true) => Err(Error::invalid(format!("model {name} makes vectors; it does not write text"))
-                .hint("name a language model in this call")),
-            (_, false) => pool.install(|| prompter.decoder_prompts(&call.task, &call.requests)),
-        };
+        let prompts = pool.install(|| prompts(name, prompter, skill, &call));
         match prompts {
             Ok(prompts) => {
                 if ready.send(Ready { task: call.task, prompts, reply: call.reply }).is_err() {
@@ -145,6 +147,25 @@ fn make_prompts(
             }
             Err(error) => drop(call.reply.send(Err(error.with("model", name)))),
         }
+    }
+}
+
+/// The prompts of a call; an error if the model cannot do what is asked.
+fn prompts(name: &str, prompter: &Prompter, skill: &Skill, call: &Call) -> Result<Vec<Prompt>> {
+    let (task, requests) = (&call.task, &call.requests);
+    match (&task.kind, skill) {
+        (TaskKind::Embed, Skill::Embeds) => prompter.encoder_prompts(&task.template, requests),
+        (TaskKind::Embed, _) => Err(Error::invalid(format!("model {name} writes text; it does not make vectors"))
+            .hint("name an embedding model in ai_embed(…, model => …)")),
+        (TaskKind::Choose { labels }, Skill::Chooses(own)) => {
+            find_labels(labels, own)?;
+            prompter.encoder_prompts(&task.input, requests)
+        }
+        (_, Skill::Chooses(_)) => Err(Error::invalid(format!("model {name} chooses labels; it does not write text"))
+            .hint("name a language model in this call")),
+        (_, Skill::Embeds) => Err(Error::invalid(format!("model {name} makes vectors; it does not write text"))
+            .hint("name a language model in this call")),
+        (_, Skill::Writes) => prompter.decoder_prompts(task, requests),
     }
 }
 
@@ -227,7 +248,11 @@ fn answer_distinct(
     let outcomes = match worker {
         _ if distinct.is_empty() => Some(Vec::new()),
         Worker::Decoder(answerer) => answerer.answer(kind, &distinct, stopped)?,
-        Worker::Encoder { encoder, pooling } => embed(encoder, *pooling, &distinct, stopped)?,
+        Worker::Embedder(embedder) => embed(embedder, &distinct, stopped)?,
+        Worker::Classifier(classifier) => {
+            let TaskKind::Choose { labels } = kind else { return Err(Error::internal("a classifier only chooses")) };
+            classify(classifier, &find_labels(labels, classifier.labels())?, &distinct, stopped)?
+        }
     };
     let Some(outcomes) = outcomes else { return Ok(None) };
     let mut seen = vec![false; distinct.len()];
@@ -246,28 +271,4 @@ fn answer_distinct(
 fn again(answered: Answered) -> Answered {
     let input_tokens = answered.usage.input_tokens;
     Answered { usage: Usage { input_tokens, cached_tokens: input_tokens, output_tokens: 0 }, ..answered }
-}
-
-fn embed(
-    encoder: &Encoder,
-    pooling: Pooling,
-    rows: &[&[u32]],
-    stopped: &(dyn Fn() -> bool + Sync),
-) -> Result<Option<Vec<Outcome>>> {
-    let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-    let numeric = || RowError::new(RowErrorCode::Numeric, "the model computed a vector that is not finite");
-    let mut outcomes: Vec<Outcome> = rows.iter().map(|_| Err(numeric())).collect();
-    for batch in batches(&lengths, ENCODER_TOKENS) {
-        if stopped() {
-            return Ok(None);
-        }
-        let packed: Vec<&[u32]> = batch.iter().map(|row| rows[*row]).collect();
-        for (row, vector) in batch.iter().zip(encoder.embed(&packed, pooling)?) {
-            if let Some(vector) = vector {
-                let usage = Usage { input_tokens: lengths[*row] as u64, ..Usage::default() };
-                outcomes[*row] = Ok(Answered { answer: Answer::Vector(vector), usage });
-            }
-        }
-    }
-    Ok(Some(outcomes))
 }
