@@ -170,7 +170,7 @@ mod tests {
 
     fn task(kind: TaskKind) -> Arc<Task> {
         let template = vec![Piece::Text("say: ".into()), Piece::Value(0)];
-        Arc::new(Task { model: "e".into(), kind, system: None, template })
+        Arc::new(Task { model: "e".into(), kind, system: None, input: template.clone(), template })
     }
 
     fn requests(count: usize) -> Vec<Request> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// A row's values. Most prompts have one hole, and a table has many rows: one value needs no allocation of its own.
 pub type Values = smallvec::SmallVec<[String; 1]>;
@@ -23,6 +23,9 @@ pub struct Task {
     pub system: Option<String>,
     /// The user message; [`Piece::Value`] marks where a row's values go. For [`TaskKind::Embed`]: the text itself.
     pub template: Vec<Piece>,
+    /// The part of the template that a row fills, without Rowmill's instructions around it: what a fine-tuned classifier
+    /// reads, which needs no instructions and was trained without any.
+    pub input: Vec<Piece>,
 }
 
 /// A piece of a prompt template.
@@ -53,6 +56,34 @@ pub enum TaskKind {
     },
     /// Turn the text into one vector of length 1.
     Embed,
+}
+
+/// Finds labels as a job names them among a classifier's own: exactly as written, else without regard to case. Returns, for
+/// each of `asked`, its index in `own`.
+///
+/// # Errors
+/// [`crate::Kind::Invalid`] where a label is none of the model's, could be two of them, or two are the same one.
+pub fn find_labels(asked: &[String], own: &[String]) -> Result<Vec<usize>> {
+    let refused = |message: String| {
+        Error::invalid(message).hint(format!("the model was trained to choose among: {}", own.join(", ")))
+    };
+    let mut found: Vec<usize> = Vec::with_capacity(asked.len());
+    for label in asked {
+        let like: Vec<usize> = (0..own.len()).filter(|i| own[*i].to_lowercase() == label.to_lowercase()).collect();
+        let index = match (own.iter().position(|known| known == label), &like[..]) {
+            (Some(index), _) => index,
+            (None, [index]) => *index,
+            (None, []) => return Err(refused(format!("the model has no label `{label}`"))),
+            (None, _) => {
+                return Err(refused(format!("label `{label}` could be several of the model's, but for its case")));
+            }
+        };
+        if let Some(earlier) = found.iter().position(|earlier| *earlier == index) {
+            return Err(refused(format!("labels `{}` and `{label}` are one label of the model", asked[earlier])));
+        }
+        found.push(index);
+    }
+    Ok(found)
 }
 
 /// The shape of generated text.
@@ -191,4 +222,26 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Answers every request, in their order: `outcomes.len() == requests.len()`. One row's trouble is that row's
     /// outcome; an `Err` means that the engine itself cannot go on, and fails the shard.
     async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn labels_are_found_whatever_their_case_and_each_once() {
+        let own = labels(&["Billing", "BUG", "bug", "How-To"]);
+        assert_eq!(find_labels(&labels(&["how-to", "bug", "billing"]), &own).unwrap(), [3, 2, 0]);
+        for (asked, word) in
+            [(&["bug", "other"][..], "`other`"), (&["Bug"], "several"), (&["how-to", "HOW-TO"], "one label")]
+        {
+            let error = find_labels(&labels(asked), &own).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+            assert!(error.hint_text().unwrap().contains("Billing, BUG, bug, How-To"));
+        }
+    }
 }

@@ -125,6 +125,9 @@ pub struct ModelPin {
     pub abilities: Vec<Ability>,
     /// Length of its vectors, if it embeds.
     pub dimensions: Option<u32>,
+    /// The labels it was trained to choose among, if it is a classifier: calls can ask for no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
     /// Longest prompt plus output, in tokens.
     pub context_tokens: Option<u32>,
     /// The revision a hub name was resolved to.

@@ -134,4 +134,6 @@ pub enum Pooling {
     Cls,
     /// The last token's.
     Last,
+    /// The greatest of each element.
+    Max,
 }

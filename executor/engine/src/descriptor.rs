@@ -6,14 +6,15 @@ use serde_json::Value;
 
 use crate::config::text;
 use crate::decoder::{self, shape::DecoderShape};
-use crate::encoder::shape::{self as encoder_shape, EncoderShape};
+use crate::encoder::families;
+use crate::encoder::shape::EncoderShape;
 
 /// A model's architecture.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Descriptor {
     /// Writes text.
     Decoder(DecoderShape),
-    /// Makes vectors.
+    /// Makes vectors, or chooses labels.
     Encoder(EncoderShape),
 }
 
@@ -29,15 +30,15 @@ pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
     if decoder::ARCHITECTURES.contains(&architecture.as_str()) {
         return decoder::from_config(&architecture, config).map(Descriptor::Decoder);
     }
-    if encoder_shape::ARCHITECTURES.contains(&architecture.as_str()) {
-        return encoder_shape::from_config(&architecture, config).map(Descriptor::Encoder);
+    if families::ARCHITECTURES.contains(&architecture.as_str()) {
+        return families::from_config(&architecture, config).map(Descriptor::Encoder);
     }
     Err(unsupported(&architecture))
 }
 
 /// The refusal of an architecture, with those that are known.
 pub(crate) fn unsupported(architecture: &str) -> Error {
-    let known = [&decoder::ARCHITECTURES[..], &encoder_shape::ARCHITECTURES[..]].concat();
+    let known = [&decoder::ARCHITECTURES[..], &families::ARCHITECTURES[..]].concat();
     Error::invalid(format!("the engine does not know the architecture {architecture}"))
         .hint(format!("it knows {} and GGUF files of `llama`, `qwen2` and `qwen3`", known.join(", ")))
 }

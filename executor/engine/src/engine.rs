@@ -10,16 +10,15 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use async_trait::async_trait;
 use rayon::ThreadPool;
-use rowmill_jobs::infer::{Answer, Answered, Engine, Outcome, Request, RowError, RowErrorCode, Task, TaskKind, Usage};
-use rowmill_jobs::spec::Pooling;
+use rowmill_jobs::infer::{Answered, Engine, Outcome, Request, Task, TaskKind, Usage, find_labels};
 use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::answer::Answerer;
-use crate::drive::is_out_of_memory;
-use crate::encoder::Encoder;
+use crate::encoder::head::Classifier;
+use crate::encoder::pool::Embedder;
+use crate::encoder::rows::{classify, embed};
 use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
-use crate::pack::batches;
 use crate::prompt::{Prompt, Prompter};
 
 /// Calls that may wait to be tokenised.
@@ -28,8 +27,6 @@ const CALLS_WAITING: usize = 64;
 const CALLS_READY: usize = 4;
 /// Rows of one batch of calls; more calls are not joined to it.
 const ROWS_TOGETHER: usize = 4096;
-/// Tokens an encoder computes at a time.
-const ENCODER_TOKENS: usize = 2048;
 /// Of so many threads that compute, one has another beside it that makes prompts. A model on a processor takes much longer
 /// for a token than a tokenizer does; were prompts made on the computing threads, each step of the model would wait for
 /// those of them that are at a prompt.
@@ -62,7 +59,16 @@ struct Ready {
 /// What answers on the computing thread.
 enum Worker {
     Decoder(Box<Answerer>),
-    Encoder { encoder: Box<Encoder>, pooling: Pooling },
+    Embedder(Box<Embedder>),
+    Classifier(Box<Classifier>),
+}
+
+/// What the model's prompts are like.
+enum Skill {
+    Writes,
+    Embeds,
+    /// It chooses among these labels only.
+    Chooses(Vec<String>),
 }
 
 impl CandleEngine {
@@ -80,15 +86,21 @@ impl CandleEngine {
             Network::Decoder { decoder, shape } => {
                 Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter), kv_bytes_max)))
             }
-            Network::Encoder { encoder, pooling } => Worker::Encoder { encoder: Box::new(encoder), pooling },
+            Network::Embedder(embedder) => Worker::Embedder(Box::new(embedder)),
+            Network::Classifier(classifier) => Worker::Classifier(Box::new(classifier)),
         };
-        let embeds = matches!(worker, Worker::Encoder { .. });
+        let skill = match &worker {
+            Worker::Decoder(_) => Skill::Writes,
+            Worker::Embedder(_) => Skill::Embeds,
+            Worker::Classifier(classifier) => Skill::Chooses(classifier.labels().to_vec()),
+        };
         let stopping = Arc::new(AtomicBool::new(false));
         let (calls, waiting) = mpsc::channel(CALLS_WAITING);
         let (ready, to_compute) = sync_channel(CALLS_READY);
         let name: Arc<str> = name.into();
         let (name_too, stopping_too) = (Arc::clone(&name), Arc::clone(&stopping));
-        spawn("engine-prompts", move || make_prompts(&name_too, &prompter, embeds, &prompt_pool, waiting, &ready))?;
+        let make = move || make_prompts(&name_too, (&prompter, &skill), &prompt_pool, waiting, &ready);
+        spawn("engine-prompts", make)?;
         spawn("engine-model", move || compute(worker, &pool, &to_compute, &stopping_too))?;
         Ok(Self { name, calls, stopping })
     }
@@ -127,8 +139,7 @@ fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
 
 fn make_prompts(
     name: &str,
-    prompter: &Prompter,
-    embeds: bool,
+    (prompter, skill): (&Prompter, &Skill),
     pool: &ThreadPool,
     mut waiting: mpsc::Receiver<Call>,
     ready: &SyncSender<Ready>,
@@ -137,18 +148,9 @@ fn make_prompts(
         if call.reply.is_closed() {
             continue;
         }
-        let prompts = match (&call.task.kind, embeds) {
-            (TaskKind::Embed, true) => pool.install(|| prompter.encoder_prompts(&call.task, &call.requests)),
-            (TaskKind::Embed, false) => {
-                Err(Error::invalid(format!("model {name} writes text; it does not make vectors"))
-                    .hint("name an embedding model in ai_embed(…, model => …)"))
-            }
-            (_, true) => Err(Error::invalid(format!("model {name} makes vectors; it does not write text"))
-                .hint("name a language model in this call")),
-            (_, false) => pool.install(|| prompter.decoder_prompts(&call.task, &call.requests)),
-        };
         let calibrate = matches!(call.task.kind, TaskKind::Choose { calibrate: true, .. });
-        let made = prompts.and_then(|prompts| {
+        let made = pool.install(|| {
+            let prompts = prompts(name, prompter, skill, &call)?;
             let neutral = calibrate.then(|| prompter.neutral_prompt(&call.task)).transpose()?;
             Ok((prompts, neutral))
         });
@@ -160,6 +162,29 @@ fn make_prompts(
             }
             Err(error) => drop(call.reply.send(Err(error.with("model", name)))),
         }
+    }
+}
+
+/// The prompts of a call; an error if the model cannot do what is asked.
+fn prompts(name: &str, prompter: &Prompter, skill: &Skill, call: &Call) -> Result<Vec<Prompt>> {
+    let (task, requests) = (&call.task, &call.requests);
+    match (&task.kind, skill) {
+        (TaskKind::Embed, Skill::Embeds) => prompter.encoder_prompts(&task.template, requests),
+        (TaskKind::Embed, _) => Err(Error::invalid(format!("model {name} writes text; it does not make vectors"))
+            .hint("name an embedding model in ai_embed(…, model => …)")),
+        (TaskKind::Choose { calibrate: true, .. }, Skill::Chooses(_)) => {
+            Err(Error::invalid(format!("model {name} is a trained classifier; its scores are not to be calibrated"))
+                .hint("leave `calibrate` out"))
+        }
+        (TaskKind::Choose { labels, .. }, Skill::Chooses(own)) => {
+            find_labels(labels, own)?;
+            prompter.encoder_prompts(&task.input, requests)
+        }
+        (_, Skill::Chooses(_)) => Err(Error::invalid(format!("model {name} chooses labels; it does not write text"))
+            .hint("name a language model in this call")),
+        (_, Skill::Embeds) => Err(Error::invalid(format!("model {name} makes vectors; it does not write text"))
+            .hint("name a language model in this call")),
+        (_, Skill::Writes) => prompter.decoder_prompts(task, requests),
     }
 }
 
@@ -249,7 +274,11 @@ fn answer_distinct(
             let neutral = neutral.and_then(|prompt| prompt.as_deref().ok());
             answerer.answer(kind, neutral, &distinct, stopped)?
         }
-        (Worker::Encoder { encoder, pooling }, _) => embed(encoder, *pooling, &distinct, stopped)?,
+        (Worker::Embedder(embedder), _) => embed(embedder, &distinct, stopped)?,
+        (Worker::Classifier(classifier), _) => {
+            let TaskKind::Choose { labels, .. } = kind else { return Err(Error::internal("a classifier only chooses")) };
+            classify(classifier, &find_labels(labels, classifier.labels())?, &distinct, stopped)?
+        }
     };
     let Some(outcomes) = outcomes else { return Ok(None) };
     let mut seen = vec![false; distinct.len()];
@@ -268,75 +297,4 @@ fn answer_distinct(
 fn again(answered: Answered) -> Answered {
     let input_tokens = answered.usage.input_tokens;
     Answered { usage: Usage { input_tokens, cached_tokens: input_tokens, output_tokens: 0 }, ..answered }
-}
-
-fn embed(
-    encoder: &Encoder,
-    pooling: Pooling,
-    rows: &[&[u32]],
-    stopped: &(dyn Fn() -> bool + Sync),
-) -> Result<Option<Vec<Outcome>>> {
-    let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-    let numeric = || RowError::new(RowErrorCode::Numeric, "the model computed a vector that is not finite");
-    let mut outcomes: Vec<Outcome> = rows.iter().map(|_| Err(numeric())).collect();
-    for batch in batches(&lengths, ENCODER_TOKENS) {
-        if stopped() {
-            return Ok(None);
-        }
-        let embed = |batch: &[usize]| {
-            let packed: Vec<&[u32]> = batch.iter().map(|row| rows[*row]).collect();
-            encoder.embed(&packed, pooling)
-        };
-        for (row, vector) in batch.iter().zip(halving(&batch, &embed)?) {
-            outcomes[*row] = vector.and_then(|vector| {
-                let usage = Usage { input_tokens: lengths[*row] as u64, ..Usage::default() };
-                Ok(Answered { answer: Answer::Vector(vector.ok_or_else(numeric)?), usage })
-            });
-        }
-    }
-    Ok(Some(outcomes))
-}
-
-/// Computes a batch of rows, or where memory does not suffice for it, its halves. A row that does not fit alone has failed.
-fn halving<T>(
-    rows: &[usize],
-    compute: &dyn Fn(&[usize]) -> Result<Vec<T>>,
-) -> Result<Vec<std::result::Result<T, RowError>>> {
-    match compute(rows) {
-        Ok(values) => Ok(values.into_iter().map(Ok).collect()),
-        Err(error) if !is_out_of_memory(&error) => Err(error),
-        Err(_) if rows.len() < 2 => {
-            let error = || RowError::new(RowErrorCode::OutOfMemory, "memory does not suffice for this row alone");
-            Ok(rows.iter().map(|_| Err(error())).collect())
-        }
-        Err(_) => {
-            let (first, second) = rows.split_at(rows.len() / 2);
-            let mut values = halving(first, compute)?;
-            values.extend(halving(second, compute)?);
-            Ok(values)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_batch_that_lacks_memory_is_halved_down_to_the_rows_that_lack_it_alone() {
-        let compute = |rows: &[usize]| {
-            let full = Error::internal("a kernel failed").caused_by(std::io::Error::other("CUDA_ERROR_OUT_OF_MEMORY"));
-            if rows.len() > 3 || rows.contains(&5) { Err(full) } else { Ok(rows.to_vec()) }
-        };
-        let values = halving(&(0..20).collect::<Vec<_>>(), &compute).unwrap();
-        for (row, value) in values.iter().enumerate() {
-            assert_eq!(
-                value.as_ref().map_err(|error| error.code),
-                if row == 5 { Err(RowErrorCode::OutOfMemory) } else { Ok(&row) }
-            );
-        }
-        let broken = |_: &[usize]| Err::<Vec<usize>, _>(Error::internal("a kernel failed"));
-        assert!(halving(&[1, 2], &broken).is_err(), "no other failure is taken for it");
-    }
 }

@@ -14,7 +14,9 @@ use crate::decoder::shape::DecoderShape;
 use crate::decoder::{self, Decoder};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
-use crate::encoder::shape::EncoderShape;
+use crate::encoder::head::Classifier;
+use crate::encoder::pool::Embedder;
+use crate::encoder::settings::EncoderSettings;
 use crate::gemm;
 use crate::gguf::{GgufFile, tokenizer as gguf_tokenizer};
 use crate::lora::Adapter;
@@ -33,6 +35,8 @@ pub struct ModelFacts {
     pub abilities: Vec<Ability>,
     /// Length of its vectors, if it embeds.
     pub dimensions: Option<u32>,
+    /// The labels it can choose among, if it is a classifier.
+    pub labels: Option<Vec<String>>,
     /// Longest prompt plus output (decoders) or longest text (encoders, which cut it), in tokens.
     pub context_tokens: u32,
     /// Every file loading will read: sorted, absolute.
@@ -89,19 +93,23 @@ pub fn inspect(source: &Path) -> Result<ModelFacts> {
 pub fn inspect_adapted(source: &Path, adapter: Option<&Path>) -> Result<ModelFacts> {
     let opened = open(source, adapter)?;
     check_tensors(&opened)?;
-    let (abilities, dimensions, context) = match &opened.descriptor {
+    let (abilities, dimensions, context, labels) = match &opened.descriptor {
         Descriptor::Decoder(shape) => {
-            (vec![Ability::Complete, Ability::Choose], None, shape.clone().used_with(None).context)
+            (vec![Ability::Complete, Ability::Choose], None, shape.clone().used_with(None).context, None)
         }
         Descriptor::Encoder(shape) => {
             let settings = EncoderSettings::read(opened.folder.as_ref(), shape)?;
-            (vec![Ability::Embed], Some(shape.hidden as u32), settings.context)
+            match &shape.head {
+                Some(head) => (vec![Ability::Choose], None, settings.context, Some(head.labels.clone())),
+                None => (vec![Ability::Embed], Some(settings.dimensions as u32), settings.context, None),
+            }
         }
     };
     Ok(ModelFacts {
         architecture: opened.architecture,
         abilities,
         dimensions,
+        labels,
         context_tokens: u32::try_from(context).unwrap_or(u32::MAX),
         files: opened.files,
     })
@@ -114,12 +122,8 @@ fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
             let descriptor = descriptor::from_config(&folder.config)
                 .map_err(|e| e.with("file", folder.root.join("config.json").display()))?;
             let files = SafetensorsFiles::open(&folder.weights)?;
-            // BERT checkpoints of a task (masked language model, classifier) hold the encoder under a prefix.
-            let prefixed =
-                matches!(descriptor, Descriptor::Encoder(_)) && files.has("bert.embeddings.word_embeddings.weight");
-            let prefix = if prefixed { "bert." } else { "" };
-            let adapter = adapter.map(|folder| Adapter::open(folder, &files, prefix)).transpose()?;
-            let weights = Weights::Safetensors { files, prefix, adapter };
+            let adapter = adapter.map(|folder| Adapter::open(folder, &files, "")).transpose()?;
+            let weights = Weights::Safetensors { files, prefix: "", adapter };
             Ok(Opened { architecture, descriptor, weights, files: folder.files.clone(), folder: Some(folder) })
         }
         Source::Gguf(path) if adapter.is_some() => Err(Error::invalid(format!("{} cannot be adapted", path.display()))
@@ -142,62 +146,10 @@ fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
 fn check_tensors(opened: &Opened) -> Result<()> {
     match &opened.descriptor {
         Descriptor::Decoder(shape) => Decoder::check(shape, &opened.weights),
-        Descriptor::Encoder(shape) => Encoder::check(shape, &opened.weights),
-    }
-}
-
-/// What a sentence-transformers folder says beside the architecture.
-struct EncoderSettings {
-    context: usize,
-    /// `None`: one that the engine does not compute.
-    pooling: Option<Pooling>,
-    lower_case: bool,
-}
-
-impl EncoderSettings {
-    fn read(folder: Option<&Folder>, shape: &EncoderShape) -> Result<Self> {
-        let mut settings = Self { context: shape.context, pooling: Some(Pooling::Mean), lower_case: false };
-        let Some(folder) = folder else { return Ok(settings) };
-        if let Some(modules) = read_json_if_there(&folder.root, "modules.json")? {
-            let kinds = modules.as_array().into_iter().flatten().filter_map(|module| module.get("type")?.as_str());
-            for kind in kinds.filter_map(|kind| kind.rsplit('.').next()) {
-                if !["Transformer", "Pooling", "Normalize"].contains(&kind) {
-                    return Err(Error::invalid(format!("the model has a sentence-transformers module `{kind}`"))
-                        .with("file", folder.root.join("modules.json").display())
-                        .hint("the engine computes Transformer, Pooling and Normalize; use another embedding model"));
-                }
-            }
+        Descriptor::Encoder(shape) => {
+            Encoder::check(shape, &opened.weights)?;
+            shape.head.as_ref().map_or(Ok(()), |head| Classifier::check(shape, head, &opened.weights))
         }
-        if let Some(sentence) = read_json_if_there(&folder.root, "sentence_bert_config.json")? {
-            if let Some(tokens) = sentence.get("max_seq_length").and_then(Value::as_u64) {
-                settings.context = settings.context.min(tokens as usize);
-            }
-            settings.lower_case = sentence.get("do_lower_case").and_then(Value::as_bool).unwrap_or(false);
-        }
-        if let Some(pooling) = read_json_if_there(&folder.root, "1_Pooling/config.json")? {
-            settings.pooling = pooling_of(&pooling);
-        }
-        Ok(settings)
-    }
-}
-
-/// The pooling that a sentence-transformers configuration asks for; `None` if it is not one of ours.
-fn pooling_of(config: &Value) -> Option<Pooling> {
-    let named = |name: &str| match name {
-        "cls" | "cls_token" => Some(Pooling::Cls),
-        "mean" | "mean_tokens" => Some(Pooling::Mean),
-        "lasttoken" => Some(Pooling::Last),
-        _ => None,
-    };
-    if let Some(mode) = config.get("pooling_mode").and_then(Value::as_str) {
-        return named(mode);
-    }
-    let set = config.as_object().into_iter().flatten().filter(|(_, value)| value.as_bool() == Some(true));
-    let modes: Vec<&str> = set.filter_map(|(key, _)| key.strip_prefix("pooling_mode_")).collect();
-    match modes[..] {
-        [] => Some(Pooling::Mean),
-        [mode] => named(mode),
-        _ => None,
     }
 }
 
@@ -212,7 +164,8 @@ pub(crate) struct Model {
 #[derive(Debug)]
 pub(crate) enum Network {
     Decoder { decoder: Decoder, shape: DecoderShape },
-    Encoder { encoder: Encoder, pooling: Pooling },
+    Embedder(Embedder),
+    Classifier(Classifier),
 }
 
 impl Model {
@@ -254,13 +207,14 @@ impl Model {
             }
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape)?;
-                let pooling = options.pooling.or(settings.pooling).ok_or_else(|| {
-                    Error::invalid("the model pools in a way the engine does not compute").hint(
-                        "the engine pools by mean, first or last token; CREATE MODEL can say which: pooling = 'mean'",
-                    )
-                })?;
-                let encoder = Encoder::load(shape, &opened.weights, dtype)?;
-                let network = Network::Encoder { encoder, pooling };
+                let network = match &shape.head {
+                    Some(head) => Network::Classifier(Classifier::load(shape, head, &opened.weights, dtype)?),
+                    None => Network::Embedder(Embedder {
+                        pooling: settings.pooling(options.pooling)?,
+                        dense: settings.dense(dtype)?,
+                        encoder: Encoder::load(shape, &opened.weights, dtype)?,
+                    }),
+                };
                 (network, shape.vocab, settings.context, settings.lower_case)
             }
         };

@@ -70,7 +70,7 @@ fn choose(labels: Vec<String>) -> TaskKind {
 }
 
 fn chat_task(kind: TaskKind) -> Task {
-    Task { model: "m".into(), kind, system: None, template: vec![Piece::Value(0)] }
+    Task { model: "m".into(), kind, system: None, template: vec![Piece::Value(0)], input: vec![Piece::Value(0)] }
 }
 
 fn run(answerer: &mut Answerer, kind: &TaskKind, prompts: &[Vec<u32>]) -> Vec<End> {
@@ -259,12 +259,12 @@ fn equal_leading_values_are_shared_and_change_no_answer() {
 fn embeddings_agree_with_sentence_transformers() {
     for name in ["bert-tiny", "bert-cls"] {
         let model = load(name);
-        let Network::Encoder { encoder, pooling } = model.network else { panic!("not an encoder") };
+        let Network::Embedder(embedder) = model.network else { panic!("not an embedding model") };
         let reference = reference(&format!("{name}/reference.json"));
         let items = reference["items"].as_array().unwrap();
         let requests: Vec<Request> =
             items.iter().map(|item| Request { values: [item["text"].as_str().unwrap().to_owned()].into() }).collect();
-        let prompts = model.prompter.encoder_prompts(&chat_task(TaskKind::Embed), &requests).unwrap();
+        let prompts = model.prompter.encoder_prompts(&[Piece::Value(0)], &requests).unwrap();
         let prompts: Vec<Vec<u32>> = prompts.into_iter().map(Result::unwrap).collect();
         for (item, prompt) in items.iter().zip(&prompts) {
             assert_eq!(*prompt, ids(&item["ids"]), "{name}: {}", item["text"]);
@@ -273,7 +273,7 @@ fn embeddings_agree_with_sentence_transformers() {
             let rows: Vec<usize> = (0..size.max(items.len())).map(|i| i % items.len()).collect();
             for batch in rows.chunks(size) {
                 let packed: Vec<&[u32]> = batch.iter().map(|row| prompts[*row].as_slice()).collect();
-                for (row, vector) in batch.iter().zip(encoder.embed(&packed, pooling).unwrap()) {
+                for (row, vector) in batch.iter().zip(embedder.embed(&packed).unwrap()) {
                     let (vector, expected) = (vector.unwrap(), floats(&items[*row]["vector"]));
                     let cosine: f32 = vector.iter().zip(&expected).map(|(a, b)| a * b).sum();
                     let length: f32 = vector.iter().map(|x| x * x).sum();

@@ -1,5 +1,5 @@
 //! Prompts: a task's template and a request's values become token ids. A row's values are data: whatever they contain,
-//! they add no special token to the prompt. Decoder prompts are never cut; embedded texts are, as their models expect.
+//! they add no special token to the prompt. Decoder prompts are never cut; texts for encoders are, as their models expect.
 
 use rayon::prelude::*;
 use rowmill_jobs::infer::{Piece, Request, RowError, RowErrorCode, Task};
@@ -124,12 +124,13 @@ impl Prompter {
         self.tokens.encode_with_data(&rendered, fill)
     }
 
-    /// Texts for an encoder, one for each request, with its special tokens around them, cut to its length.
-    pub(crate) fn encoder_prompts(&self, task: &Task, requests: &[Request]) -> Result<Vec<Prompt>> {
+    /// Texts for an encoder, one for each request, with its special tokens around them, cut to its length: vectors and
+    /// classifiers of longer texts are those of their beginnings.
+    pub(crate) fn encoder_prompts(&self, text: &[Piece], requests: &[Request]) -> Result<Vec<Prompt>> {
         requests
             .par_iter()
             .map(|request| {
-                let mut text = join(&task.template, |index| value(request, index).map(str::to_owned))?;
+                let mut text = join(text, |index| value(request, index).map(str::to_owned))?;
                 if self.lower_case {
                     text = text.to_lowercase();
                 }
@@ -143,7 +144,7 @@ impl Prompter {
                 if ids.is_empty() {
                     return Ok(Err(RowError::new(
                         RowErrorCode::InvalidOutput,
-                        "an empty text has no tokens and no vector",
+                        "an empty text has no tokens, so nothing can be computed of it",
                     )));
                 }
                 Ok(self.checked(ids))

@@ -33,8 +33,10 @@ pub(crate) struct Folder {
 const PICKLE_ENDINGS: [&str; 5] = ["bin", "pt", "pth", "ckpt", "pkl"];
 
 /// Files that are read when they are there.
-const OPTIONAL: [&str; 7] = [
+const OPTIONAL: [&str; 9] = [
     "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
     "chat_template.jinja",
     "generation_config.json",
     "model.safetensors.index.json",

@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use rowmill_jobs::infer::{TaskKind, TextFormat};
-use rowmill_jobs::spec::Pooling;
 use serde_json::{Value, json};
 
 use crate::answer::Answerer;
@@ -133,7 +132,7 @@ fn matrix_products() {
 #[test]
 #[ignore = "a measurement: it says something only in a release build on a quiet machine"]
 fn embedding() {
-    let Network::Encoder { encoder, .. } = mini_lm().network else { panic!("not an encoder") };
+    let Network::Embedder(embedder) = mini_lm().network else { panic!("not an embedding model") };
     let mut noise = Noise(5);
     for (what, lengths) in [("128", vec![128usize; 256]), ("8 to 128", (0..512).map(|i| 8 + (i * 37) % 121).collect())]
     {
@@ -143,7 +142,7 @@ fn embedding() {
             let start = Instant::now();
             for batch in batches(&lengths, budget) {
                 let packed: Vec<&[u32]> = batch.iter().map(|row| rows[*row].as_slice()).collect();
-                encoder.embed(&packed, Pooling::Mean).unwrap();
+                embedder.embed(&packed).unwrap();
             }
             let seconds = start.elapsed().as_secs_f64();
             println!(

@@ -164,6 +164,7 @@ mod tests {
             architecture: "echo".into(),
             abilities: Vec::new(),
             dimensions: None,
+            labels: None,
             context_tokens: None,
             revision: None,
             digest: digest.into(),

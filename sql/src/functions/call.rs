@@ -39,29 +39,27 @@ pub(super) fn read(
 ) -> Result<ReadCall> {
     let arguments = Arguments::new(signature, function, at, places)?;
     let model = arguments.model(job)?;
-    let (template, values, returns, kind, system) = match signature.name {
-        "ai_classify" => classify(&arguments)?,
-        "ai_extract" => extract(&arguments)?,
+    // Every function's first argument is what a row fills.
+    let (input, values) = arguments.input(signature.required.first().copied().unwrap_or_default())?;
+    let (template, returns, kind, system) = match signature.name {
+        "ai_classify" => classify(&arguments, input.clone())?,
+        "ai_extract" => extract(&arguments, input.clone())?,
         "ai_filter" => {
-            let (input, values) = arguments.input("prompt")?;
             let labels = vec!["yes".to_owned(), "no".to_owned()];
-            (template::filter(input), values, Returns::YesNo, TaskKind::Choose { labels, calibrate: false }, None)
+            let kind = TaskKind::Choose { labels, calibrate: false };
+            (template::filter(input.clone()), Returns::YesNo, kind, None)
         }
-        "ai_embed" => {
-            let (input, values) = arguments.input("input")?;
-            (input, values, Returns::Vector, TaskKind::Embed, None)
-        }
-        _ => complete(&arguments)?,
+        "ai_embed" => (input.clone(), Returns::Vector, TaskKind::Embed, None),
+        _ => complete(&arguments, input.clone())?,
     };
-    let task = Arc::new(Task { model, kind, system, template });
+    let task = Arc::new(Task { model, kind, system, template, input });
     Ok(ReadCall { spec: CallSpec { function: signature.name, at, task, returns, values: values.len() }, values })
 }
 
-/// Template, values, what the answer becomes, what the engine does, system message.
-type Parts = (Vec<Piece>, Vec<Expr>, Returns, TaskKind, Option<String>);
+/// Template, what the answer becomes, what the engine does, system message.
+type Parts = (Vec<Piece>, Returns, TaskKind, Option<String>);
 
-fn complete(arguments: &Arguments<'_>) -> Result<Parts> {
-    let (input, values) = arguments.input("prompt")?;
+fn complete(arguments: &Arguments<'_>, input: Vec<Piece>) -> Result<Parts> {
     let tokens_max = arguments.tokens_max()?;
     let system = arguments.text("system")?;
     let (returns, format) = match (arguments.get("response_format"), arguments.get("pattern")) {
@@ -76,19 +74,17 @@ fn complete(arguments: &Arguments<'_>) -> Result<Parts> {
             (Returns::Struct(fields.fields), TextFormat::Json { schema: fields.schema })
         }
     };
-    Ok((input, values, returns, TaskKind::Complete { tokens_max, format }, system))
+    Ok((input, returns, TaskKind::Complete { tokens_max, format }, system))
 }
 
-fn extract(arguments: &Arguments<'_>) -> Result<Parts> {
-    let (input, values) = arguments.input("input")?;
+fn extract(arguments: &Arguments<'_>, input: Vec<Piece>) -> Result<Parts> {
     let fields = arguments.fields("fields", arguments.need("fields")?)?;
     let tokens_max = arguments.tokens_max()?;
     let kind = TaskKind::Complete { tokens_max, format: TextFormat::Json { schema: fields.schema } };
-    Ok((template::extract(&fields.prompt, input), values, Returns::Struct(fields.fields), kind, None))
+    Ok((template::extract(&fields.prompt, input), Returns::Struct(fields.fields), kind, None))
 }
 
-fn classify(arguments: &Arguments<'_>) -> Result<Parts> {
-    let (input, values) = arguments.input("input")?;
+fn classify(arguments: &Arguments<'_>, input: Vec<Piece>) -> Result<Parts> {
     let expr = arguments.need("labels")?;
     let at = literal::place_of(expr, arguments.at);
     let described = if let Some(labels) = literal::strings(expr) {
@@ -124,13 +120,8 @@ fn classify(arguments: &Arguments<'_>) -> Result<Parts> {
     let calibrate = arguments.flag("calibrate")?;
     let task = arguments.text("task_description")?.unwrap_or_default();
     let labels = described.into_iter().map(|(label, _)| label).collect();
-    Ok((
-        template::classify(&task, &lines, input),
-        values,
-        Returns::Label { with_score },
-        TaskKind::Choose { labels, calibrate },
-        None,
-    ))
+    let kind = TaskKind::Choose { labels, calibrate };
+    Ok((template::classify(&task, &lines, input), Returns::Label { with_score }, kind, None))
 }
 
 /// A call's arguments by name.

@@ -70,8 +70,10 @@ fn candle(options: &mut Options<'_>, folder: &Path) -> Result<EngineSpec> {
     let dtype = options
         .word("dtype", &[("auto", Dtype::Auto), ("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16)])?;
     let context_tokens = options.count("context_tokens", 16)?.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
-    let pooling =
-        options.word("pooling", &[("mean", Pooling::Mean), ("cls", Pooling::Cls), ("last", Pooling::Last)])?;
+    let pooling = options.word(
+        "pooling",
+        &[("mean", Pooling::Mean), ("cls", Pooling::Cls), ("last", Pooling::Last), ("max", Pooling::Max)],
+    )?;
     Ok(EngineSpec::Candle { source, revision, dtype: dtype.unwrap_or_default(), context_tokens, pooling })
 }
 

@@ -5,6 +5,7 @@ use datafusion::common::DFSchema;
 use datafusion::sql::parser::DFParserBuilder;
 use datafusion::sql::sqlparser::ast::Query;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use rowmill_jobs::infer::{TaskKind, find_labels};
 use rowmill_jobs::plan::{ModelPin, TableInput};
 use rowmill_jobs::spec::JobSpec;
 use rowmill_jobs::{Error, Result};
@@ -49,6 +50,11 @@ pub(super) fn check_models(calls: &[CallSpec], models: &[ModelPin], places: &Pla
                         format!("model `{}` ({}) cannot answer {}", model.name, model.architecture, call.function),
                     )
                     .hint(format!("it can answer {}; name another model with model => '…'", able.join(", "))));
+            }
+            // A classifier knows its own labels only; that is better said now than when the first row is read.
+            if let (TaskKind::Choose { labels }, Some(own)) = (&call.task.kind, &model.labels) {
+                find_labels(labels, own)
+                    .map_err(|error| error.at(places.locate(call.at)).with("model", &model.name))?;
             }
             shape_of(&call.returns, model.dimensions).ok_or_else(|| {
                 debug_assert_eq!(call.returns, Returns::Vector);

@@ -89,6 +89,7 @@ pub fn pins() -> Vec<ModelPin> {
         architecture: "echo".into(),
         abilities,
         dimensions,
+        labels: None,
         context_tokens: None,
         revision: None,
         digest: "0".into(),

@@ -32,7 +32,13 @@ fn engine_of(name: &str, dtype: Dtype) -> CandleEngine {
 }
 
 pub fn task(kind: TaskKind) -> Arc<Task> {
-    Arc::new(Task { model: "m".into(), kind, system: None, template: vec![Piece::Value(0)] })
+    Arc::new(Task {
+        model: "m".into(),
+        kind,
+        system: None,
+        template: vec![Piece::Value(0)],
+        input: vec![Piece::Value(0)],
+    })
 }
 
 pub fn request(value: impl Into<String>) -> Request {
