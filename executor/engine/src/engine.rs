@@ -15,6 +15,7 @@ use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::answer::Answerer;
+use crate::decoder::Embedder;
 use crate::encoder::Encoder;
 use crate::model::{EngineOptions, Model, Network};
 use crate::pack::batches;
@@ -54,6 +55,7 @@ struct Ready {
 /// What answers on the computing thread.
 enum Worker {
     Decoder(Box<Answerer>),
+    Embedder(Box<Embedder>),
     Encoder { encoder: Box<Encoder>, pooling: Pooling },
 }
 
@@ -76,9 +78,10 @@ impl CandleEngine {
             Network::Decoder { decoder, shape } => {
                 Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter))))
             }
+            Network::Embedder(embedder) => Worker::Embedder(Box::new(embedder)),
             Network::Encoder { encoder, pooling } => Worker::Encoder { encoder: Box::new(encoder), pooling },
         };
-        let embeds = matches!(worker, Worker::Encoder { .. });
+        let embeds = !matches!(worker, Worker::Decoder(_));
         let stopping = Arc::new(AtomicBool::new(false));
         let (calls, waiting) = mpsc::channel(CALLS_WAITING);
         let (ready, to_compute) = sync_channel(CALLS_READY);
@@ -227,7 +230,8 @@ fn answer_distinct(
     let outcomes = match worker {
         _ if distinct.is_empty() => Some(Vec::new()),
         Worker::Decoder(answerer) => answerer.answer(kind, &distinct, stopped)?,
-        Worker::Encoder { encoder, pooling } => embed(encoder, *pooling, &distinct, stopped)?,
+        Worker::Embedder(embedder) => embed(&|rows| embedder.embed(rows), &distinct, stopped)?,
+        Worker::Encoder { encoder, pooling } => embed(&|rows| encoder.embed(rows, *pooling), &distinct, stopped)?,
     };
     let Some(outcomes) = outcomes else { return Ok(None) };
     let mut seen = vec![false; distinct.len()];
@@ -248,12 +252,10 @@ fn again(answered: Answered) -> Answered {
     Answered { usage: Usage { input_tokens, cached_tokens: input_tokens, output_tokens: 0 }, ..answered }
 }
 
-fn embed(
-    encoder: &Encoder,
-    pooling: Pooling,
-    rows: &[&[u32]],
-    stopped: &(dyn Fn() -> bool + Sync),
-) -> Result<Option<Vec<Outcome>>> {
+/// Vectors of a batch's rows, one for each; `None` where one is not finite.
+type Embed<'a> = &'a dyn Fn(&[&[u32]]) -> Result<Vec<Option<Vec<f32>>>>;
+
+fn embed(vectors: Embed<'_>, rows: &[&[u32]], stopped: &(dyn Fn() -> bool + Sync)) -> Result<Option<Vec<Outcome>>> {
     let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
     let numeric = || RowError::new(RowErrorCode::Numeric, "the model computed a vector that is not finite");
     let mut outcomes: Vec<Outcome> = rows.iter().map(|_| Err(numeric())).collect();
@@ -262,7 +264,7 @@ fn embed(
             return Ok(None);
         }
         let packed: Vec<&[u32]> = batch.iter().map(|row| rows[*row]).collect();
-        for (row, vector) in batch.iter().zip(encoder.embed(&packed, pooling)?) {
+        for (row, vector) in batch.iter().zip(vectors(&packed)?) {
             if let Some(vector) = vector {
                 let usage = Usage { input_tokens: lengths[*row] as u64, ..Usage::default() };
                 outcomes[*row] = Ok(Answered { answer: Answer::Vector(vector), usage });

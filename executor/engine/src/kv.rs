@@ -77,6 +77,17 @@ impl KvCache {
         Self { heads, layers, ledger: PageLedger::new(pages_max), pages: Vec::new() }
     }
 
+    /// A cache whose one layer serves all layers, each overwriting the one before: for batches of whole rows, which are
+    /// never continued.
+    pub(crate) fn of_one_layer(heads: Heads, pages_max: usize) -> Self {
+        Self::new(heads, 1, pages_max)
+    }
+
+    /// Where a layer's part of a page begins.
+    fn part(&self, layer: usize) -> usize {
+        layer.min(self.layers - 1) * self.heads.block_floats()
+    }
+
     /// Bytes of one page.
     pub(crate) fn page_bytes(heads: Heads, layers: usize) -> usize {
         heads.block_floats() * layers * size_of::<f32>()
@@ -144,7 +155,7 @@ impl KvCache {
     pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32], writes: &[KvWrite]) {
         let heads = self.heads;
         let (width, value_width) = (heads.kv_heads * heads.head_dim, heads.kv_heads * heads.value_dim);
-        let floats = heads.block_floats();
+        let (from, floats) = (self.part(layer), heads.block_floats());
         // Runs of equal pages, beside the pages themselves, so that each page is one task's alone.
         let mut runs = Vec::new();
         let mut pages = self.pages.iter_mut().enumerate();
@@ -154,7 +165,7 @@ impl KvCache {
             }
         }
         runs.into_par_iter().for_each(|(page, run)| {
-            let block = &mut page[layer * floats..(layer + 1) * floats];
+            let block = &mut page[from..from + floats];
             for write in run {
                 let keys = &keys[write.token * width..(write.token + 1) * width];
                 let values = &values[write.token * value_width..(write.token + 1) * value_width];
@@ -165,12 +176,8 @@ impl KvCache {
 
     /// One layer's part of the first `tokens` tokens' pages.
     pub(crate) fn blocks(&self, layer: usize, table: &[PageId], tokens: usize) -> Vec<&[f32]> {
-        let floats = self.heads.block_floats();
-        table
-            .iter()
-            .take(tokens.div_ceil(BLOCK))
-            .map(|page| &self.pages[*page][layer * floats..(layer + 1) * floats])
-            .collect()
+        let (from, floats) = (self.part(layer), self.heads.block_floats());
+        table.iter().take(tokens.div_ceil(BLOCK)).map(|page| &self.pages[*page][from..from + floats]).collect()
     }
 }
 

@@ -28,6 +28,7 @@ mod source;
 mod tokens;
 mod weights;
 
+pub use descriptor::{Architecture, architectures};
 pub use engine::CandleEngine;
 pub use model::{EngineOptions, ModelFacts, inspect};
 

@@ -11,10 +11,9 @@ use serde_json::Value;
 
 use crate::chat::ChatTemplate;
 use crate::decoder::shape::DecoderShape;
-use crate::decoder::{self, Decoder};
+use crate::decoder::{self, Decoder, Embedder};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
-use crate::encoder::shape::EncoderShape;
 use crate::gguf::GgufFile;
 use crate::gguf_tokenizer;
 use crate::prompt::Prompter;
@@ -75,8 +74,12 @@ pub fn inspect(source: &Path) -> Result<ModelFacts> {
         Descriptor::Decoder(shape) => {
             (vec![Ability::Complete, Ability::Choose], None, shape.clone().used_with(None).context)
         }
+        Descriptor::Embedder(shape) => {
+            let settings = EncoderSettings::read(opened.folder.as_ref(), shape.clone().used_with(None).context)?;
+            (vec![Ability::Embed], Some(shape.hidden as u32), settings.context)
+        }
         Descriptor::Encoder(shape) => {
-            let settings = EncoderSettings::read(opened.folder.as_ref(), shape)?;
+            let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context)?;
             (vec![Ability::Embed], Some(shape.hidden as u32), settings.context)
         }
     };
@@ -95,6 +98,10 @@ fn open(source: &Path) -> Result<Opened> {
             let architecture = descriptor::architecture_of(&folder.config);
             let descriptor = descriptor::from_config(&folder.config)
                 .map_err(|e| e.with("file", folder.root.join("config.json").display()))?;
+            let descriptor = match descriptor {
+                Descriptor::Decoder(shape) if pools(&folder, &architecture)? => Descriptor::Embedder(shape.headless()),
+                other => other,
+            };
             let files = SafetensorsFiles::open(&folder.weights)?;
             // BERT checkpoints of a task (masked language model, classifier) hold the encoder under a prefix.
             let prefixed =
@@ -119,9 +126,17 @@ fn open(source: &Path) -> Result<Opened> {
 /// The tensors whose shapes tell whether weights and configuration belong together.
 fn check_tensors(opened: &Opened) -> Result<()> {
     match &opened.descriptor {
-        Descriptor::Decoder(shape) => Decoder::check(shape, &opened.weights),
+        Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => Decoder::check(shape, &opened.weights),
         Descriptor::Encoder(shape) => Encoder::check(shape, &opened.weights),
     }
+}
+
+/// Whether a decoder's folder says that its hidden states are to be pooled, or holds nothing else.
+fn pools(folder: &Folder, architecture: &str) -> Result<bool> {
+    let modules = read_json_if_there(&folder.root, "modules.json")?.unwrap_or_default();
+    let kinds = modules.as_array().into_iter().flatten().filter_map(|module| module.get("type")?.as_str());
+    let listed = kinds.filter_map(|kind| kind.rsplit('.').next()).any(|kind| kind == "Pooling");
+    Ok(listed || folder.root.join("1_Pooling/config.json").is_file() || architecture.ends_with("Model"))
 }
 
 /// What a sentence-transformers folder says beside the architecture.
@@ -133,8 +148,8 @@ struct EncoderSettings {
 }
 
 impl EncoderSettings {
-    fn read(folder: Option<&Folder>, shape: &EncoderShape) -> Result<Self> {
-        let mut settings = Self { context: shape.context, pooling: Some(Pooling::Mean), lower_case: false };
+    fn read(folder: Option<&Folder>, context: usize) -> Result<Self> {
+        let mut settings = Self { context, pooling: Some(Pooling::Mean), lower_case: false };
         let Some(folder) = folder else { return Ok(settings) };
         if let Some(modules) = read_json_if_there(&folder.root, "modules.json")? {
             let kinds = modules.as_array().into_iter().flatten().filter_map(|module| module.get("type")?.as_str());
@@ -156,6 +171,16 @@ impl EncoderSettings {
             settings.pooling = pooling_of(&pooling);
         }
         Ok(settings)
+    }
+}
+
+impl EncoderSettings {
+    /// How token vectors become one.
+    fn pooling(&self, options: &EngineOptions) -> Result<Pooling> {
+        options.pooling.or(self.pooling).ok_or_else(|| {
+            Error::invalid("the model pools in a way the engine does not compute")
+                .hint("the engine pools by mean, first or last token; CREATE MODEL can say which: pooling = 'mean'")
+        })
     }
 }
 
@@ -190,6 +215,7 @@ pub(crate) struct Model {
 #[derive(Debug)]
 pub(crate) enum Network {
     Decoder { decoder: Decoder, shape: DecoderShape },
+    Embedder(Embedder),
     Encoder { encoder: Encoder, pooling: Pooling },
 }
 
@@ -226,13 +252,16 @@ impl Model {
                 let (vocab, context) = (shape.vocab, shape.context);
                 (Network::Decoder { decoder, shape }, vocab, context, false)
             }
+            Descriptor::Embedder(shape) => {
+                let shape = shape.clone().used_with(asked);
+                let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context)?;
+                let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
+                let network = Network::Embedder(Embedder::new(decoder, &shape, settings.pooling(options)?));
+                (network, shape.vocab, settings.context, settings.lower_case)
+            }
             Descriptor::Encoder(shape) => {
-                let settings = EncoderSettings::read(opened.folder.as_ref(), shape)?;
-                let pooling = options.pooling.or(settings.pooling).ok_or_else(|| {
-                    Error::invalid("the model pools in a way the engine does not compute").hint(
-                        "the engine pools by mean, first or last token; CREATE MODEL can say which: pooling = 'mean'",
-                    )
-                })?;
+                let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context)?;
+                let pooling = settings.pooling(options)?;
                 let encoder = Encoder::load(shape, &opened.weights, dtype)?;
                 let network = Network::Encoder { encoder, pooling };
                 (network, shape.vocab, settings.context, settings.lower_case)
