@@ -76,10 +76,10 @@ impl CandleEngine {
         let prompter = Arc::new(model.prompter);
         let worker = match model.network {
             Network::Decoder { decoder, shape } => {
-                Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter))))
+                Worker::Decoder(Box::new(Answerer::new(*decoder, &shape, Arc::clone(&prompter))))
             }
-            Network::Embedder(embedder) => Worker::Embedder(Box::new(embedder)),
-            Network::Encoder { encoder, pooling } => Worker::Encoder { encoder: Box::new(encoder), pooling },
+            Network::Embedder(embedder) => Worker::Embedder(embedder),
+            Network::Encoder { encoder, pooling } => Worker::Encoder { encoder, pooling },
         };
         let embeds = !matches!(worker, Worker::Decoder(_));
         let stopping = Arc::new(AtomicBool::new(false));

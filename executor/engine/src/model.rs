@@ -214,9 +214,9 @@ pub(crate) struct Model {
 /// What computes.
 #[derive(Debug)]
 pub(crate) enum Network {
-    Decoder { decoder: Decoder, shape: DecoderShape },
-    Embedder(Embedder),
-    Encoder { encoder: Encoder, pooling: Pooling },
+    Decoder { decoder: Box<Decoder>, shape: Box<DecoderShape> },
+    Embedder(Box<Embedder>),
+    Encoder { encoder: Box<Encoder>, pooling: Pooling },
 }
 
 impl Model {
@@ -248,21 +248,22 @@ impl Model {
         let (network, vocab, context, lower_case) = match &opened.descriptor {
             Descriptor::Decoder(shape) => {
                 let shape = shape.clone().used_with(asked);
-                let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
+                let decoder = Box::new(Decoder::load(&shape, &opened.weights, dtype)?);
                 let (vocab, context) = (shape.vocab, shape.context);
-                (Network::Decoder { decoder, shape }, vocab, context, false)
+                (Network::Decoder { decoder, shape: Box::new(shape) }, vocab, context, false)
             }
             Descriptor::Embedder(shape) => {
                 let shape = shape.clone().used_with(asked);
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context)?;
                 let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
-                let network = Network::Embedder(Embedder::new(decoder, &shape, settings.pooling(options)?));
+                let embedder = Embedder::new(decoder, &shape, settings.pooling(options)?);
+                let network = Network::Embedder(Box::new(embedder));
                 (network, shape.vocab, settings.context, settings.lower_case)
             }
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context)?;
                 let pooling = settings.pooling(options)?;
-                let encoder = Encoder::load(shape, &opened.weights, dtype)?;
+                let encoder = Box::new(Encoder::load(shape, &opened.weights, dtype)?);
                 let network = Network::Encoder { encoder, pooling };
                 (network, shape.vocab, settings.context, settings.lower_case)
             }

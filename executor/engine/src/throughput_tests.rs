@@ -161,7 +161,7 @@ fn embedding() {
 fn deciding_and_writing() {
     let model = smol_lm();
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
-    let mut answerer = Answerer::new(decoder, &shape, Arc::new(model.prompter));
+    let mut answerer = Answerer::new(*decoder, &shape, Arc::new(model.prompter));
     let mut noise = Noise(9);
     let head = noise.ids(100);
     let rows: Vec<Vec<u32>> = (0..64).map(|i| [head.clone(), noise.ids(20 + i)].concat()).collect();

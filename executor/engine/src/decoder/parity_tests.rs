@@ -46,7 +46,7 @@ fn load(fixture: &Value) -> rowmill_jobs::Result<(Decoder, DecoderShape)> {
     let context_tokens = fixture.get("context").and_then(Value::as_u64).map(|tokens| tokens as u32);
     let model = Model::load(folder.path(), &EngineOptions { context_tokens, ..EngineOptions::default() })?;
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
-    Ok((decoder, shape))
+    Ok((*decoder, *shape))
 }
 
 fn number(value: &Value) -> f32 {
@@ -258,8 +258,8 @@ fn vectors_of_decoders_with_a_pooling_configuration() {
                 for (row, vector) in batch.iter().zip(embedder.embed(&packed).unwrap()) {
                     let expected = items[*row]["vector"].as_array().unwrap().iter().map(number);
                     let vector = vector.unwrap();
-                    let far = vector.iter().zip(expected).any(|(a, b)| !((a - b).abs() < 1e-5));
-                    assert!(!far, "{name}: {} tokens in a batch of {size}", rows[*row].len());
+                    let near = vector.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5);
+                    assert!(near, "{name}: {} tokens in a batch of {size}", rows[*row].len());
                 }
             }
         }
