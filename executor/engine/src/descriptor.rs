@@ -14,6 +14,8 @@ use crate::encoder::shape::EncoderShape;
 pub(crate) enum Descriptor {
     /// Writes text.
     Decoder(DecoderShape),
+    /// Makes vectors with a decoder's hidden states.
+    Embedder(DecoderShape),
     /// Makes vectors, or chooses labels.
     Encoder(EncoderShape),
 }
@@ -36,6 +38,37 @@ pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
     Err(unsupported(&architecture))
 }
 
+/// An architecture that the engine computes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Architecture {
+    /// Its name, as `config.json` says it.
+    pub name: &'static str,
+    /// The family, which several names may share.
+    pub family: &'static str,
+    /// What computes it.
+    pub computed_by: &'static str,
+}
+
+/// All architectures that the engine computes, in the order of their names.
+#[must_use]
+pub fn architectures() -> Vec<Architecture> {
+    let of = |names: &[&'static str], computed_by| {
+        let all = names.iter().map(move |name| Architecture { name, family: family_of(name), computed_by });
+        all.collect::<Vec<_>>()
+    };
+    let mut all = of(&decoder::ARCHITECTURES, "packed decoder");
+    all.extend(of(&families::ARCHITECTURES, "packed encoder"));
+    all.sort_by_key(|architecture| architecture.name);
+    all
+}
+
+/// `LlamaForCausalLM` and `LlamaModel` are of the family `Llama`.
+fn family_of(name: &'static str) -> &'static str {
+    let head = name.split_once("For").map_or(name, |(family, _)| family);
+    let head = head.strip_suffix("Model").unwrap_or(head);
+    head.strip_suffix("Text").unwrap_or(head)
+}
+
 /// The refusal of an architecture, with those that are known.
 pub(crate) fn unsupported(architecture: &str) -> Error {
     let known = [&decoder::ARCHITECTURES[..], &families::ARCHITECTURES[..]].concat();
@@ -48,6 +81,16 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn architectures_are_listed_once_with_their_families() {
+        let all = architectures();
+        let family = |name: &str| all.iter().find(|architecture| architecture.name == name).unwrap().family;
+        assert_eq!(family("LlamaForCausalLM"), "Llama");
+        assert_eq!(family("MistralModel"), "Mistral");
+        assert_eq!(family("GPTBigCodeForCausalLM"), "GPTBigCode");
+        assert!(all.windows(2).all(|pair| pair[0].name < pair[1].name));
+    }
 
     #[test]
     fn unknown_architectures_are_refused_with_the_known_ones() {

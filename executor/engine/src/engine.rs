@@ -15,6 +15,7 @@ use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::answer::Answerer;
+use crate::decoder::Embedder as DecoderEmbedder;
 use crate::encoder::head::Classifier;
 use crate::encoder::pool::Embedder;
 use crate::encoder::rows::{classify, embed};
@@ -60,6 +61,7 @@ struct Ready {
 enum Worker {
     Decoder(Box<Answerer>),
     Embedder(Box<Embedder>),
+    DecoderEmbedder(Box<DecoderEmbedder>),
     Classifier(Box<Classifier>),
 }
 
@@ -84,14 +86,15 @@ impl CandleEngine {
         let prompter = Arc::new(model.prompter);
         let worker = match model.network {
             Network::Decoder { decoder, shape } => {
-                Worker::Decoder(Box::new(Answerer::new(decoder, &shape, Arc::clone(&prompter), kv_bytes_max)))
+                Worker::Decoder(Box::new(Answerer::new(*decoder, &shape, Arc::clone(&prompter), kv_bytes_max)))
             }
-            Network::Embedder(embedder) => Worker::Embedder(Box::new(embedder)),
-            Network::Classifier(classifier) => Worker::Classifier(Box::new(classifier)),
+            Network::Embedder(embedder) => Worker::Embedder(embedder),
+            Network::DecoderEmbedder(embedder) => Worker::DecoderEmbedder(embedder),
+            Network::Classifier(classifier) => Worker::Classifier(classifier),
         };
         let skill = match &worker {
             Worker::Decoder(_) => Skill::Writes,
-            Worker::Embedder(_) => Skill::Embeds,
+            Worker::Embedder(_) | Worker::DecoderEmbedder(_) => Skill::Embeds,
             Worker::Classifier(classifier) => Skill::Chooses(classifier.labels().to_vec()),
         };
         let stopping = Arc::new(AtomicBool::new(false));
@@ -274,7 +277,8 @@ fn answer_distinct(
             let neutral = neutral.and_then(|prompt| prompt.as_deref().ok());
             answerer.answer(kind, neutral, &distinct, stopped)?
         }
-        (Worker::Embedder(embedder), _) => embed(embedder, &distinct, stopped)?,
+        (Worker::Embedder(embedder), _) => embed(&|rows| embedder.embed(rows), &distinct, stopped)?,
+        (Worker::DecoderEmbedder(embedder), _) => embed(&|rows| embedder.embed(rows), &distinct, stopped)?,
         (Worker::Classifier(classifier), _) => {
             let TaskKind::Choose { labels, .. } = kind else { return Err(Error::internal("a classifier only chooses")) };
             classify(classifier, &find_labels(labels, classifier.labels())?, &distinct, stopped)?

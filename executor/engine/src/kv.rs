@@ -102,6 +102,17 @@ impl KvCache {
         Self { heads, layers, ledger: PageLedger::new(pages_max), pages }
     }
 
+    /// A cache whose one layer serves all layers, each overwriting the one before: for batches of whole rows, which are
+    /// never continued.
+    pub(crate) fn of_one_layer(heads: Heads, form: KvForm, pages_max: usize) -> Self {
+        Self::of(heads, 1, form, pages_max)
+    }
+
+    /// Which part of a page is a layer's.
+    fn place(&self, layer: usize) -> usize {
+        layer.min(self.layers - 1)
+    }
+
     /// Bytes of one page.
     pub(crate) fn page_bytes(heads: Heads, layers: usize, form: KvForm) -> usize {
         layers
@@ -177,6 +188,7 @@ impl KvCache {
     pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32], writes: &[KvWrite]) {
         let heads = self.heads;
         let (width, value_width) = (heads.kv_heads * heads.head_dim, heads.kv_heads * heads.value_dim);
+        let place = self.place(layer);
         let of = |write: &KvWrite| {
             let keys = &keys[write.token * width..(write.token + 1) * width];
             (keys, &values[write.token * value_width..(write.token + 1) * value_width])
@@ -185,14 +197,14 @@ impl KvCache {
             Pages::Floats(pages) => {
                 let numbers = heads.block_floats();
                 runs(pages, writes).into_par_iter().for_each(|(page, run)| {
-                    let block = &mut page[layer * numbers..(layer + 1) * numbers];
+                    let block = &mut page[place * numbers..(place + 1) * numbers];
                     run.iter().for_each(|write| heads.write(block, write.slot, of(write).0, of(write).1));
                 });
             }
             Pages::Tiles(pages) => {
                 let numbers = heads.block_numbers();
                 runs(pages, writes).into_par_iter().for_each(|(page, run)| {
-                    let block = &mut page[layer * numbers..(layer + 1) * numbers];
+                    let block = &mut page[place * numbers..(place + 1) * numbers];
                     run.iter().for_each(|write| heads.write_tiles(block, write.slot, of(write).0, of(write).1));
                 });
             }
@@ -201,6 +213,7 @@ impl KvCache {
 
     /// One layer's part of the first `tokens` tokens' pages.
     pub(crate) fn blocks(&self, layer: usize, table: &[PageId], tokens: usize) -> Blocks<'_> {
+        let layer = self.place(layer);
         let table = &table[..tokens.div_ceil(BLOCK)];
         match &self.pages {
             Pages::Floats(pages) => {

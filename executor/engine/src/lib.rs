@@ -32,6 +32,7 @@ mod source;
 mod tokens;
 mod weights;
 
+pub use descriptor::{Architecture, architectures};
 pub use engine::CandleEngine;
 pub use model::{EngineOptions, KV_BYTES_DEFAULT, ModelFacts, inspect, inspect_adapted};
 
@@ -46,4 +47,3 @@ mod schedule_tests;
 #[cfg(test)]
 mod synthetic;
 #[cfg(test)]
-mod throughput_tests;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::chat::ChatTemplate;
 use crate::decoder::shape::DecoderShape;
-use crate::decoder::{self, Decoder};
+use crate::decoder::{self, Decoder, Embedder as DecoderEmbedder};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
 use crate::encoder::head::Classifier;
@@ -97,8 +97,13 @@ pub fn inspect_adapted(source: &Path, adapter: Option<&Path>) -> Result<ModelFac
         Descriptor::Decoder(shape) => {
             (vec![Ability::Complete, Ability::Choose], None, shape.clone().used_with(None).context, None)
         }
+        Descriptor::Embedder(shape) => {
+            let context = shape.clone().used_with(None).context;
+            let settings = EncoderSettings::read(opened.folder.as_ref(), context, shape.hidden)?;
+            (vec![Ability::Embed], Some(settings.dimensions as u32), settings.context, None)
+        }
         Descriptor::Encoder(shape) => {
-            let settings = EncoderSettings::read(opened.folder.as_ref(), shape)?;
+            let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
             match &shape.head {
                 Some(head) => (vec![Ability::Choose], None, settings.context, Some(head.labels.clone())),
                 None => (vec![Ability::Embed], Some(settings.dimensions as u32), settings.context, None),
@@ -121,6 +126,10 @@ fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
             let architecture = descriptor::architecture_of(&folder.config);
             let descriptor = descriptor::from_config(&folder.config)
                 .map_err(|e| e.with("file", folder.root.join("config.json").display()))?;
+            let descriptor = match descriptor {
+                Descriptor::Decoder(shape) if pools(&folder, &architecture)? => Descriptor::Embedder(shape.headless()),
+                other => other,
+            };
             let files = SafetensorsFiles::open(&folder.weights)?;
             let adapter = adapter.map(|folder| Adapter::open(folder, &files, "")).transpose()?;
             let weights = Weights::Safetensors { files, prefix: "", adapter };
@@ -145,11 +154,21 @@ fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
 /// The tensors whose shapes tell whether weights and configuration belong together.
 fn check_tensors(opened: &Opened) -> Result<()> {
     match &opened.descriptor {
-        Descriptor::Decoder(shape) => Decoder::check(shape, &opened.weights),
+        Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => Decoder::check(shape, &opened.weights),
         Descriptor::Encoder(shape) => {
             Encoder::check(shape, &opened.weights)?;
             shape.head.as_ref().map_or(Ok(()), |head| Classifier::check(shape, head, &opened.weights))
         }
+    }
+}
+
+/// Whether a decoder's folder says that its hidden states are to be pooled, or holds nothing else.
+fn pools(folder: &Folder, architecture: &str) -> Result<bool> {
+    let modules = read_json_if_there(&folder.root, "modules.json")?.unwrap_or_default();
+    let kinds = modules.as_array().into_iter().flatten().filter_map(|module| module.get("type")?.as_str());
+    let listed = kinds.filter_map(|kind| kind.rsplit('.').next()).any(|kind| kind == "Pooling");
+    Ok(listed || folder.root.join("1_Pooling/config.json").is_file() || architecture.ends_with("Model"))
+}
     }
 }
 
@@ -163,9 +182,10 @@ pub(crate) struct Model {
 /// What computes.
 #[derive(Debug)]
 pub(crate) enum Network {
-    Decoder { decoder: Decoder, shape: DecoderShape },
-    Embedder(Embedder),
-    Classifier(Classifier),
+    Decoder { decoder: Box<Decoder>, shape: Box<DecoderShape> },
+    Embedder(Box<Embedder>),
+    DecoderEmbedder(Box<DecoderEmbedder>),
+    Classifier(Box<Classifier>),
 }
 
 impl Model {
@@ -201,19 +221,30 @@ impl Model {
         let (network, vocab, context, lower_case) = match &opened.descriptor {
             Descriptor::Decoder(shape) => {
                 let shape = shape.clone().used_with(asked);
-                let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
+                let decoder = Box::new(Decoder::load(&shape, &opened.weights, dtype)?);
                 let (vocab, context) = (shape.vocab, shape.context);
-                (Network::Decoder { decoder, shape }, vocab, context, false)
+                (Network::Decoder { decoder, shape: Box::new(shape) }, vocab, context, false)
+            }
+            Descriptor::Embedder(shape) => {
+                let shape = shape.clone().used_with(asked);
+                let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
+                let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
+                let pooling = settings.pooling(options.pooling)?;
+                let embedder = DecoderEmbedder::new(decoder, &shape, pooling, settings.dense(dtype)?);
+                let network = Network::DecoderEmbedder(Box::new(embedder));
+                (network, shape.vocab, settings.context, settings.lower_case)
             }
             Descriptor::Encoder(shape) => {
-                let settings = EncoderSettings::read(opened.folder.as_ref(), shape)?;
+                let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
                 let network = match &shape.head {
-                    Some(head) => Network::Classifier(Classifier::load(shape, head, &opened.weights, dtype)?),
-                    None => Network::Embedder(Embedder {
+                    Some(head) => {
+                        Network::Classifier(Box::new(Classifier::load(shape, head, &opened.weights, dtype)?))
+                    }
+                    None => Network::Embedder(Box::new(Embedder {
                         pooling: settings.pooling(options.pooling)?,
                         dense: settings.dense(dtype)?,
                         encoder: Encoder::load(shape, &opened.weights, dtype)?,
-                    }),
+                    })),
                 };
                 (network, shape.vocab, settings.context, settings.lower_case)
             }

@@ -53,7 +53,7 @@ fn load(name: &str) -> Model {
 fn decoder(model: Model) -> (Decoder, KvCache, Arc<Prompter>, crate::decoder::shape::DecoderShape) {
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
     let cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 4096);
-    (decoder, cache, Arc::new(model.prompter), shape)
+    (*decoder, cache, Arc::new(model.prompter), *shape)
 }
 
 fn answerer(name: &str) -> (Answerer, Arc<Prompter>) {

@@ -62,9 +62,11 @@ pub(crate) fn from_config(architecture: &str, config: &Value) -> Result<DecoderS
         return Err(unsupported_value("architectures", architecture));
     };
     let shape = read(config)?;
-    // Without an output matrix there is nothing to be read; nobody asks such a model for logits.
-    let tied = shape.tied || architecture.ends_with("Model");
-    DecoderShape { tied, ..shape }.checked()
+    if !flag(config, "is_causal", true) {
+        return Err(unsupported_value("is_causal", "false"));
+    }
+    let shape = if architecture.ends_with("Model") { shape.headless() } else { shape };
+    shape.checked()
 }
 
 fn flag(config: &Value, key: &str, default: bool) -> bool {

@@ -2,6 +2,7 @@
 //! Computes hidden states of the tokens that are asked for, and logits of the output rows that are asked for.
 
 mod attention;
+mod embedder;
 mod experts;
 mod families;
 mod feed;
@@ -12,8 +13,11 @@ mod order;
 #[cfg(test)]
 mod parity_tests;
 pub(crate) mod shape;
+#[cfg(test)]
+mod switch_tests;
 mod tensors;
 
+pub(crate) use self::embedder::Embedder;
 pub(crate) use self::families::{ARCHITECTURES, from_config};
 pub(crate) use self::metadata::from_gguf;
 

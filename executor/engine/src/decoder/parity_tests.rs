@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::Decoder;
 use super::shape::DecoderShape;
 use crate::kv::{KvCache, PageId};
-use crate::model::{EngineOptions, Model, Network};
+use crate::model::{EngineOptions, Model, Network, inspect};
 use crate::pack::Pack;
 use crate::synthetic::{checkpoint, fixtures};
+use rowmill_jobs::plan::Ability;
 
 /// Largest error of a logit, as a part of the logits' range. The promise is 1e-3; sums in another order are far below it.
 const ERROR_MAX: f32 = 2e-5;
@@ -45,12 +46,18 @@ fn load(fixture: &Value) -> rowmill_jobs::Result<(Decoder, DecoderShape)> {
     let context_tokens = fixture.get("context").and_then(Value::as_u64).map(|tokens| tokens as u32);
     let model = Model::load(folder.path(), &EngineOptions { context_tokens, ..EngineOptions::default() })?;
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
-    Ok((decoder, shape))
+    Ok((*decoder, *shape))
+}
+
+fn number(value: &Value) -> f32 {
+    value.as_f64().unwrap() as f32
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 fn item(value: &Value) -> Item {
-    let number = |value: &Value| value.as_f64().unwrap() as f32;
-    let ids = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
     let pair = |pair: &Value| (pair[0].as_u64().unwrap() as usize, number(&pair[1]));
     Item {
         ids: ids(&value["ids"]),
@@ -227,5 +234,34 @@ fn with_a_shared_beginning() {
             case.release(&mut rows);
         }
         case.release(&mut first);
+    }
+}
+
+#[test]
+fn vectors_of_decoders_with_a_pooling_configuration() {
+    for (name, fixture) in fixtures("embedder") {
+        let folder = checkpoint(&fixture);
+        let pooling = fixture["pooling"].as_str().unwrap();
+        std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+        let config = serde_json::json!({"word_embedding_dimension": 48, format!("pooling_mode_{pooling}"): true});
+        std::fs::write(folder.path().join("1_Pooling/config.json"), config.to_string()).unwrap();
+        let facts = inspect(folder.path()).unwrap();
+        assert_eq!((facts.abilities, facts.dimensions), (vec![Ability::Embed], Some(48)), "{name}");
+        let model = Model::load(folder.path(), &EngineOptions::default()).unwrap();
+        let Network::Embedder(embedder) = model.network else { panic!("{name}: not an embedder") };
+        let items = fixture["items"].as_array().unwrap();
+        let rows: Vec<Vec<u32>> = items.iter().map(|value| ids(&value["ids"])).collect();
+        for size in [1, 3, 20] {
+            let of: Vec<usize> = (0..size.max(rows.len())).map(|i| (i * 5 + 1) % rows.len()).collect();
+            for batch in of.chunks(size) {
+                let packed: Vec<&[u32]> = batch.iter().map(|row| rows[*row].as_slice()).collect();
+                for (row, vector) in batch.iter().zip(embedder.embed(&packed).unwrap()) {
+                    let expected = items[*row]["vector"].as_array().unwrap().iter().map(number);
+                    let vector = vector.unwrap();
+                    let near = vector.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5);
+                    assert!(near, "{name}: {} tokens in a batch of {size}", rows[*row].len());
+                }
+            }
+        }
     }
 }

@@ -188,6 +188,11 @@ impl DecoderShape {
         self
     }
 
+    /// The shape of a model that is asked for hidden states only: no output matrix of its own is read.
+    pub(crate) fn headless(self) -> Self {
+        Self { tied: true, ..self }
+    }
+
     /// Refuses sizes that do not fit together.
     pub(crate) fn checked(self) -> Result<Self> {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;

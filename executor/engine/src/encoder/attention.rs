@@ -11,7 +11,7 @@ use super::disentangled::{DisentangledBias, DistanceVectors};
 use super::distance::DistanceBias;
 use super::names::Named;
 use super::shape::{EncoderShape, LayerShape, Relation};
-use crate::attention::{BLOCK, Direction, Heads, Query, RowView, Scores, attend};
+use crate::attention::{BLOCK, Blocks, Direction, Heads, Query, RowView, Scores, attend};
 use crate::kernels::{add, for_tokens, simd};
 use crate::linear::Linear;
 use crate::rope::Rope;
@@ -225,7 +225,7 @@ impl SelfAttention {
                 first,
                 tokens,
                 before: 0,
-                blocks: blocks.by_ref().take(tokens.div_ceil(BLOCK)).collect(),
+                blocks: Blocks::Floats(blocks.by_ref().take(tokens.div_ceil(BLOCK)).collect()),
             })
             .collect();
         let scores = Scores { scale: self.scale, softcap: None, window: self.window, bias: None };
@@ -240,7 +240,7 @@ impl SelfAttention {
                 let Heads { heads, head_dim, .. } = self.heads;
                 let bias = |query: Query, scores: &mut [f32]| {
                     let vector = &queries[(query.token * heads + query.head) * head_dim..][..head_dim];
-                    let keys = &rows[packed.row_of(query.token)].blocks;
+                    let Blocks::Floats(keys) = &rows[packed.row_of(query.token)].blocks else { return };
                     biases.add(vector, keys, query.head, query.position, scores);
                 };
                 run(Scores { bias: Some(&bias), ..scores })

@@ -76,7 +76,7 @@ impl DistanceVectors {
                     return Ok(Vec::new());
                 }
                 let module = named.layer(layer, module);
-                let part = Part { module: &module, rows: hidden, interleaved_heads: None };
+                let part = Part { module: &module, rows: hidden };
                 biased(&fused(named.weights, &[part], hidden, DType::F32)?, &self.vectors)
             };
             (

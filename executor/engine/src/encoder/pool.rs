@@ -61,22 +61,26 @@ impl Dense {
     }
 }
 
+/// Pooled vectors (`[rows, width]`) through the layer after pooling, each of length 1; `None` where one is not finite.
+pub(crate) fn finish(mut pooled: Vec<f32>, mut width: usize, dense: Option<&Dense>) -> Result<Vec<Option<Vec<f32>>>> {
+    if let Some(dense) = dense {
+        pooled = activate(&dense.linear.apply(pooled)?, &dense.linear, dense.activation)?;
+        width = dense.linear.outputs;
+    }
+    let unit = |vector: &[f32]| {
+        let mut vector = vector.to_vec();
+        normalise(&mut vector).then_some(vector)
+    };
+    Ok(pooled.chunks_exact(width).map(unit).collect())
+}
+
 impl Embedder {
     /// Vectors of rows of token ids, each of length 1; `None` where a vector is not finite.
     pub(crate) fn embed(&self, rows: &[&[u32]]) -> Result<Vec<Option<Vec<f32>>>> {
         let states = self.encoder.states(rows)?;
         let width = self.encoder.shape.hidden;
-        let mut pooled: Vec<f32> = states.rows().flat_map(|tokens| pool(tokens, width, self.pooling)).collect();
-        let mut width = width;
-        if let Some(dense) = &self.dense {
-            pooled = activate(&dense.linear.apply(pooled)?, &dense.linear, dense.activation)?;
-            width = dense.linear.outputs;
-        }
-        let unit = |vector: &[f32]| {
-            let mut vector = vector.to_vec();
-            normalise(&mut vector).then_some(vector)
-        };
-        Ok(pooled.chunks_exact(width).map(unit).collect())
+        let pooled: Vec<f32> = states.rows().flat_map(|tokens| pool(tokens, width, self.pooling)).collect();
+        finish(pooled, width, self.dense.as_ref())
     }
 }
 

@@ -4,7 +4,6 @@ use rowmill_jobs::Result;
 use rowmill_jobs::infer::{Answer, Answered, Outcome, RowError, RowErrorCode, Usage};
 
 use super::head::{Classifier, probabilities};
-use super::pool::Embedder;
 use crate::drive::is_out_of_memory;
 use crate::pack::batches;
 use crate::row::choice;
@@ -12,14 +11,17 @@ use crate::row::choice;
 /// Tokens an encoder computes at a time.
 const TOKENS: usize = 2048;
 
+/// Vectors of a batch's rows, one for each; `None` where one is not finite.
+type Vectors<'a> = &'a dyn Fn(&[&[u32]]) -> Result<Vec<Option<Vec<f32>>>>;
+
 /// A vector for each row; `None` if it was stopped.
 pub(crate) fn embed(
-    embedder: &Embedder,
+    vectors: Vectors<'_>,
     rows: &[&[u32]],
     stopped: &(dyn Fn() -> bool + Sync),
 ) -> Result<Option<Vec<Outcome>>> {
     in_batches(rows, stopped, |batch| {
-        Ok(embedder.embed(batch)?.into_iter().map(|vector| vector.map(Answer::Vector)).collect())
+        Ok(vectors(batch)?.into_iter().map(|vector| vector.map(Answer::Vector)).collect())
     })
 }
 

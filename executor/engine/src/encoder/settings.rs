@@ -1,4 +1,4 @@
-//! What a folder says beside an encoder's architecture: how long texts may be, how token vectors become one, whether a dense
+//! What a folder says beside the architecture of a model that makes vectors: how long texts may be, how token vectors become one, whether a dense
 //! layer follows. Read from the files of sentence-transformers; refuses modules that the engine does not compute.
 
 use std::path::PathBuf;
@@ -9,7 +9,6 @@ use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
 use super::pool::{Dense, DenseShape};
-use super::shape::EncoderShape;
 use crate::safetensors::SafetensorsFiles;
 use crate::source::{Folder, read_json_if_there};
 use crate::weights::Weights;
@@ -17,7 +16,7 @@ use crate::weights::Weights;
 /// The one place of a dense layer's files.
 const DENSE: &str = "2_Dense";
 
-/// Settings of an encoder.
+/// Settings of a model that makes vectors, or of a classifier.
 pub(crate) struct EncoderSettings {
     /// Longest text, in tokens.
     pub(crate) context: usize,
@@ -31,16 +30,16 @@ pub(crate) struct EncoderSettings {
 
 impl EncoderSettings {
     /// Reads them; a folder without the files has the mean of its tokens' vectors.
-    pub(crate) fn read(folder: Option<&Folder>, shape: &EncoderShape) -> Result<Self> {
+    pub(crate) fn read(folder: Option<&Folder>, context: usize, hidden: usize) -> Result<Self> {
         let mut settings = Self {
-            context: shape.context,
-            dimensions: shape.hidden,
+            context,
+            dimensions: hidden,
             lower_case: false,
             pooling: Some(Pooling::Mean),
             dense: None,
         };
         let Some(folder) = folder else { return Ok(settings) };
-        settings.read_modules(folder, shape)?;
+        settings.read_modules(folder, hidden)?;
         let sentence = read_json_if_there(&folder.root, "sentence_bert_config.json")?.unwrap_or_default();
         let tokens = match sentence.get("max_seq_length").and_then(Value::as_u64) {
             Some(tokens) => Some(tokens),
@@ -56,7 +55,7 @@ impl EncoderSettings {
         Ok(settings)
     }
 
-    fn read_modules(&mut self, folder: &Folder, shape: &EncoderShape) -> Result<()> {
+    fn read_modules(&mut self, folder: &Folder, hidden: usize) -> Result<()> {
         let Some(modules) = read_json_if_there(&folder.root, "modules.json")? else { return Ok(()) };
         let refused = |message: String| {
             Error::invalid(message)
@@ -71,9 +70,9 @@ impl EncoderSettings {
                     let config = read_json_if_there(&folder.root, &format!("{DENSE}/config.json"))?
                         .ok_or_else(|| refused(format!("the model has no {DENSE}/config.json")))?;
                     let dense = DenseShape::from_config(&config)?;
-                    if dense.inputs != shape.hidden {
-                        let (inputs, hidden) = (dense.inputs, shape.hidden);
-                        return Err(refused(format!("{DENSE} takes vectors of {inputs}, the encoder makes {hidden}")));
+                    if dense.inputs != hidden {
+                        let inputs = dense.inputs;
+                        return Err(refused(format!("{DENSE} takes vectors of {inputs}, the model makes {hidden}")));
                     }
                     self.dimensions = dense.outputs;
                     self.dense = Some((folder.root.join(DENSE).join("model.safetensors"), dense));
@@ -97,7 +96,7 @@ impl EncoderSettings {
     pub(crate) fn dense(&self, dtype: DType) -> Result<Option<Dense>> {
         let Some((file, shape)) = &self.dense else { return Ok(None) };
         let files = SafetensorsFiles::open(std::slice::from_ref(file))?;
-        Dense::load(shape, &Weights::Safetensors { files, prefix: "" }, dtype).map(Some)
+        Dense::load(shape, &Weights::Safetensors { files, prefix: "", adapter: None }, dtype).map(Some)
     }
 }
 

@@ -85,8 +85,8 @@ fn unsupported_architectures_are_refused_with_the_supported_ones() {
     edit_config(&folder, "LlamaForCausalLM", "MambaForCausalLM");
     refused(folder.path(), &["MambaForCausalLM", "LlamaForCausalLM", "Qwen3ForCausalLM", "BertModel"]);
     let folder = copy("llama-tied");
-    edit_config(&folder, "\"llama3\"", "\"yarn\"");
-    refused(folder.path(), &["rope_type", "yarn"]);
+    edit_config(&folder, "\"llama3\"", "\"spiral\"");
+    refused(folder.path(), &["rope_type", "spiral"]);
 }
 
 #[test]
