@@ -21,18 +21,18 @@ use crate::row::{End, Row, advance, choice, numeric};
 use crate::schedule::{Limits, Need, Scheduler, Slice, pages_needed};
 
 /// Memory for keys and values.
-const KV_BYTES_MAX: usize = 2 << 30;
+pub(crate) const KV_BYTES_MAX: usize = 2 << 30;
 /// Tokens in one step's batch: enough to keep the matrix products busy, few enough to stay in the processor's caches.
-const STEP: Limits = Limits { tokens: 1024, rows: 128 };
+pub(crate) const STEP: Limits = Limits { tokens: 1024, rows: 128 };
 /// A common beginning shorter than this is not worth a pass of its own.
 const PREFIX_TOKENS_MIN: usize = 4;
 
 /// Answers for one decoder.
 #[derive(Debug)]
 pub(crate) struct Answerer {
-    decoder: Decoder,
+    pub(crate) decoder: Decoder,
     prompter: Arc<Prompter>,
-    cache: KvCache,
+    pub(crate) cache: KvCache,
     pages_max: usize,
     /// The beginning that the last prompts shared, with its pages.
     prefix: Vec<u32>,

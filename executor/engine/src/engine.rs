@@ -27,7 +27,7 @@ const CALLS_READY: usize = 4;
 /// Rows of one batch of calls; more calls are not joined to it.
 const ROWS_TOGETHER: usize = 4096;
 /// Tokens an encoder computes at a time.
-const ENCODER_TOKENS: usize = 2048;
+pub(crate) const ENCODER_TOKENS: usize = 2048;
 
 /// An open model on this machine.
 #[derive(Debug)]
@@ -63,13 +63,7 @@ impl CandleEngine {
     /// # Errors
     /// Those of [`crate::inspect`], and tensors whose shape or type is not what the configuration says.
     pub fn load(name: &str, source: &Path, options: &EngineOptions) -> Result<Self> {
-        let threads = options.threads.unwrap_or(0);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("engine-{i}"))
-            .build()
-            .map_err(|e| Error::internal("cannot start the engine's threads").caused_by(e))?;
-        let pool = Arc::new(pool);
+        let pool = Arc::new(threads(options)?);
         let model = pool.install(|| Model::load(source, options)).map_err(|e| e.with("model", name))?;
         let prompter = Arc::new(model.prompter);
         let worker = match model.network {
@@ -108,6 +102,13 @@ impl Engine for CandleEngine {
         self.calls.send(Call { task: Arc::clone(task), requests, reply }).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
+}
+
+/// The threads that a model computes with.
+pub(crate) fn threads(options: &EngineOptions) -> Result<ThreadPool> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(options.threads.unwrap_or(0));
+    let named = builder.thread_name(|i| format!("engine-{i}"));
+    named.build().map_err(|e| Error::internal("cannot start the engine's threads").caused_by(e))
 }
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {

@@ -26,6 +26,7 @@ mod safetensors;
 mod schedule;
 mod source;
 mod tokens;
+pub mod verify;
 mod weights;
 
 pub use engine::CandleEngine;
