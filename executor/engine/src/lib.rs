@@ -4,6 +4,7 @@
 
 mod answer;
 mod attention;
+pub mod bench;
 mod chat;
 mod config;
 mod decoder;
