@@ -276,9 +276,12 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    fn measured(model: &str, load: &Load) -> (Result<Vec<Measurement>>, Vec<(Work, usize, (usize, usize))>) {
+    /// What `begun` was told.
+    type Begun = Vec<(Work, usize, (usize, usize))>;
+
+    fn measured(model: &str, load: &Load) -> (Result<Vec<Measurement>>, Begun) {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model);
-        let begun = Mutex::new(Vec::new());
+        let begun: Mutex<Begun> = Mutex::default();
         let note = |work, rows, done| begun.lock().unwrap().push((work, rows, done));
         let result = bench(&source, &EngineOptions { threads: Some(2), ..EngineOptions::default() }, load, &note);
         (result, begun.into_inner().unwrap())

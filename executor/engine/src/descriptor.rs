@@ -17,6 +17,52 @@ pub(crate) enum Descriptor {
     Encoder(EncoderShape),
 }
 
+/// What computes an architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputedBy {
+    /// The decoder of this engine: packed rows, paged keys and values, shared prefixes.
+    PackedDecoder,
+    /// The encoder of this engine: packed rows.
+    PackedEncoder,
+    /// candle's own implementation, one row after the other.
+    SlowerPath,
+}
+
+impl ComputedBy {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PackedDecoder => "packed decoder",
+            Self::PackedEncoder => "packed encoder",
+            Self::SlowerPath => "slower compatible path",
+        }
+    }
+}
+
+/// An architecture that the engine knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Architecture {
+    /// Its name in a `config.json`.
+    pub name: &'static str,
+    /// The family it belongs to, as people call it.
+    pub family: &'static str,
+    /// What computes it.
+    pub computed_by: ComputedBy,
+}
+
+/// Every architecture that the engine knows by its `config.json`.
+pub fn architectures() -> Vec<Architecture> {
+    let of = |computed_by| move |name: &&'static str| Architecture { name, family: family(name), computed_by };
+    let decoders = decoder_shape::ARCHITECTURES.iter().map(of(ComputedBy::PackedDecoder));
+    decoders.chain(encoder_shape::ARCHITECTURES.iter().map(of(ComputedBy::PackedEncoder))).collect()
+}
+
+/// An architecture's name without what it was trained for.
+fn family(name: &'static str) -> &'static str {
+    let end = name.find("For").or_else(|| name.find("Model")).unwrap_or(name.len());
+    name.get(..end).unwrap_or(name)
+}
+
 /// The architecture's name in a `config.json`.
 pub(crate) fn architecture_of(config: &Value) -> String {
     let named = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
@@ -47,6 +93,15 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn every_architecture_that_is_read_is_listed_with_its_family() {
+        let all = architectures();
+        assert_eq!(all.len(), decoder_shape::ARCHITECTURES.len() + encoder_shape::ARCHITECTURES.len());
+        let named = |name: &str| all.iter().find(|one| one.name == name).map(|one| (one.family, one.computed_by));
+        assert_eq!(named("Qwen3ForCausalLM"), Some(("Qwen3", ComputedBy::PackedDecoder)));
+        assert_eq!(named("BertModel"), Some(("Bert", ComputedBy::PackedEncoder)));
+    }
 
     #[test]
     fn unknown_architectures_are_refused_with_the_known_ones() {

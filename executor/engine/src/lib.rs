@@ -30,6 +30,7 @@ mod tokens;
 pub mod verify;
 mod weights;
 
+pub use descriptor::{Architecture, ComputedBy, architectures};
 pub use engine::CandleEngine;
 pub use model::{EngineOptions, ModelFacts, inspect};
 
@@ -39,5 +40,3 @@ mod oracle_tests;
 mod parity_tests;
 #[cfg(test)]
 mod synthetic;
-#[cfg(test)]
-mod throughput_tests;
