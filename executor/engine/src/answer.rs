@@ -27,9 +27,9 @@ const PREFIX_TOKENS_MIN: usize = 4;
 /// Answers for one decoder.
 #[derive(Debug)]
 pub(crate) struct Answerer {
-    decoder: Decoder,
+    pub(crate) decoder: Decoder,
     prompter: Arc<Prompter>,
-    cache: KvCache,
+    pub(crate) cache: KvCache,
     /// The beginning that the last prompts shared, with its pages.
     prefix: Vec<u32>,
     prefix_table: Vec<PageId>,

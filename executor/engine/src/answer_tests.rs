@@ -25,8 +25,8 @@ fn tiny(pages: usize) -> (Answerer, Arc<Prompter>) {
     let model = Model::load(&source, &EngineOptions::default()).unwrap();
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
     let prompter = Arc::new(model.prompter);
-    let bytes = pages * KvCache::page_bytes(Decoder::heads(&shape), shape.layers);
-    (Answerer::new(decoder, &shape, Arc::clone(&prompter), bytes), prompter)
+    let bytes = pages * KvCache::page_bytes(Decoder::heads(&shape), shape.layers.len(), decoder.kv_form());
+    (Answerer::new(*decoder, &shape, Arc::clone(&prompter), bytes), prompter)
 }
 
 fn write(tokens_max: u32) -> TaskKind {
@@ -239,6 +239,7 @@ fn calibrated_scores_are_relative_to_those_of_an_empty_text() {
         kind: kind.clone(),
         system: None,
         template: vec![Piece::Text("Which one?\n".into()), Piece::Value(0)],
+        input: vec![Piece::Value(0)],
     };
     let request = |text: &str| Request { values: [text.to_owned()].into() };
     let texts = ["", "it broke", "the invoice is wrong", "why"].map(request);
@@ -299,7 +300,7 @@ fn many_short_rows_leave_no_pages_and_no_tables_behind() {
             _ => TaskKind::Choose { labels: vec!["yes".into(), "no".into()], calibrate: true },
         };
         let template = vec![Piece::Text(format!("Task {call}: ")), Piece::Value(0)];
-        let task = Task { model: "m".into(), kind: kind.clone(), system: None, template };
+        let task = Task { model: "m".into(), kind: kind.clone(), system: None, template, input: vec![Piece::Value(0)] };
         let requests: Vec<Request> =
             (0..1000).map(|row| Request { values: [format!("{} {row}", row % 9)].into() }).collect();
         let prompts: Vec<Vec<u32>> =

@@ -20,6 +20,39 @@ pub(crate) enum Descriptor {
     Encoder(EncoderShape),
 }
 
+/// What computes an architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputedBy {
+    /// The decoder of this engine: packed rows, paged keys and values, shared prefixes.
+    PackedDecoder,
+    /// The encoder of this engine: packed rows.
+    PackedEncoder,
+    /// candle's own implementation, one row after the other.
+    SlowerPath,
+}
+
+impl ComputedBy {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PackedDecoder => "packed decoder",
+            Self::PackedEncoder => "packed encoder",
+            Self::SlowerPath => "slower compatible path",
+        }
+    }
+}
+
+/// An architecture that the engine knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Architecture {
+    /// Its name in a `config.json`.
+    pub name: &'static str,
+    /// The family it belongs to, as people call it.
+    pub family: &'static str,
+    /// What computes it.
+    pub computed_by: ComputedBy,
+}
+
 /// The architecture's name in a `config.json`.
 pub(crate) fn architecture_of(config: &Value) -> String {
     let named = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
@@ -38,17 +71,6 @@ pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
     Err(unsupported(&architecture))
 }
 
-/// An architecture that the engine computes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Architecture {
-    /// Its name, as `config.json` says it.
-    pub name: &'static str,
-    /// The family, which several names may share.
-    pub family: &'static str,
-    /// What computes it.
-    pub computed_by: &'static str,
-}
-
 /// All architectures that the engine computes, in the order of their names.
 #[must_use]
 pub fn architectures() -> Vec<Architecture> {
@@ -56,8 +78,8 @@ pub fn architectures() -> Vec<Architecture> {
         let all = names.iter().map(move |name| Architecture { name, family: family_of(name), computed_by });
         all.collect::<Vec<_>>()
     };
-    let mut all = of(&decoder::ARCHITECTURES, "packed decoder");
-    all.extend(of(&families::ARCHITECTURES, "packed encoder"));
+    let mut all = of(&decoder::ARCHITECTURES, ComputedBy::PackedDecoder);
+    all.extend(of(&families::ARCHITECTURES, ComputedBy::PackedEncoder));
     all.sort_by_key(|architecture| architecture.name);
     all
 }
@@ -85,11 +107,12 @@ mod tests {
     #[test]
     fn architectures_are_listed_once_with_their_families() {
         let all = architectures();
-        let family = |name: &str| all.iter().find(|architecture| architecture.name == name).unwrap().family;
-        assert_eq!(family("LlamaForCausalLM"), "Llama");
-        assert_eq!(family("MistralModel"), "Mistral");
-        assert_eq!(family("GPTBigCodeForCausalLM"), "GPTBigCode");
         assert!(all.windows(2).all(|pair| pair[0].name < pair[1].name));
+        let named = |name: &str| all.iter().find(|one| one.name == name).map(|one| (one.family, one.computed_by));
+        assert_eq!(named("LlamaForCausalLM"), Some(("Llama", ComputedBy::PackedDecoder)));
+        assert_eq!(named("MistralModel"), Some(("Mistral", ComputedBy::PackedDecoder)));
+        assert_eq!(named("GPTBigCodeForCausalLM"), Some(("GPTBigCode", ComputedBy::PackedDecoder)));
+        assert_eq!(named("BertModel"), Some(("Bert", ComputedBy::PackedEncoder)));
     }
 
     #[test]

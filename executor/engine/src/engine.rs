@@ -130,7 +130,7 @@ impl Engine for CandleEngine {
 }
 
 /// A pool of so many threads; 0 is one for each of the machine's.
-fn threads(name: &'static str, count: usize) -> Result<ThreadPool> {
+pub(crate) fn threads(name: &'static str, count: usize) -> Result<ThreadPool> {
     let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(move |i| format!("{name}-{i}"));
     builder.build().map_err(|e| Error::internal("cannot start the engine's threads").caused_by(e))
 }
@@ -152,7 +152,7 @@ fn make_prompts(
             continue;
         }
         let calibrate = matches!(call.task.kind, TaskKind::Choose { calibrate: true, .. });
-        let made = pool.install(|| {
+        let made: Result<_> = pool.install(|| {
             let prompts = prompts(name, prompter, skill, &call)?;
             let neutral = calibrate.then(|| prompter.neutral_prompt(&call.task)).transpose()?;
             Ok((prompts, neutral))
@@ -280,7 +280,9 @@ fn answer_distinct(
         (Worker::Embedder(embedder), _) => embed(&|rows| embedder.embed(rows), &distinct, stopped)?,
         (Worker::DecoderEmbedder(embedder), _) => embed(&|rows| embedder.embed(rows), &distinct, stopped)?,
         (Worker::Classifier(classifier), _) => {
-            let TaskKind::Choose { labels, .. } = kind else { return Err(Error::internal("a classifier only chooses")) };
+            let TaskKind::Choose { labels, .. } = kind else {
+                return Err(Error::internal("a classifier only chooses"));
+            };
             classify(classifier, &find_labels(labels, classifier.labels())?, &distinct, stopped)?
         }
     };

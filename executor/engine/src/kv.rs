@@ -88,12 +88,13 @@ enum Pages {
 }
 
 impl KvCache {
-    /// A cache of at most `pages_max` pages of `f32`; memory is taken as pages are.
+    /// A cache of at most `pages_max` pages of `f32`.
+    #[cfg(test)]
     pub(crate) fn new(heads: Heads, layers: usize, pages_max: usize) -> Self {
         Self::of(heads, layers, KvForm::Floats, pages_max)
     }
 
-    /// A cache of this form.
+    /// A cache of at most `pages_max` pages; memory is taken as pages are.
     pub(crate) fn of(heads: Heads, layers: usize, form: KvForm, pages_max: usize) -> Self {
         let pages = match form {
             KvForm::Floats => Pages::Floats(Vec::new()),

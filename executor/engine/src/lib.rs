@@ -4,6 +4,7 @@
 
 mod answer;
 mod attention;
+pub mod bench;
 mod chat;
 mod config;
 mod decoder;
@@ -30,9 +31,10 @@ mod safetensors;
 mod schedule;
 mod source;
 mod tokens;
+pub mod verify;
 mod weights;
 
-pub use descriptor::{Architecture, architectures};
+pub use descriptor::{Architecture, ComputedBy, architectures};
 pub use engine::CandleEngine;
 pub use model::{EngineOptions, KV_BYTES_DEFAULT, ModelFacts, inspect, inspect_adapted};
 
@@ -46,4 +48,3 @@ mod parity_tests;
 mod schedule_tests;
 #[cfg(test)]
 mod synthetic;
-#[cfg(test)]

@@ -53,7 +53,7 @@ fn adapted_models_answer_as_peft_merges_them() {
         let ids: Vec<u32> = floats(&adapter["ids"]).into_iter().map(|id| id as u32).collect();
         match load(adapter["base"].as_str().unwrap(), folder.path()).network {
             Network::Decoder { decoder, shape } => {
-                let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers, 4096);
+                let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 4096);
                 let mut table = Vec::new();
                 cache.grow(&mut table, ids.len()).unwrap();
                 let mut pack = Pack::new();
@@ -69,12 +69,13 @@ fn adapted_models_answer_as_peft_merges_them() {
                     assert!(error < 1e-3, "{name}: logit of {id} is {}, should be {logit}", logits[id]);
                 }
             }
-            Network::Encoder { encoder, pooling } => {
-                let vector = encoder.embed(&[&ids], pooling).unwrap().remove(0).unwrap();
+            Network::Embedder(embedder) => {
+                let vector = embedder.embed(&[&ids]).unwrap().remove(0).unwrap();
                 for (given, expected) in vector.iter().zip(floats(&adapter["vector"])) {
                     assert!((given - expected).abs() < 1e-4, "{name}: {given} should be {expected}");
                 }
             }
+            network => panic!("{name}: {network:?}"),
         }
     }
 }

@@ -169,8 +169,6 @@ fn pools(folder: &Folder, architecture: &str) -> Result<bool> {
     let listed = kinds.filter_map(|kind| kind.rsplit('.').next()).any(|kind| kind == "Pooling");
     Ok(listed || folder.root.join("1_Pooling/config.json").is_file() || architecture.ends_with("Model"))
 }
-    }
-}
 
 /// A loaded model.
 #[derive(Debug)]
@@ -237,9 +235,7 @@ impl Model {
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
                 let network = match &shape.head {
-                    Some(head) => {
-                        Network::Classifier(Box::new(Classifier::load(shape, head, &opened.weights, dtype)?))
-                    }
+                    Some(head) => Network::Classifier(Box::new(Classifier::load(shape, head, &opened.weights, dtype)?)),
                     None => Network::Embedder(Box::new(Embedder {
                         pooling: settings.pooling(options.pooling)?,
                         dense: settings.dense(dtype)?,

@@ -153,8 +153,7 @@ impl SelfAttention {
         let LayerShape { rope, window } = &shape.layers[index];
         let modules: Vec<String> = named.names.qkv.iter().map(|module| named.layer(index, module)).collect();
         let rows = 3 * shape.hidden / modules.len();
-        let parts: Vec<Part<'_>> =
-            modules.iter().map(|module| Part { module, rows }).collect();
+        let parts: Vec<Part<'_>> = modules.iter().map(|module| Part { module, rows }).collect();
         let qkv = fused(named.weights, &parts, shape.hidden, dtype)?;
         let angles = rope.as_ref().and_then(|rope| shared.angles.iter().find(|(known, _)| known == rope));
         let distances = match (&shared.biases, &shared.vectors) {

@@ -85,7 +85,7 @@ impl Embedder {
 }
 
 /// One vector of a row's token vectors (`[tokens, hidden]`).
-pub(super) fn pool(tokens: &[f32], hidden: usize, pooling: Pooling) -> Vec<f32> {
+pub(crate) fn pool(tokens: &[f32], hidden: usize, pooling: Pooling) -> Vec<f32> {
     let count = (tokens.len() / hidden) as f32;
     match pooling {
         Pooling::Cls => tokens[..hidden].to_vec(),

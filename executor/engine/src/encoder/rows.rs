@@ -9,7 +9,7 @@ use crate::pack::batches;
 use crate::row::choice;
 
 /// Tokens an encoder computes at a time.
-const TOKENS: usize = 2048;
+pub(crate) const TOKENS: usize = 2048;
 
 /// Vectors of a batch's rows, one for each; `None` where one is not finite.
 type Vectors<'a> = &'a dyn Fn(&[&[u32]]) -> Result<Vec<Option<Vec<f32>>>>;

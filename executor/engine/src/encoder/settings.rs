@@ -31,13 +31,8 @@ pub(crate) struct EncoderSettings {
 impl EncoderSettings {
     /// Reads them; a folder without the files has the mean of its tokens' vectors.
     pub(crate) fn read(folder: Option<&Folder>, context: usize, hidden: usize) -> Result<Self> {
-        let mut settings = Self {
-            context,
-            dimensions: hidden,
-            lower_case: false,
-            pooling: Some(Pooling::Mean),
-            dense: None,
-        };
+        let mut settings =
+            Self { context, dimensions: hidden, lower_case: false, pooling: Some(Pooling::Mean), dense: None };
         let Some(folder) = folder else { return Ok(settings) };
         settings.read_modules(folder, hidden)?;
         let sentence = read_json_if_there(&folder.root, "sentence_bert_config.json")?.unwrap_or_default();

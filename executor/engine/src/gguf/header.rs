@@ -130,7 +130,7 @@ fn place(tensor: &Described, alignment: u64, data_start: u64, file_bytes: u64) -
     if row % block != 0 {
         return Err(broken(format!("has rows of {row} numbers, which are not whole blocks of {block}")));
     }
-    if tensor.offset % alignment != 0 {
+    if !tensor.offset.is_multiple_of(alignment) {
         return Err(broken(format!("begins at byte {}, which is not a multiple of {alignment}", tensor.offset)));
     }
     let bytes = (elements / block).checked_mul(width);

@@ -192,7 +192,7 @@ fn check(bytes: &[u8]) -> bool {
     }
     // Neither do those who read the header believe it.
     let file = GgufFile { path: "changed.gguf".into(), header };
-    let _ = decoder::shape::from_gguf(&file);
+    let _ = decoder::from_gguf(&file);
     let _ = tokenizer::tokenizer(&file);
     true
 }

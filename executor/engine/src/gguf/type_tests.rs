@@ -132,7 +132,7 @@ fn model() -> TempDir {
 /// Errors of the 20 highest logits, as parts of the range of all.
 fn errors(model: Model) -> Vec<f32> {
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
-    let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers, 4096);
+    let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 4096);
     let mut errors = Vec::new();
     for item in reference()["model"]["items"].as_array().unwrap() {
         let ids: Vec<u32> = item["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();

@@ -5,6 +5,7 @@
 
 mod answers;
 mod refusals;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

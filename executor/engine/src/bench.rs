@@ -1,0 +1,338 @@
+//! How fast a model computes on this machine, each kind of work alone: prompts (prefill), writing (decode), vectors
+//! (embedding). Takes ids at random and measures the network, not tokenising, prompts or tables; judges nothing.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rowmill_jobs::{Error, Result};
+
+use crate::attention::BLOCK;
+use crate::decoder::Decoder;
+use crate::decoder::shape::DecoderShape;
+use crate::drive::STEP;
+use crate::encoder::rows::TOKENS as ENCODER_TOKENS;
+use crate::engine::threads;
+use crate::kv::{KvCache, PageId};
+use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
+use crate::pack::{Pack, batches};
+
+/// What is to be measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Load {
+    /// Time for all measurements together; each does one step at least.
+    pub time: Duration,
+    /// Tokens of each prompt, or embedded text.
+    pub prompt_tokens: usize,
+    /// Tokens that are written after each prompt.
+    pub output_tokens: usize,
+    /// Rows that are computed together; one measurement of each kind for each.
+    pub rows: Vec<usize>,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(15), prompt_tokens: 128, output_tokens: 32, rows: vec![1, 8, 64] }
+    }
+}
+
+/// A kind of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Prompts, up to the logits of what follows them.
+    Prefill,
+    /// Writing: one token a row and step, each with the logits over the whole vocabulary.
+    Decode,
+    /// Vectors of texts, or a classifier's labels.
+    Embedding,
+}
+
+impl Work {
+    /// The work in one word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+            Self::Embedding => "embedding",
+        }
+    }
+}
+
+/// One kind of work with one number of rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measurement {
+    /// What was done.
+    pub work: Work,
+    /// Rows together.
+    pub rows: usize,
+    /// Tokens that were computed.
+    pub tokens: usize,
+    /// How long that took.
+    pub seconds: f64,
+}
+
+impl Measurement {
+    /// Tokens of all rows together, by the second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds.max(1e-9)
+    }
+}
+
+/// Measures the model in `source` (a folder with safetensors, or a `.gguf` file). `begun` is told what is measured next,
+/// and how many measurements are done of how many.
+///
+/// # Errors
+/// The model cannot be loaded, or cannot hold the load.
+pub fn bench(
+    source: &Path,
+    options: &EngineOptions,
+    load: &Load,
+    begun: &(dyn Fn(Work, usize, (usize, usize)) + Send + Sync),
+) -> Result<Vec<Measurement>> {
+    if load.rows.is_empty() || load.rows.contains(&0) || load.prompt_tokens == 0 || load.output_tokens == 0 {
+        return Err(Error::invalid("a measurement needs rows, prompt tokens and output tokens: 1 at least"));
+    }
+    threads("engine", options.threads.unwrap_or(0))?.install(|| {
+        let model = Model::load(source, options)?;
+        let decodes = matches!(model.network, Network::Decoder { .. });
+        let works: &[Work] = if decodes { &[Work::Prefill, Work::Decode] } else { &[Work::Embedding] };
+        let tokens = load.prompt_tokens + if decodes { load.output_tokens } else { 0 };
+        if tokens > model.prompter.context {
+            return Err(Error::invalid(format!("{tokens} tokens a row; the model takes {}", model.prompter.context))
+                .hint("ask for fewer prompt or output tokens"));
+        }
+        let all = works.len() * load.rows.len();
+        let clock = Clock { time: load.time / u32::try_from(all).unwrap_or(u32::MAX) };
+        let ids = Ids { vocab: model.prompter.vocab };
+        let mut measured = Vec::with_capacity(all);
+        for work in works {
+            for rows in &load.rows {
+                begun(*work, *rows, (measured.len(), all));
+                let texts: Vec<Vec<u32>> = (0..*rows).map(|row| ids.row(row, load.prompt_tokens)).collect();
+                let (tokens, seconds) = match &model.network {
+                    Network::Embedder(embedder) => clock.measure(|| texts_once(&texts, |rows| embedder.embed(rows)))?,
+                    Network::DecoderEmbedder(embedder) => {
+                        clock.measure(|| texts_once(&texts, |rows| embedder.embed(rows)))?
+                    }
+                    Network::Classifier(classifier) => {
+                        clock.measure(|| texts_once(&texts, |rows| classifier.logits(rows)))?
+                    }
+                    Network::Decoder { decoder, shape } => {
+                        let room = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
+                        let mut running = Running::new(decoder, shape, *rows, (load, room), ids)?;
+                        match work {
+                            Work::Prefill => clock.measure(|| running.prefill_step())?,
+                            _ => clock.measure(|| running.decode_step())?,
+                        }
+                    }
+                };
+                measured.push(Measurement { work: *work, rows: *rows, tokens, seconds });
+            }
+        }
+        Ok(measured)
+    })
+}
+
+/// How long a measurement may take.
+struct Clock {
+    time: Duration,
+}
+
+impl Clock {
+    /// Does steps until the time is over: tokens and seconds. The first step finds caches and pages cold and is left out,
+    /// unless it took so long that it is the measurement.
+    fn measure(&self, mut step: impl FnMut() -> Result<usize>) -> Result<(usize, f64)> {
+        let begun = Instant::now();
+        let first = step()?;
+        if begun.elapsed() > self.time / 2 {
+            return Ok((first, begun.elapsed().as_secs_f64()));
+        }
+        let (warm, mut tokens) = (Instant::now(), 0);
+        while tokens == 0 || begun.elapsed() < self.time {
+            tokens += step()?;
+        }
+        Ok((tokens, warm.elapsed().as_secs_f64()))
+    }
+}
+
+/// Token ids without meaning, the same in every run.
+#[derive(Debug, Clone, Copy)]
+struct Ids {
+    vocab: usize,
+}
+
+impl Ids {
+    fn row(self, row: usize, tokens: usize) -> Vec<u32> {
+        (0..tokens).map(|at| self.one(row * tokens + at)).collect()
+    }
+
+    fn one(self, at: usize) -> u32 {
+        // Knuth's multiplicative hash spreads neighbours over the whole table.
+        let spread = (at as u32 + 1).wrapping_mul(2_654_435_761);
+        spread % u32::try_from(self.vocab).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+/// Runs all texts once, in batches as large as a job's. Returns their tokens.
+fn texts_once<T>(texts: &[Vec<u32>], run: impl Fn(&[&[u32]]) -> Result<T>) -> Result<usize> {
+    let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
+    for batch in batches(&lengths, ENCODER_TOKENS) {
+        run(&batch.iter().map(|row| texts[*row].as_slice()).collect::<Vec<_>>())?;
+    }
+    Ok(lengths.iter().sum())
+}
+
+/// Rows of a decoder, with their keys and values.
+struct Running<'a> {
+    decoder: &'a Decoder,
+    cache: KvCache,
+    prompts: Vec<Vec<u32>>,
+    tables: Vec<Vec<PageId>>,
+    /// The next row to prefill, and its first token.
+    next: (usize, usize),
+    output_tokens: usize,
+    written: usize,
+}
+
+impl<'a> Running<'a> {
+    fn new(
+        decoder: &'a Decoder,
+        shape: &DecoderShape,
+        rows: usize,
+        (load, room): (&Load, usize),
+        ids: Ids,
+    ) -> Result<Self> {
+        let (heads, layers, form) = (Decoder::heads(shape), shape.layers.len(), decoder.kv_form());
+        let pages = rows * (load.prompt_tokens + load.output_tokens).div_ceil(BLOCK);
+        let room = room / KvCache::page_bytes(heads, layers, form);
+        if pages > room {
+            return Err(Error::invalid(format!(
+                "{rows} rows need {pages} pages of KV cache; there is room for {room}"
+            ))
+            .hint("ask for fewer rows or tokens"));
+        }
+        let mut running = Self {
+            decoder,
+            cache: KvCache::of(heads, layers, form, pages),
+            prompts: (0..rows).map(|row| ids.row(row, load.prompt_tokens)).collect(),
+            tables: vec![Vec::new(); rows],
+            next: (0, 0),
+            output_tokens: load.output_tokens,
+            written: 0,
+        };
+        // Pages that come up again are written over; fresh ones would all be the system's one page of zeros until then.
+        for table in &mut running.tables {
+            running.cache.grow(table, load.prompt_tokens + load.output_tokens).ok_or_else(full)?;
+        }
+        running.give_back();
+        Ok(running)
+    }
+
+    /// As many prompt tokens as a job's step has, from where the last step ended. Returns how many.
+    fn prefill_step(&mut self) -> Result<usize> {
+        let mut pack = Pack::new();
+        while pack.tokens() < STEP.tokens && self.next.0 < self.prompts.len() {
+            let (row, from) = self.next;
+            let prompt = &self.prompts[row];
+            let to = prompt.len().min(from + STEP.tokens - pack.tokens());
+            self.cache.grow(&mut self.tables[row], to).ok_or_else(full)?;
+            pack.push(&prompt[from..to], from, &self.tables[row], to == prompt.len());
+            self.next = if to == prompt.len() { (row + 1, 0) } else { (row, to) };
+        }
+        self.forward(&mut pack)?;
+        if self.next.0 == self.prompts.len() {
+            self.next = (0, 0);
+            self.give_back();
+        }
+        Ok(pack.tokens())
+    }
+
+    /// One more token for each row. The prompts' keys and values are zeros: what they are costs nothing.
+    fn decode_step(&mut self) -> Result<usize> {
+        let mut pack = Pack::new();
+        for (prompt, table) in self.prompts.iter().zip(&mut self.tables) {
+            let before = prompt.len() + self.written;
+            self.cache.grow(table, before + 1).ok_or_else(full)?;
+            pack.push(&prompt[self.written % prompt.len()..][..1], before, table, true);
+        }
+        self.forward(&mut pack)?;
+        // At its end, an answer is written again over itself.
+        self.written = (self.written + 1) % self.output_tokens;
+        Ok(pack.tokens())
+    }
+
+    fn forward(&mut self, pack: &mut Pack) -> Result<()> {
+        pack.finish();
+        let hidden = self.decoder.forward(pack, &mut self.cache)?;
+        if !pack.wanted.is_empty() {
+            self.decoder.logits(hidden, &self.decoder.output)?;
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self) {
+        for table in &mut self.tables {
+            self.cache.release(table);
+        }
+    }
+}
+
+fn full() -> Error {
+    Error::internal("the KV cache is full although its pages were counted")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::sync::Mutex;
+
+    /// What `begun` was told.
+    type Begun = Vec<(Work, usize, (usize, usize))>;
+
+    fn measured(model: &str, load: &Load) -> (Result<Vec<Measurement>>, Begun) {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model);
+        let begun: Mutex<Begun> = Mutex::default();
+        let note = |work, rows, done| begun.lock().unwrap().push((work, rows, done));
+        let result = bench(&source, &EngineOptions { threads: Some(2), ..EngineOptions::default() }, load, &note);
+        (result, begun.into_inner().unwrap())
+    }
+
+    fn short(prompt_tokens: usize, rows: &[usize]) -> Load {
+        Load { time: Duration::from_millis(40), prompt_tokens, output_tokens: 3, rows: rows.to_vec() }
+    }
+
+    #[test]
+    fn each_kind_of_work_is_measured_with_each_number_of_rows() {
+        let (measurements, begun) = measured("llama-tiny", &short(100, &[1, 12]));
+        let measurements = measurements.unwrap();
+        let of: Vec<(Work, usize)> = measurements.iter().map(|one| (one.work, one.rows)).collect();
+        let (prefill, decode) = (Work::Prefill, Work::Decode);
+        assert_eq!(of, [(prefill, 1), (prefill, 12), (decode, 1), (decode, 12)]);
+        assert_eq!(begun[3], (decode, 12, (3, 4)));
+        for one in measurements {
+            assert!(one.seconds > 0.0 && one.tokens_per_second() > 0.0, "{one:?}");
+            // Steps of writing have a token of each row; those of 12 prompts of 100 tokens have 1024 and 176 tokens.
+            let whole = match (one.work, one.rows) {
+                (Work::Prefill, 1) => 100,
+                (Work::Prefill, _) => 16,
+                (_, rows) => rows,
+            };
+            assert!(one.tokens % whole == 0, "{one:?}");
+        }
+        let (measurements, _) = measured("bert-tiny", &short(30, &[5]));
+        let one = measurements.unwrap()[0];
+        assert!(one.work == Work::Embedding && one.tokens > 0 && one.tokens % 150 == 0, "{one:?}");
+    }
+
+    #[test]
+    fn loads_that_a_model_cannot_hold_are_refused() {
+        let refused = |model, load: &Load, words: &str| {
+            let report = measured(model, load).0.unwrap_err().report();
+            assert!(report.contains(words), "`{words}` is not in:\n{report}");
+        };
+        refused("llama-tiny", &short(510, &[1]), "513 tokens a row; the model takes 512");
+        refused("bert-tiny", &short(65, &[1]), "takes 64");
+        refused("llama-tiny", &short(500, &[1 << 20]), "pages of KV cache");
+        refused("llama-tiny", &short(8, &[]), "1 at least");
+    }
+}
