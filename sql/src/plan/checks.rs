@@ -42,6 +42,8 @@ pub(super) fn check_models(calls: &[CallSpec], models: &[ModelPin], places: &Pla
                 let able: Vec<String> = functions::signature::SIGNATURES
                     .iter()
                     .filter(|signature| model.abilities.contains(&functions::ability_of(signature.name)))
+                    // A classifier has labels of its own, which are not a filter's yes and no.
+                    .filter(|signature| model.labels.is_none() || signature.name == "ai_classify")
                     .map(|signature| signature.name.to_owned())
                     .collect();
                 return Err(places
