@@ -53,7 +53,9 @@ fn row(model: &ResolvedModel) -> Vec<String> {
     let pin = &model.pin;
     let abilities = pin.abilities.iter().map(|ability| match ability {
         Ability::Complete => "text".to_owned(),
-        Ability::Choose => "labels".to_owned(),
+        Ability::Choose => {
+            pin.labels.as_ref().map_or("labels".into(), |labels| format!("labels {}", labels.join(", ")))
+        }
         Ability::Embed => pin.dimensions.map_or("vectors".into(), |dimensions| format!("vectors of {dimensions}")),
     });
     let bytes: u64 = pin.files.iter().map(|file| file.bytes).sum();

@@ -3,6 +3,7 @@
 //! answered in one batch.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,6 +72,16 @@ enum Skill {
     Embeds,
     /// It chooses among these labels only.
     Chooses(Vec<String>),
+}
+
+impl fmt::Display for Skill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Writes => "writes text",
+            Self::Embeds => "makes vectors",
+            Self::Chooses(_) => "chooses labels",
+        })
+    }
 }
 
 impl CandleEngine {
@@ -173,8 +184,6 @@ fn prompts(name: &str, prompter: &Prompter, skill: &Skill, call: &Call) -> Resul
     let (task, requests) = (&call.task, &call.requests);
     match (&task.kind, skill) {
         (TaskKind::Embed, Skill::Embeds) => prompter.encoder_prompts(&task.template, requests),
-        (TaskKind::Embed, _) => Err(Error::invalid(format!("model {name} writes text; it does not make vectors"))
-            .hint("name an embedding model in ai_embed(…, model => …)")),
         (TaskKind::Choose { calibrate: true, .. }, Skill::Chooses(_)) => {
             Err(Error::invalid(format!("model {name} is a trained classifier; its scores are not to be calibrated"))
                 .hint("leave `calibrate` out"))
@@ -183,11 +192,11 @@ fn prompts(name: &str, prompter: &Prompter, skill: &Skill, call: &Call) -> Resul
             find_labels(labels, own)?;
             prompter.encoder_prompts(&task.input, requests)
         }
-        (_, Skill::Chooses(_)) => Err(Error::invalid(format!("model {name} chooses labels; it does not write text"))
-            .hint("name a language model in this call")),
-        (_, Skill::Embeds) => Err(Error::invalid(format!("model {name} makes vectors; it does not write text"))
-            .hint("name a language model in this call")),
+        (TaskKind::Embed, _) => Err(Error::invalid(format!("model {name} {skill}; it does not make vectors"))
+            .hint("name an embedding model in ai_embed(…, model => …)")),
         (_, Skill::Writes) => prompter.decoder_prompts(task, requests),
+        _ => Err(Error::invalid(format!("model {name} {skill}; it does not write text"))
+            .hint("name a language model in this call")),
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) fn check_models(calls: &[CallSpec], models: &[ModelPin], places: &Pla
                 let able: Vec<String> = functions::signature::SIGNATURES
                     .iter()
                     .filter(|signature| model.abilities.contains(&functions::ability_of(signature.name)))
+                    // A classifier has labels of its own, which are not a filter's yes and no.
+                    .filter(|signature| model.labels.is_none() || signature.name == "ai_classify")
                     .map(|signature| signature.name.to_owned())
                     .collect();
                 return Err(places
@@ -52,7 +54,11 @@ pub(super) fn check_models(calls: &[CallSpec], models: &[ModelPin], places: &Pla
                     .hint(format!("it can answer {}; name another model with model => '…'", able.join(", "))));
             }
             // A classifier knows its own labels only; that is better said now than when the first row is read.
-            if let (TaskKind::Choose { labels }, Some(own)) = (&call.task.kind, &model.labels) {
+            if let (TaskKind::Choose { labels, calibrate }, Some(own)) = (&call.task.kind, &model.labels) {
+                if *calibrate {
+                    let message = format!("model `{}` is a trained classifier: calibrate is not for it", model.name);
+                    return Err(places.error(call.at, message).hint("leave `calibrate` out"));
+                }
                 find_labels(labels, own)
                     .map_err(|error| error.at(places.locate(call.at)).with("model", &model.name))?;
             }

@@ -158,6 +158,15 @@ const QUERIES: &[(&str, &str)] = &[
         "SELECT ai_complete(body, model => 'vectors') FROM t",
         "error: model `vectors` (echo) cannot answer ai_complete\n  at job.sql:5:8\n  hint: it can answer ai_embed; name another model with model => '…'",
     ),
+    // classifiers know their own labels only
+    (
+        "SELECT ai_classify(body, ['billing', 'praise'], model => 'topics') FROM t",
+        "error: the model has no label `praise`\n  at job.sql:5:8\n  model: topics\n  hint: the model was trained to choose among: Billing, bug",
+    ),
+    (
+        "SELECT ai_complete(body, model => 'topics') FROM t",
+        "error: model `topics` (echo) cannot answer ai_complete\n  at job.sql:5:8\n  hint: it can answer ai_classify; name another model with model => '…'",
+    ),
     // what cannot be lifted
     (
         "SELECT ai_classify(body, ['a', 'b']) AS k, count(*) AS n FROM t GROUP BY 1",

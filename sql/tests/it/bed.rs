@@ -98,12 +98,14 @@ pub fn pins() -> Vec<ModelPin> {
     vec![
         pin("m", vec![Ability::Complete, Ability::Choose, Ability::Embed], Some(3)),
         pin("vectors", vec![Ability::Embed], Some(3)),
+        ModelPin { labels: Some(vec!["Billing".into(), "bug".into()]), ..pin("topics", vec![Ability::Choose], None) },
     ]
 }
 
 /// The head of a job file over table `t`; the query follows.
 pub const HEAD: &str = "CREATE EXTERNAL TABLE t STORED AS PARQUET LOCATION 't/';\n\
-    CREATE MODEL m WITH (engine = 'echo');\nCREATE MODEL vectors WITH (engine = 'echo', dimensions = 3);\n\
+    CREATE MODEL m WITH (engine = 'echo');\nCREATE MODEL vectors WITH (engine = 'echo', dimensions = 3); \
+    CREATE MODEL topics WITH (engine = 'echo');\n\
     CREATE JOB j WITH (output = 'out', logical_date = '2026-11-20', model = 'm') AS\n";
 
 impl Bed {

@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod answers;
+mod encoders;
 mod refusals;
+#[path = "../../src/synthetic.rs"]
+mod synthetic;
 mod verify;
 
 use std::path::{Path, PathBuf};
