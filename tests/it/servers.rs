@@ -223,9 +223,9 @@ impl Redis {
         self.try_command(words).unwrap_or_else(|error| panic!("{words:?}: {error}\n{}", self.log()))
     }
 
-    /// What `INFO` says of a fact.
+    /// What `INFO` says of a fact; `None` also if the connection ends, as all do while a replica is promoted.
     pub fn info(&self, fact: &str) -> Option<String> {
-        let info = self.command(&["INFO", "everything"]);
+        let info = self.try_command(&["INFO", "everything"]).ok()?;
         info.lines().find_map(|line| line.strip_prefix(fact)?.strip_prefix(':')).map(|value| value.trim().to_owned())
     }
 
@@ -272,7 +272,9 @@ impl Redis {
         (&stream).write_all(request.as_bytes())?;
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
-        reader.read_line(&mut line)?;
+        if reader.read_line(&mut line)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
         let line = line.trim_end();
         if let Some(error) = line.strip_prefix('-') {
             return Err(std::io::Error::other(error.to_owned()));

@@ -82,8 +82,8 @@ fn a_run_goes_on_when_the_replica_takes_over() {
     cluster.redis_url = watched.url();
     let mut processes = vec![cluster.submit(), cluster.executor(&[]), cluster.executor(&[])];
     wait_for_parts(&cluster, 8, &mut processes);
-    watched.lose_master();
     assert_eq!(watched.replica.info("role").as_deref(), Some("slave"));
+    watched.lose_master();
     wait_until("the promotion", || watched.replica.info("role").as_deref() == Some("master"));
     let before = cluster.keys_with("/part-").len();
     println!("{before} of {SHARDS} parts when the replica was promoted");
