@@ -30,7 +30,7 @@ fn load(folder: &TempDir) -> CandleEngine {
 
 /// A task as `ai_classify` makes it: instructions around the row's text.
 fn choose(labels: &[&str]) -> Arc<Task> {
-    let kind = TaskKind::Choose { labels: labels.iter().map(|label| (*label).to_owned()).collect() };
+    let kind = TaskKind::Choose { labels: labels.iter().map(|label| (*label).to_owned()).collect(), calibrate: false };
     let template = vec![Piece::Text("Which category fits? billing or bug\n".into()), Piece::Value(0)];
     Arc::new(Task { template, ..task(kind).as_ref().clone() })
 }
