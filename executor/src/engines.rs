@@ -25,7 +25,7 @@ pub(crate) struct Loadable {
 impl Loadable {
     /// The engine, loaded now if it is not yet.
     pub(crate) async fn engine(&self) -> Result<&Arc<dyn Engine>> {
-        self.engine.get_or_try_init(|| load(&self.model.spec, self.model.path.as_deref())).await
+        self.engine.get_or_try_init(|| load(&self.model)).await
     }
 }
 
@@ -54,16 +54,17 @@ impl Engines {
 /// Two models with the same weights and options are one engine, wherever the weights came from.
 fn identity(model: &ResolvedModel) -> String {
     let mut spec = model.spec.engine.clone();
-    if let EngineSpec::Candle { source, revision, .. } = &mut spec {
+    if let EngineSpec::Candle { source, revision, adapter, adapter_revision, .. } = &mut spec {
         source.clear();
-        *revision = None;
+        (*revision, *adapter, *adapter_revision) = (None, None, None);
     }
     format!("{} {spec:?}", model.pin.digest)
 }
 
 /// Loads an engine off the async threads.
-async fn load(spec: &ModelSpec, path: Option<&Path>) -> Result<Arc<dyn Engine>> {
-    match (&spec.engine, path) {
+async fn load(model: &ResolvedModel) -> Result<Arc<dyn Engine>> {
+    let spec = &model.spec;
+    match (&spec.engine, &model.path) {
         (EngineSpec::Echo { delay_ms, fail_ratio, dimensions, abort_on }, _) => Ok(Arc::new(EchoEngine {
             delay: Duration::from_millis(*delay_ms),
             fail_ratio: *fail_ratio,
@@ -71,9 +72,14 @@ async fn load(spec: &ModelSpec, path: Option<&Path>) -> Result<Arc<dyn Engine>> 
             abort_on: abort_on.clone(),
         })),
         (EngineSpec::Candle { dtype, context_tokens, pooling, .. }, Some(path)) => {
-            let options =
-                EngineOptions { dtype: *dtype, context_tokens: *context_tokens, pooling: *pooling, threads: None };
-            let (name, path) = (spec.name.clone(), path.to_path_buf());
+            let options = EngineOptions {
+                dtype: *dtype,
+                context_tokens: *context_tokens,
+                pooling: *pooling,
+                threads: None,
+                adapter: model.adapter.clone(),
+            };
+            let (name, path) = (spec.name.clone(), path.clone());
             let started = Instant::now();
             let loaded = tokio::task::spawn_blocking(move || CandleEngine::load(&name, &path, &options)).await;
             let engine =
