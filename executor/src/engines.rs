@@ -52,7 +52,7 @@ pub(crate) struct Loadable {
 impl Loadable {
     /// The engine, loaded now if it is not yet.
     pub(crate) async fn engine(&self) -> Result<&Arc<dyn Engine>> {
-        self.engine.get_or_try_init(|| load(&self.model.spec, self.model.path.as_deref(), self.limits)).await
+        self.engine.get_or_try_init(|| load(&self.model, self.limits)).await
     }
 }
 
@@ -87,16 +87,17 @@ impl Engines {
 /// Two models with the same weights and options are one engine, wherever the weights came from.
 fn identity(model: &ResolvedModel) -> String {
     let mut spec = model.spec.engine.clone();
-    if let EngineSpec::Candle { source, revision, .. } = &mut spec {
+    if let EngineSpec::Candle { source, revision, adapter, adapter_revision, .. } = &mut spec {
         source.clear();
-        *revision = None;
+        (*revision, *adapter, *adapter_revision) = (None, None, None);
     }
     format!("{} {spec:?}", model.pin.digest)
 }
 
 /// Loads an engine off the async threads.
-async fn load(spec: &ModelSpec, path: Option<&Path>, limits: EngineLimits) -> Result<Arc<dyn Engine>> {
-    match (&spec.engine, path) {
+async fn load(model: &ResolvedModel, limits: EngineLimits) -> Result<Arc<dyn Engine>> {
+    let spec = &model.spec;
+    match (&spec.engine, &model.path) {
         (EngineSpec::Echo { delay_ms, fail_ratio, dimensions, abort_on }, _) => Ok(Arc::new(EchoEngine {
             delay: Duration::from_millis(*delay_ms),
             fail_ratio: *fail_ratio,
@@ -110,8 +111,9 @@ async fn load(spec: &ModelSpec, path: Option<&Path>, limits: EngineLimits) -> Re
                 pooling: *pooling,
                 threads: None,
                 kv_bytes_max: Some(limits.kv_bytes()),
+                adapter: model.adapter.clone(),
             };
-            let (name, path) = (spec.name.clone(), path.to_path_buf());
+            let (name, path) = (spec.name.clone(), path.clone());
             let started = Instant::now();
             let loaded = tokio::task::spawn_blocking(move || CandleEngine::load(&name, &path, &options)).await;
             let engine =

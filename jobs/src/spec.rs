@@ -95,6 +95,12 @@ pub enum EngineSpec {
         context_tokens: Option<u32>,
         /// How an encoder's token vectors become one.
         pooling: Option<Pooling>,
+        /// Folder of a LoRA adapter that is merged into the weights: absolute path, `hf://owner/name` or `s3://bucket/folder/`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        adapter: Option<String>,
+        /// Commit of an adapter on the hub, 40 hex digits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        adapter_revision: Option<String>,
     },
     /// Answers without a model, deterministically: for dry runs and for measuring the machinery.
     Echo {

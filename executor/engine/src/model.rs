@@ -41,6 +41,8 @@ pub struct ModelFacts {
     pub context_tokens: u32,
     /// Every file loading will read: sorted, absolute.
     pub files: Vec<PathBuf>,
+    /// Those of its adapter, likewise.
+    pub adapter_files: Vec<PathBuf>,
 }
 
 /// Quantised GGUF models up to this size (as `f32`) are widened unless their type can be multiplied as tiles; larger ones
@@ -86,7 +88,7 @@ pub fn inspect(source: &Path) -> Result<ModelFacts> {
     inspect_adapted(source, None)
 }
 
-/// The same for a model with an adapter, whose files are not among the facts' own.
+/// The same for a model with an adapter.
 ///
 /// # Errors
 /// As [`inspect`], and where the adapter is not of this model.
@@ -117,6 +119,7 @@ pub fn inspect_adapted(source: &Path, adapter: Option<&Path>) -> Result<ModelFac
         labels,
         context_tokens: u32::try_from(context).unwrap_or(u32::MAX),
         files: opened.files,
+        adapter_files: adapter.map(|folder| Adapter::files_of(folder).to_vec()).unwrap_or_default(),
     })
 }
 

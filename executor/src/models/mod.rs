@@ -6,12 +6,15 @@ mod s3;
 
 use std::path::{Path, PathBuf};
 
-use rowmill_engine::inspect;
-use rowmill_jobs::plan::{Ability, ModelPin};
+use rowmill_engine::inspect_adapted;
+use rowmill_jobs::plan::{Ability, FilePin, ModelPin};
 use rowmill_jobs::spec::{EngineSpec, ModelSpec};
 use rowmill_jobs::{Error, Result};
 
 use crate::digest;
+
+/// Before the names of an adapter's files in a pin.
+const ADAPTER: &str = "adapter";
 
 /// A model whose files are on this machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +25,8 @@ pub struct ResolvedModel {
     pub pin: ModelPin,
     /// Folder or GGUF file; `None` for engines without files.
     pub path: Option<PathBuf>,
+    /// Folder of its adapter, if it has one.
+    pub adapter: Option<PathBuf>,
 }
 
 /// Which revision of a hub's model is wanted.
@@ -58,7 +63,10 @@ impl<'a> Revision<'a> {
 pub async fn resolve(spec: &ModelSpec, note: &(dyn Fn(&str) + Send + Sync)) -> Result<ResolvedModel> {
     let resolved = match &spec.engine {
         EngineSpec::Echo { dimensions, .. } => Ok(echo(spec, *dimensions)),
-        EngineSpec::Candle { source, revision, .. } => candle(spec, source, revision.as_deref(), note).await,
+        EngineSpec::Candle { source, revision, adapter, adapter_revision, .. } => {
+            let adapter = adapter.as_deref().map(|source| (source, adapter_revision.as_deref()));
+            candle(spec, (source, revision.as_deref()), adapter, note).await
+        }
     };
     resolved.map_err(|error| error.with("model", &spec.name))
 }
@@ -77,39 +85,62 @@ fn echo(spec: &ModelSpec, dimensions: u32) -> ResolvedModel {
         digest: digest::sha256_hex(&options),
         files: Vec::new(),
     };
-    ResolvedModel { spec: spec.clone(), pin, path: None }
+    ResolvedModel { spec: spec.clone(), pin, path: None, adapter: None }
 }
 
 async fn candle(
     spec: &ModelSpec,
+    (source, revision): (&str, Option<&str>),
+    adapter: Option<(&str, Option<&str>)>,
+    note: &(dyn Fn(&str) + Send + Sync),
+) -> Result<ResolvedModel> {
+    let (path, revision) = fetch(source, revision, note).await?;
+    let adapter = match adapter {
+        None => None,
+        Some((source, revision)) => {
+            let fetched = fetch(source, revision, note).await;
+            Some(fetched.map_err(|error| error.with("adapter", source))?.0)
+        }
+    };
+    let named = spec.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        pin(&named, &path, adapter.as_deref(), revision).map(|pin| (pin, path, adapter))
+    });
+    let (pin, path, adapter) =
+        looked.await.map_err(|error| Error::internal("looking at the model did not finish").caused_by(error))??;
+    Ok(ResolvedModel { spec: spec.clone(), pin, path: Some(path), adapter })
+}
+
+/// Brings a source's files to this machine. Returns their path and, if they are of the hub, their commit.
+async fn fetch(
     source: &str,
     revision: Option<&str>,
     note: &(dyn Fn(&str) + Send + Sync),
-) -> Result<ResolvedModel> {
-    let (path, revision) = if let Some(name) = source.strip_prefix("hf://") {
+) -> Result<(PathBuf, Option<String>)> {
+    if let Some(name) = source.strip_prefix("hf://") {
         let (path, commit) = hub::fetch(name, Revision::of(revision), note).await?;
-        (path, Some(commit))
+        Ok((path, Some(commit)))
     } else if revision.is_some() {
-        return Err(Error::invalid("`revision` needs a source on the hub")
+        Err(Error::invalid("`revision` needs a source on the hub")
             .with("source", source)
-            .hint("write source = 'hf://owner/name', or leave revision out"));
+            .hint("write source = 'hf://owner/name', or leave revision out"))
     } else if source.starts_with("s3://") {
-        (s3::fetch(source, note).await?, None)
+        Ok((s3::fetch(source, note).await?, None))
     } else {
-        (PathBuf::from(source), None)
-    };
-    let named = spec.clone();
-    let pinned = tokio::task::spawn_blocking(move || pin(&named, &path, revision).map(|pin| (pin, path))).await;
-    let (pin, path) =
-        pinned.map_err(|error| Error::internal("looking at the model did not finish").caused_by(error))??;
-    Ok(ResolvedModel { spec: spec.clone(), pin, path: Some(path) })
+        Ok((PathBuf::from(source), None))
+    }
 }
 
 /// Looks at a model on this machine, and hashes its files.
-fn pin(spec: &ModelSpec, path: &Path, revision: Option<String>) -> Result<ModelPin> {
-    let facts = inspect(path)?;
+fn pin(spec: &ModelSpec, path: &Path, adapter: Option<&Path>, revision: Option<String>) -> Result<ModelPin> {
+    let facts = inspect_adapted(path, adapter)?;
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    let files = digest::pin_files(folder, &facts.files)?;
+    let mut files = digest::pin_files(folder, &facts.files)?;
+    if let Some(folder) = adapter {
+        // Where a machine keeps the adapter is no part of what the model is.
+        let own = digest::pin_files(folder, &facts.adapter_files)?.into_iter();
+        files.extend(own.map(|file| FilePin { path: format!("{ADAPTER}/{}", file.path), ..file }));
+    }
     Ok(ModelPin {
         name: spec.name.clone(),
         engine: "candle".into(),
@@ -155,6 +186,50 @@ mod tests {
         assert_eq!(Revision::of(Some(commit)), Revision::Commit(commit));
         assert_eq!(Revision::of(Some("v1.0")), Revision::Name("v1.0"));
         assert_eq!(Revision::of(None).text(), "main");
+    }
+
+    /// An adapter that changes nothing, in a folder of this name.
+    fn adapter(root: &Path, name: &str, alpha: u32) -> String {
+        let module = "base_model.model.model.layers.0.self_attn.q_proj";
+        let header = format!(
+            r#"{{"{module}.lora_A.weight":{{"dtype":"F32","shape":[1,64],"data_offsets":[0,256]}},"{module}.lora_B.weight":{{"dtype":"F32","shape":[64,1],"data_offsets":[256,512]}}}}"#
+        );
+        let folder = root.join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let config = format!(r#"{{"peft_type":"LORA","r":1,"lora_alpha":{alpha}}}"#);
+        std::fs::write(folder.join("adapter_config.json"), config).unwrap();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 512]].concat();
+        std::fs::write(folder.join("adapter_model.safetensors"), bytes).unwrap();
+        folder.display().to_string()
+    }
+
+    #[tokio::test]
+    async fn an_adapter_is_part_of_what_a_model_is_and_its_place_is_not() {
+        let source = format!("{}/engine/tests/fixtures/llama-tiny", env!("CARGO_MANIFEST_DIR"));
+        let spec = |adapter: Option<String>| ModelSpec {
+            name: "m".into(),
+            engine: EngineSpec::Candle {
+                source: source.clone(),
+                revision: None,
+                dtype: Default::default(),
+                context_tokens: None,
+                pooling: None,
+                adapter,
+                adapter_revision: None,
+            },
+        };
+        let root = tempfile::tempdir().unwrap();
+        let mut digests = Vec::new();
+        for adapter in [None, Some(adapter(root.path(), "a", 1)), Some(adapter(root.path(), "b", 1))] {
+            digests.push(resolve(&spec(adapter), &|_| ()).await.unwrap().pin.digest);
+        }
+        assert_ne!(digests[0], digests[1]);
+        assert_eq!(digests[1], digests[2]);
+        let other = resolve(&spec(Some(adapter(root.path(), "c", 2))), &|_| ()).await.unwrap();
+        assert_ne!(other.pin.digest, digests[1]);
+        assert!(other.pin.files.iter().any(|file| file.path == "adapter/adapter_config.json"));
+        let lost = resolve(&spec(Some("/nowhere".into())), &|_| ()).await.unwrap_err();
+        assert!(lost.report().contains("/nowhere/adapter_config.json"), "{}", lost.report());
     }
 
     #[test]

@@ -74,7 +74,33 @@ fn candle(options: &mut Options<'_>, folder: &Path) -> Result<EngineSpec> {
         "pooling",
         &[("mean", Pooling::Mean), ("cls", Pooling::Cls), ("last", Pooling::Last), ("max", Pooling::Max)],
     )?;
-    Ok(EngineSpec::Candle { source, revision, dtype: dtype.unwrap_or_default(), context_tokens, pooling })
+    let (adapter, adapter_revision) = adapter(options, folder)?;
+    let dtype = dtype.unwrap_or_default();
+    Ok(EngineSpec::Candle { source, revision, dtype, context_tokens, pooling, adapter, adapter_revision })
+}
+
+/// The adapter's source and its commit on the hub: a branch that moves would change the model without a trace.
+fn adapter(options: &mut Options<'_>, folder: &Path) -> Result<(Option<String>, Option<String>)> {
+    let Some((text, at)) = options.text("adapter")? else {
+        return match options.text("adapter_revision")? {
+            None => Ok((None, None)),
+            Some((_, at)) => Err(options.error(at, "an adapter_revision belongs to an adapter")),
+        };
+    };
+    let source = model_source(options, folder, &text, at)?;
+    let revision = options.text("adapter_revision")?;
+    let on_hub = source.starts_with("hf://");
+    match revision {
+        Some((commit, _)) if on_hub && commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            Ok((Some(source), Some(commit)))
+        }
+        Some((_, at)) if on_hub => Err(options.error(at, "an adapter_revision is a commit: 40 hex digits")),
+        Some((_, at)) => Err(options.error(at, "an adapter_revision belongs to an hf:// adapter only")),
+        None if on_hub => Err(options
+            .error(at, "an adapter of the hub needs its commit")
+            .hint("adapter_revision = '<40 hex digits>'")),
+        None => Ok((Some(source), None)),
+    }
 }
 
 fn model_source(options: &Options<'_>, folder: &Path, text: &str, at: Place) -> Result<String> {

@@ -312,6 +312,22 @@ const FILES: &[(&str, &str)] = &[
         "error: option `dtype` cannot be 'int8'\n  at job.sql:1:63\n  hint: it is one of 'auto', 'f32', 'bf16', 'f16'",
     ),
     (
+        "CREATE MODEL m WITH (engine = 'candle', source = 'x', adapter = 'hf://a/b')",
+        "error: an adapter of the hub needs its commit\n  at job.sql:1:65\n  hint: adapter_revision = '<40 hex digits>'",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'candle', source = 'x', adapter = 'hf://a/b', adapter_revision = 'main')",
+        "error: an adapter_revision is a commit: 40 hex digits\n  at job.sql:1:96",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'candle', source = 'x', adapter = 'y', adapter_revision = 'main')",
+        "error: an adapter_revision belongs to an hf:// adapter only\n  at job.sql:1:89",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'candle', source = 'x', adapter_revision = 'main')",
+        "error: an adapter_revision belongs to an adapter\n  at job.sql:1:74",
+    ),
+    (
         "CREATE MODEL m WITH (engine = 'echo', delay = 1)",
         "error: CREATE MODEL m has no option `delay`\n  at job.sql:1:39\n  hint: its options are: engine, delay_ms, fail_ratio, dimensions, abort_on",
     ),

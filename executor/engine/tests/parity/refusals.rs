@@ -1,11 +1,13 @@
 //! What the engine refuses, and that it says the file, what is wrong and what to do; `inspect` and `load` alike.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use rowmill_engine::{CandleEngine, EngineOptions, inspect};
+use rowmill_jobs::infer::{Answer, Engine, TaskKind};
 use tempfile::TempDir;
 
-use crate::fixture;
+use crate::{fixture, request, task};
 
 fn copy(name: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -122,4 +124,37 @@ fn shards_are_read_through_their_index_and_missing_ones_are_named() {
     refused(folder.path(), &["model-00002-of-00002.safetensors", "missing"]);
     std::fs::write(&index, r#"{"weight_map":{"a":"../model.safetensors"}}"#).unwrap();
     assert!(inspect(folder.path()).unwrap_err().report().contains("../model.safetensors"));
+}
+
+/// The same weights in two files, as large models are published, answer alike.
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_in_several_files_are_one_model() {
+    let folder = copy("llama-tiny");
+    let whole = folder.path().join("model.safetensors");
+    let tensors = candle_core::safetensors::load(&whole, &candle_core::Device::Cpu).unwrap();
+    std::fs::remove_file(whole).unwrap();
+    let mut names: Vec<&String> = tensors.keys().collect();
+    names.sort();
+    let mut map = serde_json::Map::new();
+    for (number, names) in names.chunks(names.len() / 2 + 1).enumerate() {
+        let file = format!("model-{number:05}-of-00002.safetensors");
+        let part: HashMap<&str, _> = names.iter().map(|name| (name.as_str(), tensors[*name].clone())).collect();
+        candle_core::safetensors::save(&part, folder.path().join(&file)).unwrap();
+        map.extend(names.iter().map(|name| ((*name).clone(), file.clone().into())));
+    }
+    let index = serde_json::json!({ "weight_map": map });
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let files = inspect(folder.path()).unwrap().files;
+    assert_eq!(files.iter().filter(|file| file.extension().is_some_and(|ending| ending == "safetensors")).count(), 2);
+    let choose = task(TaskKind::Choose { labels: vec!["billing".into(), "bug".into()] });
+    let mut scores = Vec::new();
+    for source in [fixture("llama-tiny"), folder.path().to_path_buf()] {
+        let engine = CandleEngine::load("m", &source, &EngineOptions::default()).unwrap();
+        let outcome = engine.infer(&choose, vec![request("I was charged twice.")]).await.unwrap().remove(0);
+        let Answer::Choice { scores: own, .. } = outcome.unwrap().answer else { panic!("not a choice") };
+        scores.push(own);
+    }
+    assert_eq!(scores[0], scores[1]);
+    std::fs::remove_file(folder.path().join("model-00001-of-00002.safetensors")).unwrap();
+    refused(folder.path(), &["model-00001-of-00002.safetensors", "missing"]);
 }
