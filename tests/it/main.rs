@@ -9,6 +9,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod example;
+mod models;
 #[cfg(feature = "services")]
 mod readers;
 #[cfg(feature = "services")]
