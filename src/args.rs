@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use rowmill_executor::EngineLimits;
+use rowmill_jobs::spec::Dtype;
 use rowmill_jobs::{Error, Kind, Result};
 
 /// Enrich tables with language models, every night: a SQL file in, a Parquet table out, all or nothing.
@@ -104,7 +106,7 @@ pub(crate) enum Command {
     },
     /// Show how far a job's run is
     Status(RunIdArgs),
-    /// Look at or fetch a job's models
+    /// Look at models, fetch them, check and measure them on this machine
     #[command(subcommand)]
     Models(ModelsCommand),
     /// Check that this machine and a job's output can be relied on
@@ -132,9 +134,107 @@ pub(crate) enum Command {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsCommand {
     /// List a job's models: what they are, what they can do, and their digests
-    List(JobArgs),
+    List(ListArgs),
     /// Fetch a job's models to this machine, so that a run needs no network
     Pull(JobArgs),
+    /// Check that a model answers here as it does in its authors' implementation
+    ///
+    /// Runs the texts of a reference, each alone and all in one batch, and prints the largest error of each; exit code 0 if
+    /// all are as the reference says, 1 if not. infra/models/export_reference.py makes a reference with Hugging Face
+    /// transformers. Texts are tokenised as they stand, without template or special tokens, unless the reference has ids of
+    /// its own; those must be ours with or without special tokens.
+    ///
+    /// In f32, a decoder's logits may be off by 1/1000 of their range (the item's `logit_range`; without one, highest minus
+    /// lowest of its `top_logits`), and every greedy id must be the same. Vectors must have a cosine of 0.9999. A
+    /// classifier's logits may be off by 1/1000 of the range of all logits in the file.
+    ///
+    /// In f16, it is 1/100 and 0.9995; in bf16 and with auto, which may compute in bf16 or with quantised weights, 1/20 and
+    /// 0.995; and a greedy id may differ where the model's own logits of both ids are that close. The same goes for references
+    /// that were made in these types.
+    Verify(VerifyArgs),
+    /// Measure how fast a model computes here: prompts and writing, or vectors, each alone
+    ///
+    /// Runs token ids at random, so neither the tokenizer nor a table takes part. Prefill is prompts up to the logits that
+    /// follow them, decode is one more token for each row, embedding is vectors of texts.
+    Bench(BenchArgs),
+}
+
+/// What `models list` takes.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// The job file
+    #[arg(value_name = "JOB.sql", required_unless_present = "architectures")]
+    pub(crate) job: Option<PathBuf>,
+
+    /// Value of a {{ NAME }} in the job file; may be given several times
+    #[arg(short, long = "param", value_name = "NAME=VALUE", requires = "job")]
+    pub(crate) params: Vec<String>,
+
+    /// List the architectures that can be computed, and by what, in place of a job's models
+    #[arg(long, conflicts_with = "job")]
+    pub(crate) architectures: bool,
+}
+
+/// What `models verify` takes.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The model: a folder, a .gguf file, hf://owner/name, or s3://
+    #[arg(long, value_name = "DIR")]
+    pub(crate) source: String,
+
+    /// What another implementation answered
+    #[arg(long, value_name = "FILE")]
+    pub(crate) reference: PathBuf,
+
+    /// Number type to compute in
+    #[arg(long, default_value = "f32", value_parser = dtypes())]
+    pub(crate) dtype: Dtype,
+
+    /// Threads to compute with; without it, all of the machine's
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
+/// What `models bench` takes.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The model: a folder, a .gguf file, hf://owner/name, or s3://
+    #[arg(long, value_name = "DIR")]
+    pub(crate) source: String,
+
+    /// Number type to compute in
+    #[arg(long, default_value = "auto", value_parser = dtypes())]
+    pub(crate) dtype: Dtype,
+
+    /// Threads to compute with; without it, all of the machine's
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+
+    /// Time for all measurements together; each takes one step at least
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub(crate) seconds: u32,
+
+    /// Tokens of a prompt, or of an embedded text
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) prompt_tokens: u32,
+
+    /// Tokens that are written after each prompt
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) output_tokens: u32,
+
+    /// Rows that are computed together; a measurement of each kind for each number
+    #[arg(long, value_name = "N,N", default_value = "1,8,64", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) rows: Vec<u16>,
+}
+
+/// Number types by their names.
+fn dtypes() -> impl TypedValueParser<Value = Dtype> {
+    PossibleValuesParser::new(["auto", "f32", "bf16", "f16"]).map(|name| match name.as_str() {
+        "f32" => Dtype::F32,
+        "bf16" => Dtype::Bf16,
+        "f16" => Dtype::F16,
+        _ => Dtype::Auto,
+    })
 }
 
 /// A job file and its parameters.

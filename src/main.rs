@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod args;
+mod bench;
 mod cancel;
 mod doctor;
 mod footers;
@@ -20,6 +21,7 @@ mod run;
 mod serve;
 mod setup;
 mod submit;
+mod verify;
 mod work;
 
 use std::process::ExitCode;
@@ -92,7 +94,9 @@ async fn dispatch(command: Command, format: Format) -> Result<()> {
         }
         Command::Resolve { output, date } => published::resolve(&output, date.as_deref(), format).await,
         Command::Status(id) => published::status(&id, format).await,
-        Command::Models(ModelsCommand::List(job)) => models::list(&job, format).await,
+        Command::Models(ModelsCommand::List(args)) => models::list(args, format).await,
+        Command::Models(ModelsCommand::Verify(args)) => verify::verify(args, format).await,
+        Command::Models(ModelsCommand::Bench(args)) => bench::bench(args, format).await,
         Command::Models(ModelsCommand::Pull(job)) => models::pull(&job, format).await,
         Command::Doctor(output) => doctor::doctor(&output, format).await,
         Command::Completions { shell } => {

@@ -1,20 +1,24 @@
-//! `rowmill models`: what a job's models are, and bringing them here.
+//! `rowmill models`: what a job's models are, what there can be, and bringing them here.
 
-use rowmill_executor::ResolvedModel;
+use rowmill_executor::{ResolvedModel, architectures};
 use rowmill_jobs::Result;
 use rowmill_jobs::plan::Ability;
 use serde_json::json;
 
-use crate::args::JobArgs;
+use crate::args::{JobArgs, ListArgs};
 use crate::output::{Format, say, table};
 use crate::setup::{read_job, resolve_models};
 
-/// Lists a job's models.
+/// Lists a job's models, or the architectures.
 ///
 /// # Errors
 /// A model cannot be fetched or is none.
-pub(crate) async fn list(args: &JobArgs, format: Format) -> Result<()> {
-    let models = resolve_models(&read_job(args)?.models).await?;
+pub(crate) async fn list(args: ListArgs, format: Format) -> Result<()> {
+    let Some(job) = args.job else {
+        list_architectures(format);
+        return Ok(());
+    };
+    let models = resolve_models(&read_job(&JobArgs { job, params: args.params })?.models).await?;
     match format {
         Format::Json => {
             let pins: Vec<_> = models.iter().map(|model| &model.pin).collect();
@@ -28,6 +32,25 @@ pub(crate) async fn list(args: &JobArgs, format: Format) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn list_architectures(format: Format) {
+    let known = architectures();
+    match format {
+        Format::Json => {
+            let known = known
+                .iter()
+                .map(|one| json!({ "name": one.name, "family": one.family, "computed_by": one.computed_by.as_str() }));
+            say(&json!({ "status": "ok", "architectures": known.collect::<Vec<_>>() }).to_string());
+        }
+        Format::Text => {
+            let mut rows = vec![["architecture", "family", "computed by"].map(String::from).to_vec()];
+            rows.extend(
+                known.iter().map(|one| [one.name, one.family, one.computed_by.as_str()].map(String::from).to_vec()),
+            );
+            say(&table(&rows));
+        }
+    }
 }
 
 /// Fetches a job's models.

@@ -1,13 +1,13 @@
 //! What several commands start with: the job file, its output's store, its models on this machine.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rowmill_executor::ResolvedModel;
 use rowmill_jobs::plan::ModelPin;
 use rowmill_jobs::queue::redis_server::{Plaintext, RedisServer};
-use rowmill_jobs::spec::{JobSpec, ModelSpec};
+use rowmill_jobs::spec::{Dtype, EngineSpec, JobSpec, ModelSpec};
 use rowmill_jobs::store::{self, Store};
 use rowmill_jobs::{Error, Kind, Result};
 use rowmill_sql::read_job_file;
@@ -33,6 +33,25 @@ pub(crate) async fn resolve_models(models: &[ModelSpec]) -> Result<Vec<ResolvedM
         resolved.push(rowmill_executor::resolve(model, &tell).await?);
     }
     Ok(resolved)
+}
+
+/// A model's folder or GGUF file on this machine, fetched if it is named by a URL.
+///
+/// # Errors
+/// The model cannot be fetched.
+pub(crate) async fn model_files(source: &str) -> Result<PathBuf> {
+    if !source.contains("://") {
+        return Ok(source.into());
+    }
+    let engine = EngineSpec::Candle {
+        source: source.to_owned(),
+        revision: None,
+        dtype: Dtype::Auto,
+        context_tokens: None,
+        pooling: None,
+    };
+    let resolved = rowmill_executor::resolve(&ModelSpec { name: source.to_owned(), engine }, &tell).await?;
+    resolved.path.ok_or_else(|| Error::internal("a fetched model has no files").with("source", source))
 }
 
 /// The models' pins.

@@ -2,13 +2,12 @@
 //! same model finds it loaded, whatever name that run gives it.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rowmill_engine::{CandleEngine, EngineOptions};
 use rowmill_jobs::infer::Engine;
-use rowmill_jobs::spec::{EngineSpec, ModelSpec};
+use rowmill_jobs::spec::EngineSpec;
 use rowmill_jobs::{Error, Result};
 use tokio::sync::OnceCell;
 

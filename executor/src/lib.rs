@@ -18,6 +18,8 @@ pub use attempt::{Who, attempt};
 pub use engines::{EngineLimits, Engines};
 pub use models::{ResolvedModel, resolve};
 pub use router::Router;
+/// What the command line asks of the engine itself, without a run.
+pub use rowmill_engine::{EngineOptions, architectures, bench, verify};
 pub use runs::{RunContext, Runs, pinned_specs};
 pub use scratch::Scratch;
 pub use worker::{Executor, ExecutorOptions, Watch};

@@ -12,6 +12,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod example;
+mod models;
 mod random;
 #[cfg(feature = "services")]
 mod readers;
