@@ -28,7 +28,8 @@ pub(crate) const GGUF_FAMILIES: [(&str, &str); 13] = [
     ("starcoder2", "Starcoder2ForCausalLM"),
 ];
 
-/// Layers of Gemma 2 27B and Gemma 3 27B, whose attention is scaled in another way than their sisters'; nothing else says so.
+/// Layers of Gemma 2 27B and Gemma 3 27B, whose attention is scaled in another way than their sisters'; nothing else in
+/// a file says so.
 const GEMMA_27B_LAYERS: [usize; 2] = [46, 62];
 /// The rotary base of Gemma 3's windowed layers, which its files do not say.
 const GEMMA3_WINDOW_THETA: f64 = 10_000.0;
