@@ -94,8 +94,12 @@ fn family_of(name: &'static str) -> &'static str {
 /// The refusal of an architecture, with those that are known.
 pub(crate) fn unsupported(architecture: &str) -> Error {
     let known = [&decoder::ARCHITECTURES[..], &families::ARCHITECTURES[..]].concat();
-    Error::invalid(format!("the engine does not know the architecture {architecture}"))
-        .hint(format!("it knows {} and GGUF files of `llama`, `qwen2` and `qwen3`", known.join(", ")))
+    let in_files = decoder::GGUF_FAMILIES.map(|(family, _)| family);
+    Error::invalid(format!("the engine does not know the architecture {architecture}")).hint(format!(
+        "it knows {} and GGUF files of {}",
+        known.join(", "),
+        in_files.join(", ")
+    ))
 }
 
 #[cfg(test)]

@@ -55,7 +55,8 @@ pub struct EngineOptions {
     /// Number type to compute in. `Auto`: weights that are `bf16` or quantised are multiplied as `bf16` where the processor
     /// does that in tiles, all others as `f32`.
     pub dtype: Dtype,
-    /// Longest prompt plus output, if it is to be less than the model's own context.
+    /// Longest prompt plus output, if it is to be less than the model's own context. Models with LongRoPE (Phi-3) are used up
+    /// to their original context unless more is asked for here: then all rows get the factors for long ones.
     pub context_tokens: Option<u32>,
     /// How an encoder's token vectors become one; as the model says, else the mean.
     pub pooling: Option<Pooling>,

@@ -29,9 +29,14 @@ pub(crate) fn checkpoint(fixture: &Value) -> TempDir {
     let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny/tokenizer.json");
     std::fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
     std::fs::write(folder.path().join("config.json"), fixture["config"].to_string()).unwrap();
-    let tensors: HashMap<String, Tensor> = fixture["tensors"].as_array().unwrap().iter().map(tensor).collect();
+    let tensors: HashMap<String, Tensor> = tensors(fixture).into_iter().collect();
     candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
     folder
+}
+
+/// A fixture's tensors with their names.
+pub(crate) fn tensors(fixture: &Value) -> Vec<(String, Tensor)> {
+    fixture["tensors"].as_array().unwrap().iter().map(tensor).collect()
 }
 
 /// `[name, shape, centre, spread]` to its values: uniform in `centre ± spread`.

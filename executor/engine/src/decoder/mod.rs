@@ -6,6 +6,8 @@ mod embedder;
 mod experts;
 mod families;
 mod feed;
+#[cfg(test)]
+mod gguf_tests;
 mod metadata;
 mod names;
 mod norm;
@@ -19,7 +21,7 @@ mod tensors;
 
 pub(crate) use self::embedder::Embedder;
 pub(crate) use self::families::{ARCHITECTURES, from_config};
-pub(crate) use self::metadata::from_gguf;
+pub(crate) use self::metadata::{GGUF_FAMILIES, from_gguf};
 
 use candle_core::DType;
 use rowmill_jobs::Result;

@@ -245,3 +245,19 @@ pub(crate) const GGUF: Names = Names {
         kv_b: "attn_kv_b",
     },
 };
+
+pub(crate) const GGUF_PHI3: Names = Names { qkv: QkvNames::Joined("attn_qkv"), up: UpNames::Joined("ffn_up"), ..GGUF };
+
+pub(crate) const GGUF_GEMMA: Names =
+    Names { attention_after: Some("post_attention_norm"), feed_after: Some("post_ffw_norm"), ..GGUF };
+
+pub(crate) const GGUF_OLMO2: Names = Names { attention_before: None, feed_before: None, ..GGUF_GEMMA };
+
+pub(crate) const GGUF_STARCODER2: Names = Names { up: UpNames::Plain("ffn_up"), ..GGUF };
+
+pub(crate) const GGUF_GPT_NEOX: Names = Names { qkv: QkvNames::Joined("attn_qkv"), ..GGUF_STARCODER2 };
+
+pub(crate) const GGUF_FALCON_ONE_NORM: Names = Names { feed_before: None, ..GGUF_GPT_NEOX };
+
+pub(crate) const GGUF_FALCON_TWO_NORMS: Names =
+    Names { attention_before: Some("attn_norm_2"), feed_before: Some("attn_norm"), ..GGUF_GPT_NEOX };

@@ -139,7 +139,7 @@ fn a_wrong_switch_shows() {
 }
 
 /// The largest error of the item's logits, as a part of their range.
-fn error(decoder: &Decoder, shape: &DecoderShape, item: &serde_json::Value) -> f32 {
+pub(super) fn error(decoder: &Decoder, shape: &DecoderShape, item: &serde_json::Value) -> f32 {
     let ids: Vec<u32> = item["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
     let mut cache = KvCache::new(Decoder::heads(shape), shape.layers.len(), ids.len().div_ceil(BLOCK));
     let mut table = Vec::new();

@@ -1,3 +1,5 @@
+//! What families say, and what is refused of them, without weights.
+
 #![allow(clippy::unwrap_used)]
 
 use super::*;
