@@ -12,7 +12,7 @@ use super::switch_tests::error;
 use super::{Decoder, GGUF_FAMILIES, from_gguf};
 use crate::gguf::GgufFile;
 use crate::synthetic::{fixtures, tensors};
-use crate::weights::Weights;
+use crate::weights::{Kept, Weights};
 
 /// A GGUF file of the fixture; matrices in `kind`.
 fn write(fixture: &Value, kind: GgmlDType) -> tempfile::NamedTempFile {
@@ -46,7 +46,7 @@ fn every_family_of_gguf_files() {
         let file = GgufFile::open(written.path()).unwrap();
         let (architecture, shape) = from_gguf(&file).unwrap();
         let shape = shape.used_with(None);
-        let decoder = Decoder::load(&shape, &Weights::Gguf { file, keep: false }, DType::F32).unwrap();
+        let decoder = Decoder::load(&shape, &Weights::Gguf { file, kept: Kept::None }, DType::F32).unwrap();
         for item in fixture["items"].as_array().unwrap() {
             let error = error(&decoder, &shape, item);
             assert!(error < 2e-5, "{name}: {} tokens: error {error}", item["ids"].as_array().unwrap().len());
@@ -66,11 +66,11 @@ fn quantised_matrices_stay_near_those_that_are_widened() {
     for (name, fixture) in fixtures("gguf") {
         let written = write(&fixture, GgmlDType::Q8_0);
         let item = &fixture["items"].as_array().unwrap()[1];
-        let errors = [true, false].map(|keep| {
+        let errors = [Kept::All, Kept::None].map(|kept| {
             let file = GgufFile::open(written.path()).unwrap();
             let (_, shape) = from_gguf(&file).unwrap();
             let shape = shape.used_with(None);
-            let decoder = Decoder::load(&shape, &Weights::Gguf { file, keep }, DType::F32).unwrap();
+            let decoder = Decoder::load(&shape, &Weights::Gguf { file, kept }, DType::F32).unwrap();
             error(&decoder, &shape, item)
         });
         assert!(errors.iter().all(|error| *error < 0.1), "{name}: {errors:?}");

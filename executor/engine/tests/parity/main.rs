@@ -6,6 +6,7 @@
 mod answers;
 mod encoders;
 mod refusals;
+#[expect(dead_code, reason = "the crate's own tests use the rest")]
 #[path = "../../src/synthetic.rs"]
 mod synthetic;
 mod verify;
