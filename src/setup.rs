@@ -49,6 +49,8 @@ pub(crate) async fn model_files(source: &str) -> Result<PathBuf> {
         dtype: Dtype::Auto,
         context_tokens: None,
         pooling: None,
+        adapter: None,
+        adapter_revision: None,
     };
     let resolved = rowmill_executor::resolve(&ModelSpec { name: source.to_owned(), engine }, &tell).await?;
     resolved.path.ok_or_else(|| Error::internal("a fetched model has no files").with("source", source))
