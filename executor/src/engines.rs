@@ -128,6 +128,8 @@ async fn load(model: &ResolvedModel, limits: EngineLimits) -> Result<Arc<dyn Eng
 
 #[cfg(test)]
 mod tests {
+    use rowmill_jobs::spec::ModelSpec;
+
     use super::*;
 
     async fn echo(name: &str, dimensions: u32) -> ResolvedModel {
