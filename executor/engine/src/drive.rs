@@ -15,7 +15,7 @@ use crate::row::{Ask, End, Row, advance, numeric, out_of_memory};
 use crate::schedule::{Limits, Relief, Scheduler, Slice, Work, pages_needed};
 
 /// Tokens in one step's batch: enough to keep the matrix products busy, few enough to stay in the processor's caches.
-pub(crate) const STEP: Limits = Limits { tokens: 1024, rows: 128 };
+pub(crate) const STEP: Limits = Limits { tokens: 512, rows: 128 };
 
 /// A beginning that rows share, with its pages while it is in use.
 #[derive(Debug)]

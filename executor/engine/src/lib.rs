@@ -5,6 +5,7 @@
 mod answer;
 mod attention;
 pub mod bench;
+mod buffers;
 mod chat;
 mod config;
 mod decoder;

@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use half::f16;
 use rowmill_jobs::{Error, Result};
 
+use crate::buffers::Buffer;
 use crate::gemm::{self, Exactness};
 
 /// A matrix `[outputs, inputs]`, and a bias for whoever reads its products.
@@ -51,7 +52,7 @@ impl Matrix {
         let tensor = || Tensor::from_slice(x, (x.len() / inputs, inputs), &Device::Cpu);
         let product = match self {
             Self::Tiles(weights, exactness) => {
-                let mut out = vec![0f32; x.len() / inputs * weights.outputs()];
+                let mut out = Buffer::of(x.len() / inputs * weights.outputs());
                 weights.multiply(x, *exactness, &mut out);
                 return Ok(Product::Plain(out));
             }
@@ -100,8 +101,9 @@ impl Linear {
     }
 
     /// `x` is `[rows, inputs]`; the product is `[rows, outputs]`, without the bias.
-    pub(crate) fn apply(&self, x: Vec<f32>) -> Result<Product> {
-        let products = self.matrices.iter().map(|matrix| matrix.apply(&x, self.inputs));
+    pub(crate) fn apply(&self, x: impl AsRef<[f32]>) -> Result<Product> {
+        let x = x.as_ref();
+        let products = self.matrices.iter().map(|matrix| matrix.apply(x, self.inputs));
         let mut products = products.collect::<candle_core::Result<Vec<_>>>().map_err(internal)?;
         match products.len() {
             1 => Ok(products.remove(0)),
@@ -170,7 +172,7 @@ pub(crate) fn from_bytes(bytes: Vec<u8>, dtype: GgmlDType, rows: usize, columns:
 
 /// A product on the CPU, `[rows, outputs]`, in `f32`.
 pub(crate) enum Product {
-    Plain(Vec<f32>),
+    Plain(Buffer<f32>),
     Candle(Tensor),
 }
 
@@ -193,7 +195,7 @@ impl Product {
 fn beside(products: &[Product], matrices: &[Matrix], rows: usize) -> Result<Product> {
     let widths: Vec<usize> = matrices.iter().map(Matrix::rows).collect();
     let whole: usize = widths.iter().sum();
-    let mut out = vec![0f32; rows * whole];
+    let mut out = Buffer::of(rows * whole);
     let mut from = 0;
     for (product, width) in products.iter().zip(widths) {
         product.read(|values| {

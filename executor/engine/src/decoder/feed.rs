@@ -6,6 +6,7 @@ use super::experts::Mixture;
 use super::names::UpNames;
 use super::shape::{Activation, DecoderShape, Feed};
 use super::tensors::{Bias, Piece, Tensors};
+use crate::buffers::Buffer;
 use crate::kernels::{for_tokens, gelu, gelu_tanh, silu};
 use crate::linear::Linear;
 
@@ -56,7 +57,7 @@ impl Mlp {
     }
 
     /// What `down` multiplies: activated inner states of `x` (`[tokens, hidden]`).
-    pub(crate) fn inner(&self, x: Vec<f32>) -> Result<Vec<f32>> {
+    pub(crate) fn inner(&self, x: impl AsRef<[f32]>) -> Result<Buffer<f32>> {
         self.up.apply(x)?.read(|values| match self.activation {
             Activation::Silu => self.activated(values, silu),
             Activation::Gelu => self.activated(values, gelu),
@@ -71,9 +72,9 @@ impl Mlp {
 
     /// `f(gate + bias) * (up + bias)`, or `f(up + bias)`.
     #[inline(always)]
-    fn activated(&self, values: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Vec<f32> {
+    fn activated(&self, values: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Buffer<f32> {
         let width = self.down.inputs;
-        let mut out = vec![0f32; if self.gated { values.len() / 2 } else { values.len() }];
+        let mut out = Buffer::of(if self.gated { values.len() / 2 } else { values.len() });
         let bias = self.up.bias.as_deref();
         for_tokens(
             &mut out,

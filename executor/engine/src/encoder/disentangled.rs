@@ -125,7 +125,7 @@ impl DistanceVectors {
 
 /// The product with its bias added.
 fn biased(linear: &Linear, x: &[f32]) -> Result<Vec<f32>> {
-    let mut out = linear.apply(x.to_vec())?.read(<[f32]>::to_vec)?;
+    let mut out = linear.apply(x)?.read(<[f32]>::to_vec)?;
     if let Some(bias) = &linear.bias {
         for row in out.chunks_exact_mut(linear.outputs) {
             row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);

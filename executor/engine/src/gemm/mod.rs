@@ -39,14 +39,14 @@ pub(crate) enum Exactness {
 }
 
 /// A matrix `[outputs, inputs]` of weights.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Weights {
     form: Form,
     outputs: usize,
     inputs: usize,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Form {
     /// Numbers that are `bf16`.
     Whole(Tiles),
@@ -196,8 +196,8 @@ struct Rows {
 impl Rows {
     fn pack(x: &[f32], inputs: usize, exactness: Exactness) -> Self {
         let rows = x.len() / inputs;
-        let mut high = Tiles::zeros(rows, inputs);
-        let mut low = (exactness == Exactness::Exact).then(|| Tiles::zeros(rows, inputs));
+        let mut high = Tiles::of(rows, inputs);
+        let mut low = (exactness == Exactness::Exact).then(|| Tiles::of(rows, inputs));
         let lines = x.par_chunks(SIDE * inputs).zip(high.lines_mut().collect::<Vec<_>>());
         match &mut low {
             None => lines.for_each(|(x, high)| {
@@ -233,6 +233,12 @@ impl Rows {
 /// Packs up to 16 rows: `[inputs / DEPTH, 16, DEPTH]`.
 #[inline(always)]
 fn pack_line(x: &[f32], inputs: usize, high: &mut [bf16], mut low: Option<&mut [bf16]>) {
+    if x.len() < SIDE * inputs || !inputs.is_multiple_of(DEPTH) {
+        high.fill(bf16::ZERO);
+        if let Some(low) = &mut low {
+            low.fill(bf16::ZERO);
+        }
+    }
     for (row, x) in x.chunks_exact(inputs).enumerate() {
         for (tile, x) in x.chunks(DEPTH).enumerate() {
             let at = tile * TILE + row * DEPTH;

@@ -3,6 +3,8 @@
 
 use half::bf16;
 
+use crate::buffers::Buffer;
+
 /// Outputs of a tile, and rows of the other side that meet it at once.
 pub(crate) const SIDE: usize = 16;
 /// Inputs of a tile.
@@ -11,9 +13,9 @@ pub(crate) const DEPTH: usize = 32;
 pub(crate) const TILE: usize = SIDE * DEPTH;
 
 /// Tiles of a matrix `[outputs, inputs]`, or of the other side of a product, `[rows, inputs]`.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Tiles {
-    values: Vec<bf16>,
+    values: Buffer<bf16>,
     /// Tiles along the inputs.
     pub(crate) across: usize,
 }
@@ -21,8 +23,15 @@ pub(crate) struct Tiles {
 impl Tiles {
     /// Room for `lines` outputs (or rows) of `inputs` numbers.
     pub(crate) fn zeros(lines: usize, inputs: usize) -> Self {
+        let mut tiles = Self::of(lines, inputs);
+        tiles.values.fill(bf16::ZERO);
+        tiles
+    }
+
+    /// The same, of any numbers: whoever takes it writes all of them.
+    pub(crate) fn of(lines: usize, inputs: usize) -> Self {
         let across = inputs.div_ceil(DEPTH);
-        Self { values: vec![bf16::ZERO; lines.div_ceil(SIDE) * across * TILE], across }
+        Self { values: Buffer::of(lines.div_ceil(SIDE) * across * TILE), across }
     }
 
     /// The tiles of 16 outputs, or rows: `[across, TILE]`.
