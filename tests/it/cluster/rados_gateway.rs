@@ -83,8 +83,8 @@ impl RadosGateway {
         self.until("the gateway listens", |gateway| TcpStream::connect(&gateway.address).is_ok())
     }
 
-    /// No keys between Ceph's own parts, so no encryption either; one copy of everything; and no pauses for the sake of
-    /// larger clusters.
+    /// No keys between Ceph's own parts, so no encryption either; one copy of everything; no pauses for the sake of larger
+    /// clusters. A monitor writes a few megabytes here, and must not end because a large disk is 95 % full.
     fn settings(&self, cluster: &str) -> String {
         let folder = text(self.folder.path());
         format!(
@@ -98,7 +98,8 @@ impl RadosGateway {
              osd objectstore = memstore\nosd crush chooseleaf type = 0\nmon allow pool size one = true\n\
              osd pool default size = 1\nosd pool default min size = 1\n\
              osd pool default pg num = 4\nosd pool default pgp num = 4\nosd pool default pg autoscale mode = off\n\
-             paxos propose interval = 0.02\npaxos min wait = 0.01\n",
+             paxos propose interval = 0.02\npaxos min wait = 0.01\n\
+             mon data avail crit = 0\nmon data avail warn = 0\n",
             self.monitor
         )
     }
