@@ -13,6 +13,19 @@ use rowmill_jobs::{Error, Result};
 use crate::buffers::Buffer;
 use crate::gemm::{self, Exactness};
 
+/// How exactly matrices are kept and multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Precision {
+    /// `f32`.
+    F32,
+    /// With 16 bits of each number where tiles are multiplied, else `f32`.
+    Split,
+    /// `f16`.
+    F16,
+    /// `bf16`: 8 bits of each number.
+    Bf16,
+}
+
 /// A matrix `[outputs, inputs]`, and a bias for whoever reads its products.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
@@ -64,17 +77,18 @@ impl Matrix {
 }
 
 impl Linear {
-    /// Takes one row-major matrix. `bf16` rounds it, and what it is multiplied with, to 8 bits of precision.
-    pub(crate) fn new(values: Vec<f32>, inputs: usize, bias: Option<Vec<f32>>, dtype: DType) -> Result<Self> {
-        let exactness = if dtype == DType::BF16 { Exactness::Rounded } else { Exactness::Exact };
-        if dtype == DType::BF16 || (dtype == DType::F32 && gemm::available()) {
+    /// Takes one row-major matrix.
+    pub(crate) fn new(values: Vec<f32>, inputs: usize, bias: Option<Vec<f32>>, precision: Precision) -> Result<Self> {
+        let tiles = |exactness| {
             let weights = gemm::Weights::pack(&values, inputs, exactness);
-            return Ok(Self::of(vec![Matrix::Tiles(Arc::new(weights), exactness)], inputs, bias));
-        }
+            Ok(Self::of(vec![Matrix::Tiles(Arc::new(weights), exactness)], inputs, bias.clone()))
+        };
         let shape = (values.len() / inputs, inputs);
-        let weight = match dtype {
-            DType::F16 => Tensor::from_vec(values.into_iter().map(f16::from_f32).collect(), shape, &Device::Cpu),
-            _ => Tensor::from_vec(values, shape, &Device::Cpu),
+        let weight = match precision {
+            Precision::Bf16 => return tiles(Exactness::Rounded),
+            Precision::Split if gemm::available() => return tiles(Exactness::Exact),
+            Precision::F16 => Tensor::from_vec(values.into_iter().map(f16::from_f32).collect(), shape, &Device::Cpu),
+            Precision::F32 | Precision::Split => Tensor::from_vec(values, shape, &Device::Cpu),
         };
         Ok(Self::of(vec![Matrix::Dense(weight.map_err(internal)?)], inputs, bias))
     }
@@ -116,6 +130,18 @@ impl Linear {
         self.matrices.iter().any(|matrix| matches!(matrix, Matrix::Tiles(_, Exactness::Rounded)))
     }
 
+    /// As [`Linear::apply`], where the first half of the outputs are gates of the second: `f(gate) * other`,
+    /// `[rows, outputs / 2]`. `None` where that cannot be done in one go; then whoever asks does it afterwards.
+    pub(crate) fn apply_gated(&self, x: &[f32], f: impl Fn(f32) -> f32 + Sync) -> Option<Buffer<f32>> {
+        let (None, [Matrix::Tiles(weights, exactness)]) = (&self.bias, &self.matrices[..]) else { return None };
+        if !weights.can_be_gated() {
+            return None;
+        }
+        let mut out = Buffer::of(x.len() / self.inputs * self.outputs / 2);
+        weights.multiply_gated(x, *exactness, f, &mut out);
+        Some(out)
+    }
+
     /// The matrix of only these rows of it, in this order, dense.
     pub(crate) fn select(&self, rows: &[u32]) -> Result<Self> {
         let mut values = vec![0f32; rows.len() * self.inputs];
@@ -123,7 +149,8 @@ impl Linear {
             self.copy_row(*row, out)?;
         }
         let bias = self.bias.as_ref().map(|bias| rows.iter().map(|row| bias[*row as usize]).collect());
-        Self::new(values, self.inputs, bias, DType::F32)
+        let tiles = self.matrices.iter().any(|matrix| matches!(matrix, Matrix::Tiles(..)));
+        Self::new(values, self.inputs, bias, if tiles { Precision::Split } else { Precision::F32 })
     }
 
     /// Copies row `row` of the (one) matrix into `out` (`[inputs]`), widened to `f32`.

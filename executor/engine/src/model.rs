@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rowmill_jobs::plan::Ability;
 use rowmill_jobs::spec::{Dtype, Pooling};
 use rowmill_jobs::{Error, Result};
@@ -52,8 +52,8 @@ const WIDENED_BYTES_MAX: usize = 4 << 30;
 /// How a model is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
-    /// Number type to compute in. `Auto`: weights that are `bf16` or quantised are multiplied as `bf16` where the processor
-    /// does that in tiles, all others as `f32`.
+    /// Number type to compute in. `Auto`, where the processor multiplies tiles: weights that are `bf16` or quantised are
+    /// multiplied as `bf16`, all others with 16 bits of each number. Elsewhere it is `F32`.
     pub dtype: Dtype,
     /// Longest prompt plus output, if it is to be less than the model's own context. Models with LongRoPE (Phi-3) are used up
     /// to their original context unless more is asked for here: then all rows get the factors for long ones.
@@ -208,11 +208,11 @@ impl Model {
 
     fn load_opened(opened: &Opened, options: &EngineOptions) -> Result<Self> {
         let dtype = match options.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::Bf16 => DType::BF16,
-            Dtype::Auto if gemm::available() && opened.weights.are_rounded() => DType::BF16,
-            Dtype::Auto => DType::F32,
+            Dtype::F32 => Precision::F32,
+            Dtype::F16 => Precision::F16,
+            Dtype::Bf16 => Precision::Bf16,
+            Dtype::Auto if gemm::available() && opened.weights.are_rounded() => Precision::Bf16,
+            Dtype::Auto => Precision::Split,
         };
         let (tokens, texts) = match (&opened.folder, &opened.weights) {
             (Some(folder), _) => (Tokens::from_file(&folder.root.join("tokenizer.json"))?, folder_texts(folder)?),

@@ -1,7 +1,7 @@
 //! One face for safetensors and GGUF: tensors by their names, checked against the shape the architecture expects.
 //! A tensor of another shape, or a missing one, is named with both shapes; nothing is guessed or filled in.
 
-use candle_core::DType;
+use crate::linear::Precision;
 use candle_core::quantized::{GgmlDType, QTensor};
 use rowmill_jobs::{Error, Result};
 
@@ -108,7 +108,7 @@ pub(crate) struct Part<'a> {
 }
 
 /// Loads the matrices of `parts` as one, `[sum of rows, columns]`, with their biases where they have any.
-pub(crate) fn fused(weights: &Weights, parts: &[Part<'_>], columns: usize, dtype: DType) -> Result<Linear> {
+pub(crate) fn fused(weights: &Weights, parts: &[Part<'_>], columns: usize, dtype: Precision) -> Result<Linear> {
     let mut biases = Vec::new();
     for part in parts {
         biases.push(weights.read_if_there(&format!("{}.bias", part.module), &[part.rows])?);

@@ -58,16 +58,23 @@ impl Mlp {
 
     /// What `down` multiplies: activated inner states of `x` (`[tokens, hidden]`).
     pub(crate) fn inner(&self, x: impl AsRef<[f32]>) -> Result<Buffer<f32>> {
-        self.up.apply(x)?.read(|values| match self.activation {
-            Activation::Silu => self.activated(values, silu),
-            Activation::Gelu => self.activated(values, gelu),
-            Activation::GeluTanh => self.activated(values, gelu_tanh),
-            Activation::Relu => self.activated(
-                values,
+        let x = x.as_ref();
+        match self.activation {
+            Activation::Silu => self.inner_of(x, silu),
+            Activation::Gelu => self.inner_of(x, gelu),
+            Activation::GeluTanh => self.inner_of(x, gelu_tanh),
+            Activation::Relu => self.inner_of(
+                x,
                 #[inline(always)]
                 |x| x.max(0.0),
             ),
-        })
+        }
+    }
+
+    #[inline(always)]
+    fn inner_of(&self, x: &[f32], f: impl Fn(f32) -> f32 + Sync + Copy) -> Result<Buffer<f32>> {
+        let gated = if self.gated { self.up.apply_gated(x, f) } else { None };
+        gated.map_or_else(|| self.up.apply(x)?.read(|values| self.activated(values, f)), Ok)
     }
 
     /// `f(gate + bias) * (up + bias)`, or `f(up + bias)`.

@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use crate::linear::Precision;
+use candle_core::Tensor;
 use candle_core::quantized::gguf_file::{self, Value as Entry};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Tensor};
 use serde_json::Value;
 
 use super::switch_tests::error;
@@ -46,7 +47,7 @@ fn every_family_of_gguf_files() {
         let file = GgufFile::open(written.path()).unwrap();
         let (architecture, shape) = from_gguf(&file).unwrap();
         let shape = shape.used_with(None);
-        let decoder = Decoder::load(&shape, &Weights::Gguf { file, kept: Kept::None }, DType::F32).unwrap();
+        let decoder = Decoder::load(&shape, &Weights::Gguf { file, kept: Kept::None }, Precision::F32).unwrap();
         for item in fixture["items"].as_array().unwrap() {
             let error = error(&decoder, &shape, item);
             assert!(error < 2e-5, "{name}: {} tokens: error {error}", item["ids"].as_array().unwrap().len());
@@ -70,7 +71,7 @@ fn quantised_matrices_stay_near_those_that_are_widened() {
             let file = GgufFile::open(written.path()).unwrap();
             let (_, shape) = from_gguf(&file).unwrap();
             let shape = shape.used_with(None);
-            let decoder = Decoder::load(&shape, &Weights::Gguf { file, kept }, DType::F32).unwrap();
+            let decoder = Decoder::load(&shape, &Weights::Gguf { file, kept }, Precision::F32).unwrap();
             error(&decoder, &shape, item)
         });
         assert!(errors.iter().all(|error| *error < 0.1), "{name}: {errors:?}");

@@ -23,7 +23,7 @@ pub(crate) use self::embedder::Embedder;
 pub(crate) use self::families::{ARCHITECTURES, from_config};
 pub(crate) use self::metadata::{GGUF_FAMILIES, from_gguf};
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rowmill_jobs::Result;
 
 use self::attention::{Angles, Attention, Projected};
@@ -75,11 +75,11 @@ impl Decoder {
     }
 
     /// Reads the weights.
-    pub(crate) fn load(shape: &DecoderShape, weights: &Weights, dtype: DType) -> Result<Self> {
+    pub(crate) fn load(shape: &DecoderShape, weights: &Weights, dtype: Precision) -> Result<Self> {
         Self::walk(shape, weights, Some(dtype))
     }
 
-    fn walk(shape: &DecoderShape, weights: &Weights, reading: Option<DType>) -> Result<Self> {
+    fn walk(shape: &DecoderShape, weights: &Weights, reading: Option<Precision>) -> Result<Self> {
         let (hidden, names) = (shape.hidden, shape.names);
         let tensors = Tensors::new(weights, names, reading);
         let vocabulary = |module: String, bias| tensors.stack(&[Piece::whole(module, shape.vocab, bias)], hidden);

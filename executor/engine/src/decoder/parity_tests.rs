@@ -12,6 +12,7 @@ use crate::model::{EngineOptions, Model, Network, inspect};
 use crate::pack::Pack;
 use crate::synthetic::{checkpoint, fixtures};
 use rowmill_jobs::plan::Ability;
+use rowmill_jobs::spec::Dtype;
 
 /// Largest error of a logit, as a part of the logits' range. The promise is 1e-3; sums in another order are far below it.
 const ERROR_MAX: f32 = 2e-5;
@@ -22,6 +23,7 @@ struct Case {
     decoder: Decoder,
     cache: KvCache,
     items: Vec<Item>,
+    error_max: f32,
 }
 
 struct Item {
@@ -32,17 +34,22 @@ struct Item {
 }
 
 fn cases() -> impl Iterator<Item = Case> {
-    fixtures("decoder").into_iter().map(|(name, fixture)| {
-        let (decoder, shape) = load(&fixture).unwrap_or_else(|error| panic!("{name}: {}", error.report()));
+    cases_in(Dtype::F32, ERROR_MAX)
+}
+
+fn cases_in(dtype: Dtype, error_max: f32) -> impl Iterator<Item = Case> {
+    fixtures("decoder").into_iter().map(move |(name, fixture)| {
+        let (decoder, shape) = load(&fixture, dtype).unwrap_or_else(|error| panic!("{name}: {}", error.report()));
         let items = fixture["items"].as_array().unwrap().iter().map(item).collect();
-        Case { name, decoder, cache: KvCache::new(Decoder::heads(&shape), shape.layers.len(), 1024), items }
+        let cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 1024);
+        Case { name, decoder, cache, items, error_max }
     })
 }
 
-fn load(fixture: &Value) -> rowmill_jobs::Result<(Decoder, DecoderShape)> {
+fn load(fixture: &Value, dtype: Dtype) -> rowmill_jobs::Result<(Decoder, DecoderShape)> {
     let folder = checkpoint(fixture);
     let context_tokens = fixture.get("context").and_then(Value::as_u64).map(|tokens| tokens as u32);
-    let model = Model::load(folder.path(), &EngineOptions { context_tokens, ..EngineOptions::default() })?;
+    let model = Model::load(folder.path(), &EngineOptions { context_tokens, dtype, ..EngineOptions::default() })?;
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
     Ok((*decoder, *shape))
 }
@@ -129,7 +136,7 @@ impl Case {
             let error = (logits[*id] - expected).abs() / item.range;
             let tokens = item.ids.len();
             // Not `error >= …`, which NaN would pass.
-            let fine = error < ERROR_MAX;
+            let fine = error < self.error_max;
             assert!(fine, "{name}: {tokens} tokens {how}: logit of {id} is {}, should be {expected}", logits[*id]);
         }
     }
@@ -164,7 +171,17 @@ fn every_architecture_has_a_fixture() {
 
 #[test]
 fn every_sequence_alone() {
-    for mut case in cases() {
+    alone(cases());
+}
+
+/// What `auto` makes of `f32` weights: 16 bits of each number where the processor multiplies tiles.
+#[test]
+fn every_sequence_alone_in_tiles() {
+    alone(cases_in(Dtype::Auto, 5e-4));
+}
+
+fn alone(cases: impl Iterator<Item = Case>) {
+    for mut case in cases {
         for item in 0..case.items.len() {
             let mut rows = [case.row(item)];
             let logits = case.step(&mut rows, |_, left| left);
@@ -254,8 +271,9 @@ fn vectors_of_decoders_with_a_pooling_configuration() {
         std::fs::write(folder.path().join("1_Pooling/config.json"), config.to_string()).unwrap();
         let facts = inspect(folder.path()).unwrap();
         assert_eq!((facts.abilities, facts.dimensions), (vec![Ability::Embed], Some(48)), "{name}");
-        let model = Model::load(folder.path(), &EngineOptions::default()).unwrap();
-        let Network::Embedder(embedder) = model.network else { panic!("{name}: not an embedder") };
+        let options = EngineOptions { dtype: Dtype::F32, ..EngineOptions::default() };
+        let model = Model::load(folder.path(), &options).unwrap();
+        let Network::DecoderEmbedder(embedder) = model.network else { panic!("{name}: not an embedder") };
         let items = fixture["items"].as_array().unwrap();
         let rows: Vec<Vec<u32>> = items.iter().map(|value| ids(&value["ids"])).collect();
         for size in [1, 3, 20] {

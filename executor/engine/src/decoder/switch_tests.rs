@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use candle_core::DType;
+use crate::linear::Precision;
 
 use super::shape::{Activation, Biases, DecoderShape, NormKind, QkNorm, Residual};
 use super::{Decoder, from_config};
@@ -125,7 +125,7 @@ fn a_wrong_switch_shows() {
                 continue;
             }
             *hit += 1;
-            let decoder = Decoder::load(&shape, &weights, DType::F32).unwrap();
+            let decoder = Decoder::load(&shape, &weights, Precision::F32).unwrap();
             let seen = items.iter().any(|item| error(&decoder, &shape, item) > SEEN);
             if !seen {
                 missed.push(format!("{name}: {switch}"));

@@ -1,7 +1,7 @@
 //! Reads a decoder's tensors by the names of its family, or only checks that they are there with the shapes the
 //! architecture asks for: loading and checking are the same walk. Puts rows into the order the decoder computes in.
 
-use candle_core::DType;
+use crate::linear::Precision;
 use candle_core::quantized::QTensor;
 use rowmill_jobs::Result;
 
@@ -15,7 +15,7 @@ pub(crate) struct Tensors<'a> {
     weights: &'a Weights,
     root: &'static str,
     /// The number type of matrices; `None` only checks, and everything that is read is empty.
-    reading: Option<DType>,
+    reading: Option<Precision>,
 }
 
 /// A matrix to be stacked on others.
@@ -58,7 +58,7 @@ impl Piece {
 
 impl<'a> Tensors<'a> {
     /// Finds the root of the family's names.
-    pub(crate) fn new(weights: &'a Weights, names: &Names, reading: Option<DType>) -> Self {
+    pub(crate) fn new(weights: &'a Weights, names: &Names, reading: Option<Precision>) -> Self {
         let fits = |root: &&&str| weights.has(&format!("{root}{}.weight", names.embedding));
         let root = names.roots.iter().find(fits).or(names.roots.first()).copied().unwrap_or_default();
         Self { weights, root, reading }

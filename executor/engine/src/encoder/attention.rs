@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rayon::prelude::*;
 use rowmill_jobs::Result;
 
@@ -148,7 +148,7 @@ impl SelfAttention {
         shape: &EncoderShape,
         index: usize,
         shared: &Shared,
-        dtype: DType,
+        dtype: Precision,
     ) -> Result<Self> {
         let LayerShape { rope, window } = &shape.layers[index];
         let modules: Vec<String> = named.names.qkv.iter().map(|module| named.layer(index, module)).collect();

@@ -2,7 +2,7 @@
 //! product with the vector of the distance, and the key's. Vectors are laid out by distance when the model is loaded, so that
 //! neighbouring keys need neighbouring columns.
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rowmill_jobs::Result;
 
 use super::names::Named;
@@ -77,7 +77,7 @@ impl DistanceVectors {
                 }
                 let module = named.layer(layer, module);
                 let part = Part { module: &module, rows: hidden };
-                biased(&fused(named.weights, &[part], hidden, DType::F32)?, &self.vectors)
+                biased(&fused(named.weights, &[part], hidden, Precision::F32)?, &self.vectors)
             };
             (
                 of("attention.self.pos_query_proj", self.shape.position_to_content)?,

@@ -1,7 +1,7 @@
 //! An encoder's feed-forward: up, activation with or without a gate, down. And activations of whole products, which
 //! classifiers use, too.
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rowmill_jobs::Result;
 
 use super::names::Named;
@@ -32,7 +32,7 @@ impl EncoderShape {
 
 impl FeedForward {
     /// Reads the weights of a layer.
-    pub(crate) fn load(named: &Named<'_>, shape: &EncoderShape, index: usize, dtype: DType) -> Result<Self> {
+    pub(crate) fn load(named: &Named<'_>, shape: &EncoderShape, index: usize, dtype: Precision) -> Result<Self> {
         let modules: Vec<String> = named.names.up.iter().map(|module| named.layer(index, module)).collect();
         let rows = shape.feed_rows() / modules.len();
         let up: Vec<Part<'_>> = modules.iter().map(|module| Part { module, rows }).collect();

@@ -1,7 +1,7 @@
 //! A classifier on top of an encoder: from hidden states to a score for each label, and from labels as a job names them to
 //! the model's own. Refuses labels that the model does not have.
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rowmill_jobs::Result;
 use rowmill_jobs::spec::Pooling;
 
@@ -34,7 +34,7 @@ impl Classifier {
     }
 
     /// Reads encoder and head.
-    pub(crate) fn load(encoder: &EncoderShape, head: &HeadShape, weights: &Weights, dtype: DType) -> Result<Self> {
+    pub(crate) fn load(encoder: &EncoderShape, head: &HeadShape, weights: &Weights, dtype: Precision) -> Result<Self> {
         let named = Named::find(weights, encoder.spellings);
         let linear = |module: &str, rows: usize| {
             let module = place(&named, module);

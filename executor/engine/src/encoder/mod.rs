@@ -17,7 +17,7 @@ pub(crate) mod rows;
 pub(crate) mod settings;
 pub(crate) mod shape;
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rowmill_jobs::Result;
 
 use self::attention::{Packed, SelfAttention, Shared};
@@ -98,7 +98,7 @@ impl Encoder {
     }
 
     /// Reads the weights.
-    pub(crate) fn load(shape: &EncoderShape, weights: &Weights, dtype: DType) -> Result<Self> {
+    pub(crate) fn load(shape: &EncoderShape, weights: &Weights, dtype: Precision) -> Result<Self> {
         let hidden = shape.hidden;
         let named = Named::find(weights, shape.spellings);
         let names = named.names;
@@ -216,7 +216,7 @@ impl Encoder {
 }
 
 impl Layer {
-    fn load(named: &Named<'_>, shape: &EncoderShape, index: usize, shared: &Shared, dtype: DType) -> Result<Self> {
+    fn load(named: &Named<'_>, shape: &EncoderShape, index: usize, shared: &Shared, dtype: Precision) -> Result<Self> {
         let (hidden, names, weights) = (shape.hidden, named.names, named.weights);
         let out = named.layer(index, names.attention_out);
         let out = Part { module: &out, rows: hidden };

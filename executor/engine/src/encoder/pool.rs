@@ -1,6 +1,6 @@
 //! From a row's token vectors to its one vector: pooling, a dense layer where sentence-transformers has one, and length 1.
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rowmill_jobs::Result;
 use rowmill_jobs::spec::Pooling;
 use serde_json::Value;
@@ -55,7 +55,7 @@ impl DenseShape {
 
 impl Dense {
     /// Reads its weights.
-    pub(crate) fn load(shape: &DenseShape, weights: &Weights, dtype: DType) -> Result<Self> {
+    pub(crate) fn load(shape: &DenseShape, weights: &Weights, dtype: Precision) -> Result<Self> {
         let part = Part { module: "linear", rows: shape.outputs };
         Ok(Self { linear: fused(weights, &[part], shape.inputs, dtype)?, activation: shape.activation })
     }

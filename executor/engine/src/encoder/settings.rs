@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use candle_core::DType;
+use crate::linear::Precision;
 use rowmill_jobs::spec::Pooling;
 use rowmill_jobs::{Error, Result};
 use serde_json::Value;
@@ -88,7 +88,7 @@ impl EncoderSettings {
     }
 
     /// The layer after pooling, if there is one.
-    pub(crate) fn dense(&self, dtype: DType) -> Result<Option<Dense>> {
+    pub(crate) fn dense(&self, dtype: Precision) -> Result<Option<Dense>> {
         let Some((file, shape)) = &self.dense else { return Ok(None) };
         let files = SafetensorsFiles::open(std::slice::from_ref(file))?;
         Dense::load(shape, &Weights::Safetensors { files, prefix: "", adapter: None }, dtype).map(Some)

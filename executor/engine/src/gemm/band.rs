@@ -105,6 +105,22 @@ impl<'a> Band<'a> {
     }
 }
 
+impl Band<'_> {
+    /// Writes the first `columns` columns of a block at `row` and `column`, as far as they are inside the product and the
+    /// band.
+    pub(crate) fn write(&mut self, block: &[f32; BLOCK * BLOCK], columns: usize, [row, column]: [usize; 2]) {
+        assert!(row < self.rows && self.columns.contains(&column) && columns <= BLOCK);
+        let columns = columns.min(self.columns.end - column);
+        for i in 0..BLOCK.min(self.rows - row) {
+            // SAFETY: row and columns are inside the product, and the columns are this band's alone.
+            unsafe {
+                let out = self.out.add((row + i) * self.width + column);
+                out.copy_from_nonoverlapping(block.as_ptr().add(i * BLOCK), columns);
+            }
+        }
+    }
+}
+
 /// Adds the product of two lines of rows with two lines of outputs to a block, summed over `pairs` of them.
 fn plain(pairs: &[Pair<'_>], block: &mut [f32; BLOCK * BLOCK]) {
     simd(

@@ -13,6 +13,8 @@ pub(crate) mod band;
 mod quants;
 pub(crate) mod tiles;
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -98,58 +100,76 @@ impl Weights {
 
     /// `x` is `[rows, inputs]`; writes `[rows, outputs]`.
     pub(crate) fn multiply(&self, x: &[f32], exactness: Exactness, out: &mut [f32]) {
-        let rows = Rows::pack(x, self.inputs, exactness);
         let blocks = self.outputs.div_ceil(BLOCK);
-        let bands = bands(out, self.outputs, BLOCKS * BLOCK);
-        bands.into_par_iter().enumerate().for_each_init(Vec::new, |scratch, (task, mut band)| {
-            let kernel = Kernel::begin();
-            let mine = task * BLOCKS..blocks.min((task + 1) * BLOCKS);
-            for from in (0..rows.across()).step_by(ACROSS) {
-                let across = from..rows.across().min(from + ACROSS);
-                for lines in (0..rows.lines()).step_by(LINES) {
-                    for block in mine.clone() {
-                        let lines = lines..rows.lines().min(lines + LINES);
-                        self.block(&kernel, &rows, Part { block, across: across.clone(), lines }, &mut band, scratch);
+        for across in parts(self.inputs) {
+            let rows = Rows::pack(x, self.inputs, &across, exactness);
+            let bands = bands(out, self.outputs, BLOCKS * BLOCK);
+            bands.into_par_iter().enumerate().for_each_init(Vec::new, |scratch, (task, mut band)| {
+                let kernel = Kernel::begin();
+                for lines in rows.groups() {
+                    for block in task * BLOCKS..blocks.min((task + 1) * BLOCKS) {
+                        let weights = self.weights([2 * block, 2 * block + 1], &across, rows.low.is_some(), scratch);
+                        for line in lines.clone().step_by(2) {
+                            let (pairs, count) = rows.pairs(line, &weights);
+                            let place = [line * SIDE, block * BLOCK];
+                            band.add(&kernel, &pairs[..count], place, across.start == 0);
+                        }
                     }
                 }
-            }
-        });
-    }
-
-    /// One block of outputs, a part of the inputs, some lines of rows.
-    fn block(&self, kernel: &Kernel, rows: &Rows, part: Part, out: &mut Band<'_>, scratch: &mut Vec<bf16>) {
-        let Part { block, across, lines } = part;
-        let weights = self.weights(block, &across, rows.low.is_some(), scratch);
-        for line in lines.step_by(2) {
-            let high = rows.pair(&rows.high, line, &across);
-            let mut pairs = [Pair { rows: high, outputs: weights.high }; 3];
-            let mut count = 1;
-            if let Some(low) = &rows.low {
-                pairs[count].rows = rows.pair(low, line, &across);
-                count += 1;
-                if let Some(low) = weights.low {
-                    pairs[count].outputs = low;
-                    count += 1;
-                }
-            }
-            // Small parts first: they would be lost in a large sum.
-            pairs[..count].reverse();
-            out.add(kernel, &pairs[..count], [line * SIDE, block * BLOCK], across.start == 0);
+            });
         }
     }
 
-    /// The weights of a block, some of its inputs, as tiles. `split` asks for what is left of rounding, too.
+    /// Whether [`Weights::multiply_gated`] can be asked for.
+    pub(crate) fn can_be_gated(&self) -> bool {
+        self.outputs.is_multiple_of(2 * SIDE) && parts(self.inputs).count() == 1
+    }
+
+    /// As [`Weights::multiply`], where the first half of the outputs are gates of the second: writes `f(gate) * other`,
+    /// `[rows, outputs / 2]`, and the products themselves never leave the cache.
+    pub(crate) fn multiply_gated(
+        &self,
+        x: &[f32],
+        exactness: Exactness,
+        f: impl Fn(f32) -> f32 + Sync,
+        out: &mut [f32],
+    ) {
+        let (half, lines) = (self.outputs / 2, self.outputs / 2 / SIDE);
+        for across in parts(self.inputs) {
+            let rows = Rows::pack(x, self.inputs, &across, exactness);
+            let bands = bands(out, half, BLOCKS * SIDE);
+            bands.into_par_iter().enumerate().for_each_init(Vec::new, |scratch, (task, mut band)| {
+                let kernel = Kernel::begin();
+                let mut products = [0f32; BLOCK * BLOCK];
+                for group in rows.groups() {
+                    for gate in task * BLOCKS..lines.min((task + 1) * BLOCKS) {
+                        let weights = self.weights([gate, lines + gate], &across, rows.low.is_some(), scratch);
+                        for line in group.clone().step_by(2) {
+                            let (pairs, count) = rows.pairs(line, &weights);
+                            Band::whole(&mut products, BLOCK).add(&kernel, &pairs[..count], [0, 0], true);
+                            simd(
+                                #[inline(always)]
+                                || close_gates(&mut products, &f),
+                            );
+                            band.write(&products, SIDE, [line * SIDE, gate * SIDE]);
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    /// Two lines of weights, some of their inputs, as tiles. `split` asks for what is left of rounding, too.
     fn weights<'a>(
         &'a self,
-        block: usize,
-        across: &std::ops::Range<usize>,
+        lines: [usize; 2],
+        across: &Range<usize>,
         split: bool,
         scratch: &'a mut Vec<bf16>,
     ) -> BlockWeights<'a> {
         let of = |tiles: &'a Tiles| {
             // A last line without a neighbour is multiplied twice; the second product is not kept.
-            let second = (2 * block + 1).min(tiles.lines() - 1);
-            [2 * block, second].map(|line| &tiles.line(line)[across.start * TILE..across.end * TILE])
+            lines.map(|line| &tiles.line(line.min(tiles.lines() - 1))[across.start * TILE..across.end * TILE])
         };
         match &self.form {
             Form::Whole(tiles) => BlockWeights { high: of(tiles), low: None },
@@ -158,10 +178,14 @@ impl Weights {
                 let tiles = across.len() * TILE;
                 scratch.resize(4 * tiles, bf16::ZERO);
                 let (high, low) = scratch.split_at_mut(2 * tiles);
-                let second = (2 * block + 1).min(quants.lines() - 1);
-                for (place, line) in [2 * block, second].into_iter().enumerate() {
+                for (place, line) in lines.into_iter().enumerate() {
                     let at = place * tiles..(place + 1) * tiles;
-                    quants.widen(line, across, &mut high[at.clone()], split.then_some(&mut low[at]));
+                    quants.widen(
+                        line.min(quants.lines() - 1),
+                        across,
+                        &mut high[at.clone()],
+                        split.then_some(&mut low[at]),
+                    );
                 }
                 let (a, b) = high.split_at(tiles);
                 let (c, d) = low.split_at(tiles);
@@ -171,14 +195,21 @@ impl Weights {
     }
 }
 
-/// What one step of a task multiplies.
-struct Part {
-    /// Block of outputs.
-    block: usize,
-    /// Tiles along the inputs.
-    across: std::ops::Range<usize>,
-    /// Lines of rows.
-    lines: std::ops::Range<usize>,
+/// The parts of the inputs, in tiles, that are multiplied one after the other.
+fn parts(inputs: usize) -> impl Iterator<Item = Range<usize>> {
+    let across = inputs.div_ceil(DEPTH);
+    (0..across).step_by(ACROSS).map(move |from| from..across.min(from + ACROSS))
+}
+
+/// Of 32 rows of products, 16 gates and 16 others: leaves `f(gate) * other` where the gate was.
+#[inline(always)]
+fn close_gates(products: &mut [f32; BLOCK * BLOCK], f: impl Fn(f32) -> f32) {
+    for row in products.chunks_exact_mut(BLOCK) {
+        let (gates, others) = row.split_at_mut(SIDE);
+        for (gate, other) in gates.iter_mut().zip(others) {
+            *gate = f(*gate) * *other;
+        }
+    }
 }
 
 /// Two lines of outputs.
@@ -187,60 +218,70 @@ struct BlockWeights<'a> {
     low: Option<[&'a [bf16]; 2]>,
 }
 
-/// The other side of a product, `[rows, inputs]`, packed.
+/// Some inputs of the other side of a product, `[rows, inputs]`, packed.
 struct Rows {
     high: Tiles,
     low: Option<Tiles>,
 }
 
 impl Rows {
-    fn pack(x: &[f32], inputs: usize, exactness: Exactness) -> Self {
+    fn pack(x: &[f32], inputs: usize, across: &Range<usize>, exactness: Exactness) -> Self {
         let rows = x.len() / inputs;
-        let mut high = Tiles::of(rows, inputs);
-        let mut low = (exactness == Exactness::Exact).then(|| Tiles::of(rows, inputs));
+        let part = across.start * DEPTH..inputs.min(across.end * DEPTH);
+        let mut high = Tiles::of(rows, part.len());
+        let mut low = (exactness == Exactness::Exact).then(|| Tiles::of(rows, part.len()));
         let lines = x.par_chunks(SIDE * inputs).zip(high.lines_mut().collect::<Vec<_>>());
         match &mut low {
             None => lines.for_each(|(x, high)| {
                 simd(
                     #[inline(always)]
-                    || pack_line(x, inputs, high, None),
+                    || pack_line(x, inputs, &part, high, None),
                 )
             }),
             Some(low) => lines.zip(low.lines_mut().collect::<Vec<_>>()).for_each(|((x, high), low)| {
                 simd(
                     #[inline(always)]
-                    || pack_line(x, inputs, high, Some(low)),
+                    || pack_line(x, inputs, &part, high, Some(low)),
                 );
             }),
         }
         Self { high, low }
     }
 
-    fn lines(&self) -> usize {
-        self.high.lines()
+    /// Lines that meet all weights of a task before the next lines do.
+    fn groups(&self) -> impl Iterator<Item = Range<usize>> {
+        let lines = self.high.lines();
+        (0..lines).step_by(LINES).map(move |from| from..lines.min(from + LINES))
     }
 
-    fn across(&self) -> usize {
-        self.high.across
-    }
-
-    /// Two neighbouring lines of tiles, some of their inputs; the last line is its own neighbour.
-    fn pair<'a>(&self, tiles: &'a Tiles, line: usize, across: &std::ops::Range<usize>) -> [&'a [bf16]; 2] {
-        [line, (line + 1).min(tiles.lines() - 1)].map(|line| &tiles.line(line)[across.start * TILE..across.end * TILE])
+    /// What two neighbouring lines and these weights have to be multiplied of each other, and how many pairs that are.
+    fn pairs<'a>(&'a self, line: usize, weights: &BlockWeights<'a>) -> ([Pair<'a>; 3], usize) {
+        // The last line may be its own neighbour.
+        let of = |tiles: &'a Tiles| [line, (line + 1).min(tiles.lines() - 1)].map(|line| tiles.line(line));
+        let whole = Pair { rows: of(&self.high), outputs: weights.high };
+        // Small parts first: they would be lost in a large sum.
+        match (&self.low, weights.low) {
+            (None, _) => ([whole; 3], 1),
+            (Some(low), None) => ([Pair { rows: of(low), outputs: weights.high }, whole, whole], 2),
+            (Some(low), Some(rest)) => {
+                let rows = Pair { rows: of(low), outputs: weights.high };
+                ([Pair { rows: whole.rows, outputs: rest }, rows, whole], 3)
+            }
+        }
     }
 }
 
-/// Packs up to 16 rows: `[inputs / DEPTH, 16, DEPTH]`.
+/// Packs some inputs of up to 16 rows: `[part / DEPTH, 16, DEPTH]`.
 #[inline(always)]
-fn pack_line(x: &[f32], inputs: usize, high: &mut [bf16], mut low: Option<&mut [bf16]>) {
-    if x.len() < SIDE * inputs || !inputs.is_multiple_of(DEPTH) {
+fn pack_line(x: &[f32], inputs: usize, part: &Range<usize>, high: &mut [bf16], mut low: Option<&mut [bf16]>) {
+    if x.len() < SIDE * inputs || !part.len().is_multiple_of(DEPTH) {
         high.fill(bf16::ZERO);
         if let Some(low) = &mut low {
             low.fill(bf16::ZERO);
         }
     }
     for (row, x) in x.chunks_exact(inputs).enumerate() {
-        for (tile, x) in x.chunks(DEPTH).enumerate() {
+        for (tile, x) in x[part.clone()].chunks(DEPTH).enumerate() {
             let at = tile * TILE + row * DEPTH;
             let high = &mut high[at..at + x.len()];
             for (high, x) in high.iter_mut().zip(x) {
@@ -337,6 +378,27 @@ mod tests {
             whole.copy_row(outputs - 1, &mut row);
             assert_eq!(row, rounded[(outputs - 1) * inputs..]);
         }
+    }
+
+    #[test]
+    fn gated_products_are_the_products_gated() {
+        let f = |x: f32| x.max(0.1) + 0.5 * x;
+        for (half, inputs) in [(16, 32), (48, 70), (160, 2048)] {
+            let weights = Weights::pack(&noise(2 * half * inputs, 4), inputs, Exactness::Exact);
+            assert!(weights.can_be_gated());
+            for rows in [1, 16, 33, 300] {
+                let x = noise(rows * inputs, 9);
+                let (mut plain, mut gated) = (vec![0f32; rows * 2 * half], vec![f32::NAN; rows * half]);
+                weights.multiply(&x, Exactness::Exact, &mut plain);
+                weights.multiply_gated(&x, Exactness::Exact, f, &mut gated);
+                for (plain, gated) in plain.chunks_exact(2 * half).zip(gated.chunks_exact(half)) {
+                    let expected: Vec<f32> = (0..half).map(|i| f(plain[i]) * plain[half + i]).collect();
+                    assert!(gated.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1.0)));
+                }
+            }
+        }
+        assert!(!Weights::pack(&noise(40 * 64, 1), 64, Exactness::Exact).can_be_gated());
+        assert!(!Weights::pack(&noise(32 * 2080, 1), 2080, Exactness::Exact).can_be_gated());
     }
 
     #[test]

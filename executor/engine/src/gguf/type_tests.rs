@@ -19,6 +19,7 @@ use crate::linear::from_bytes;
 use crate::model::{EngineOptions, Model, Network};
 use crate::pack::Pack;
 use crate::synthetic::{noise, values};
+use rowmill_jobs::spec::Dtype;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -157,7 +158,7 @@ fn errors(model: Model) -> Vec<f32> {
 fn a_model_of_mixed_types_answers_as_in_f32() {
     let folder = model();
     let path = folder.path().join("model.gguf");
-    let widened = errors(Model::load(&path, &EngineOptions::default()).unwrap());
+    let widened = errors(Model::load(&path, &EngineOptions { dtype: Dtype::F32, ..EngineOptions::default() }).unwrap());
     assert!(widened.iter().all(|error| *error < 1e-4), "{widened:?}");
     // Products with quantised matrices round the other side to 8 bits.
     let kept = errors(Model::load_quantised(&path).unwrap());
