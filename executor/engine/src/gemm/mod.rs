@@ -104,19 +104,24 @@ impl Weights {
         for across in parts(self.inputs) {
             let rows = Rows::pack(x, self.inputs, &across, exactness);
             let bands = bands(out, self.outputs, BLOCKS * BLOCK);
-            bands.into_par_iter().enumerate().for_each_init(Vec::new, |scratch, (task, mut band)| {
-                let kernel = Kernel::begin();
-                for lines in rows.groups() {
-                    for block in task * BLOCKS..blocks.min((task + 1) * BLOCKS) {
-                        let weights = self.weights([2 * block, 2 * block + 1], &across, rows.low.is_some(), scratch);
-                        for line in lines.clone().step_by(2) {
-                            let (pairs, count) = rows.pairs(line, &weights);
-                            let place = [line * SIDE, block * BLOCK];
-                            band.add(&kernel, &pairs[..count], place, across.start == 0);
+            bands.into_par_iter().enumerate().for_each_init(
+                <[Widened; BLOCKS]>::default,
+                |widened, (task, mut band)| {
+                    let kernel = Kernel::begin();
+                    for lines in rows.groups() {
+                        let mine = task * BLOCKS..blocks.min((task + 1) * BLOCKS);
+                        for (block, widened) in mine.zip(widened.iter_mut()) {
+                            let weights =
+                                self.weights([2 * block, 2 * block + 1], &across, rows.low.is_some(), widened);
+                            for line in lines.clone().step_by(2) {
+                                let (pairs, count) = rows.pairs(line, &weights);
+                                let place = [line * SIDE, block * BLOCK];
+                                band.add(&kernel, &pairs[..count], place, across.start == 0);
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
         }
     }
 
@@ -138,24 +143,28 @@ impl Weights {
         for across in parts(self.inputs) {
             let rows = Rows::pack(x, self.inputs, &across, exactness);
             let bands = bands(out, half, BLOCKS * SIDE);
-            bands.into_par_iter().enumerate().for_each_init(Vec::new, |scratch, (task, mut band)| {
-                let kernel = Kernel::begin();
-                let mut products = [0f32; BLOCK * BLOCK];
-                for group in rows.groups() {
-                    for gate in task * BLOCKS..lines.min((task + 1) * BLOCKS) {
-                        let weights = self.weights([gate, lines + gate], &across, rows.low.is_some(), scratch);
-                        for line in group.clone().step_by(2) {
-                            let (pairs, count) = rows.pairs(line, &weights);
-                            Band::whole(&mut products, BLOCK).add(&kernel, &pairs[..count], [0, 0], true);
-                            simd(
-                                #[inline(always)]
-                                || close_gates(&mut products, &f),
-                            );
-                            band.write(&products, SIDE, [line * SIDE, gate * SIDE]);
+            bands.into_par_iter().enumerate().for_each_init(
+                <[Widened; BLOCKS]>::default,
+                |widened, (task, mut band)| {
+                    let kernel = Kernel::begin();
+                    let mut products = [0f32; BLOCK * BLOCK];
+                    for group in rows.groups() {
+                        let mine = task * BLOCKS..lines.min((task + 1) * BLOCKS);
+                        for (gate, widened) in mine.zip(widened.iter_mut()) {
+                            let weights = self.weights([gate, lines + gate], &across, rows.low.is_some(), widened);
+                            for line in group.clone().step_by(2) {
+                                let (pairs, count) = rows.pairs(line, &weights);
+                                Band::whole(&mut products, BLOCK).add(&kernel, &pairs[..count], [0, 0], true);
+                                simd(
+                                    #[inline(always)]
+                                    || close_gates(&mut products, &f),
+                                );
+                                band.write(&products, SIDE, [line * SIDE, gate * SIDE]);
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
         }
     }
 
@@ -165,7 +174,7 @@ impl Weights {
         lines: [usize; 2],
         across: &Range<usize>,
         split: bool,
-        scratch: &'a mut Vec<bf16>,
+        widened: &'a mut Widened,
     ) -> BlockWeights<'a> {
         let of = |tiles: &'a Tiles| {
             // A last line without a neighbour is multiplied twice; the second product is not kept.
@@ -176,16 +185,14 @@ impl Weights {
             Form::Split { high, low } => BlockWeights { high: of(high), low: split.then(|| of(low)) },
             Form::Quants(quants) => {
                 let tiles = across.len() * TILE;
-                scratch.resize(4 * tiles, bf16::ZERO);
-                let (high, low) = scratch.split_at_mut(2 * tiles);
-                for (place, line) in lines.into_iter().enumerate() {
+                let of = Some((lines, across.start));
+                let known = std::mem::replace(&mut widened.of, of) == of;
+                widened.tiles.resize(4 * tiles, bf16::ZERO);
+                let (high, low) = widened.tiles.split_at_mut(2 * tiles);
+                for (place, line) in lines.into_iter().enumerate().filter(|_| !known) {
                     let at = place * tiles..(place + 1) * tiles;
-                    quants.widen(
-                        line.min(quants.lines() - 1),
-                        across,
-                        &mut high[at.clone()],
-                        split.then_some(&mut low[at]),
-                    );
+                    let low = split.then_some(&mut low[at.clone()]);
+                    quants.widen(line.min(quants.lines() - 1), across, &mut high[at], low);
                 }
                 let (a, b) = high.split_at(tiles);
                 let (c, d) = low.split_at(tiles);
@@ -210,6 +217,14 @@ fn close_gates(products: &mut [f32; BLOCK * BLOCK], f: impl Fn(f32) -> f32) {
             *gate = f(*gate) * *other;
         }
     }
+}
+
+/// Two lines of 8-bit weights as tiles, while rows meet them group by group.
+#[derive(Default)]
+struct Widened {
+    /// Which lines, and the first of their inputs.
+    of: Option<([usize; 2], usize)>,
+    tiles: Vec<bf16>,
 }
 
 /// Two lines of outputs.
