@@ -27,8 +27,6 @@ pub enum ComputedBy {
     PackedDecoder,
     /// The encoder of this engine: packed rows.
     PackedEncoder,
-    /// candle's own implementation, one row after the other.
-    SlowerPath,
 }
 
 impl ComputedBy {
@@ -37,7 +35,6 @@ impl ComputedBy {
         match self {
             Self::PackedDecoder => "packed decoder",
             Self::PackedEncoder => "packed encoder",
-            Self::SlowerPath => "slower compatible path",
         }
     }
 }
