@@ -142,9 +142,10 @@ impl RedisServer {
                 (Kind::Invalid, "check user and password in the Redis URL")
             }
             // As rustls words it, whatever the client wraps it in.
-            _ if error.to_string().contains("invalid peer certificate") => {
-                (Kind::Invalid, "its certificate must name this host and be of a CA in the system's store or SSL_CERT_FILE")
-            }
+            _ if error.to_string().contains("invalid peer certificate") => (
+                Kind::Invalid,
+                "its certificate must name this host and be of a CA in the system's store or SSL_CERT_FILE",
+            ),
             _ => (Kind::Temporary, "check that Redis runs and can be reached from here"),
         };
         Error::new(kind, message).caused_by(error).hint(hint)
