@@ -40,6 +40,8 @@ pub use engine::CandleEngine;
 pub use model::{EngineOptions, KV_BYTES_DEFAULT, ModelFacts, inspect, inspect_adapted};
 
 #[cfg(test)]
+mod alone;
+#[cfg(test)]
 mod answer_tests;
 #[cfg(test)]
 mod oracle_tests;

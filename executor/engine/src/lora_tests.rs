@@ -11,10 +11,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::Adapter;
-use crate::decoder::Decoder;
-use crate::kv::KvCache;
+use crate::alone::{errors, last_logits, range};
 use crate::model::{EngineOptions, Model, Network, inspect_adapted};
-use crate::pack::Pack;
 use crate::safetensors::SafetensorsFiles;
 use crate::synthetic::tensor;
 
@@ -53,20 +51,9 @@ fn adapted_models_answer_as_peft_merges_them() {
         let ids: Vec<u32> = floats(&adapter["ids"]).into_iter().map(|id| id as u32).collect();
         match load(adapter["base"].as_str().unwrap(), folder.path()).network {
             Network::Decoder { decoder, shape } => {
-                let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 4096);
-                let mut table = Vec::new();
-                cache.grow(&mut table, ids.len()).unwrap();
-                let mut pack = Pack::new();
-                pack.push(&ids, 0, &table, true);
-                pack.finish();
-                let hidden = decoder.forward(&pack, &mut cache).unwrap();
-                let logits = decoder.logits(hidden, &decoder.output).unwrap();
-                let highest = logits.iter().copied().fold(f32::MIN, f32::max);
-                let range = highest - logits.iter().copied().fold(f32::MAX, f32::min);
-                for pair in adapter["top_logits"].as_array().unwrap() {
-                    let (id, logit) = (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap() as f32);
-                    let error = (logits[id] - logit).abs() / range;
-                    assert!(error < 1e-3, "{name}: logit of {id} is {}, should be {logit}", logits[id]);
+                let logits = last_logits(&decoder, &shape, &ids);
+                for error in errors(&logits, &adapter["top_logits"], range(&logits)) {
+                    assert!(error < 1e-3, "{name}: a logit is {error} of the range off");
                 }
             }
             Network::Embedder(embedder) => {

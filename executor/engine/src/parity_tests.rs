@@ -10,11 +10,11 @@ use rowmill_jobs::infer::{Piece, Request, Task, TaskKind, TextFormat};
 use rowmill_jobs::spec::Dtype;
 use serde_json::Value;
 
+use crate::alone::{errors, ids, last_hidden, last_logits, range};
 use crate::answer::Answerer;
 use crate::decoder::Decoder;
-use crate::kv::KvCache;
+use crate::decoder::shape::DecoderShape;
 use crate::model::{EngineOptions, Model, Network};
-use crate::pack::Pack;
 use crate::prompt::Prompter;
 use crate::row::End;
 
@@ -33,10 +33,6 @@ fn reference(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
 }
 
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-}
-
 fn floats(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
 }
@@ -50,14 +46,13 @@ fn load(name: &str) -> Model {
     Model::load(&fixture(name), &EngineOptions { dtype: Dtype::F32, ..EngineOptions::default() }).unwrap()
 }
 
-fn decoder(model: Model) -> (Decoder, KvCache, Arc<Prompter>, crate::decoder::shape::DecoderShape) {
+fn decoder(model: Model) -> (Decoder, Arc<Prompter>, DecoderShape) {
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
-    let cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 4096);
-    (*decoder, cache, Arc::new(model.prompter), *shape)
+    (*decoder, Arc::new(model.prompter), *shape)
 }
 
 fn answerer(name: &str) -> (Answerer, Arc<Prompter>) {
-    let (decoder, _, prompter, shape) = decoder(load(name));
+    let (decoder, prompter, shape) = decoder(load(name));
     (Answerer::new(decoder, &shape, Arc::clone(&prompter), 1 << 28), prompter)
 }
 
@@ -81,26 +76,14 @@ fn run(answerer: &mut Answerer, kind: &TaskKind, prompts: &[Vec<u32>]) -> Vec<En
 #[test]
 fn logits_and_tokens_agree_with_transformers() {
     for (name, reference_file) in DECODERS {
-        let (decoder, mut cache, prompter, _) = decoder(load(name));
+        let (decoder, prompter, shape) = decoder(load(name));
         for item in reference(reference_file)["items"].as_array().unwrap() {
             let text = item["text"].as_str().unwrap();
             let expected = ids(&item["ids"]);
             assert_eq!(prompter.tokens.encode(text).unwrap(), expected, "{name}: ids of {text:?}");
-            let mut table = Vec::new();
-            cache.grow(&mut table, expected.len()).unwrap();
-            let mut pack = Pack::new();
-            pack.push(&expected, 0, &table, true);
-            pack.finish();
-            let hidden = decoder.forward(&pack, &mut cache).unwrap();
-            let logits = decoder.logits(hidden, &decoder.output).unwrap();
-            cache.release(&mut table);
-            let top = item["top_logits"].as_array().unwrap();
-            let range =
-                logits.iter().copied().fold(f32::MIN, f32::max) - logits.iter().copied().fold(f32::MAX, f32::min);
-            for pair in top {
-                let (id, logit) = (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap() as f32);
-                let error = (logits[id] - logit).abs() / range;
-                assert!(error < 1e-3, "{name}: {text:?}: logit of {id} is {}, should be {logit}", logits[id]);
+            let logits = last_logits(&decoder, &shape, &expected);
+            for error in errors(&logits, &item["top_logits"], range(&logits)) {
+                assert!(error < 1e-3, "{name}: {text:?}: a logit is {error} of the range off");
             }
         }
     }
@@ -109,27 +92,18 @@ fn logits_and_tokens_agree_with_transformers() {
 /// Matrices that stay quantised round the other side of a product to 8 bits: the same model, less exactly.
 #[test]
 fn quantised_matrices_stay_near_the_reference() {
-    let (decoder, mut cache, _, _) = decoder(Model::load_quantised(&fixture("llama-tiny-q8_0.gguf")).unwrap());
-    let mut errors = Vec::new();
+    let (decoder, _, shape) = decoder(Model::load_quantised(&fixture("llama-tiny-q8_0.gguf")).unwrap());
+    let mut all = Vec::new();
     for item in reference("llama-tiny-q8_0.reference.json")["items"].as_array().unwrap() {
-        let prompt = ids(&item["ids"]);
-        let mut table = Vec::new();
-        cache.grow(&mut table, prompt.len()).unwrap();
-        let mut pack = Pack::new();
-        pack.push(&prompt, 0, &table, true);
-        pack.finish();
-        let hidden = decoder.forward(&pack, &mut cache).unwrap();
+        let hidden = last_hidden(&decoder, &shape, &ids(&item["ids"]));
         let head = decoder.output.select(&[5, 300]).unwrap();
         let some = decoder.logits(hidden.clone(), &head).unwrap();
         let logits = decoder.logits(hidden, &decoder.output).unwrap();
-        let range = logits.iter().copied().fold(f32::MIN, f32::max) - logits.iter().copied().fold(f32::MAX, f32::min);
+        let range = range(&logits);
         assert!((some[0] - logits[5]).abs() / range < 0.02 && (some[1] - logits[300]).abs() / range < 0.02);
-        for pair in item["top_logits"].as_array().unwrap() {
-            let (id, logit) = (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap() as f32);
-            errors.push((logits[id] - logit).abs() / range);
-        }
+        all.extend(errors(&logits, &item["top_logits"], range));
     }
-    let mean = errors.iter().sum::<f32>() / errors.len() as f32;
+    let mean = all.iter().sum::<f32>() / all.len() as f32;
     assert!(mean < 0.02, "mean error {mean} of the logits' range");
 }
 

@@ -13,6 +13,7 @@ mod processes;
 mod proxy;
 mod proxy_checks;
 mod queue;
+// A Ceph cluster is too much to ask of every machine that runs the tests: `infra/test --rados` brings it.
 #[cfg(feature = "rados")]
 mod rados;
 #[cfg(feature = "rados")]

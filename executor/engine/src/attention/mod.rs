@@ -302,6 +302,7 @@ fn attend_tile(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::synthetic;
 
     /// Attention by the textbook, one query at a time.
     fn plain(
@@ -342,21 +343,12 @@ mod tests {
         out
     }
 
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
-
     fn check(shape: Heads, direction: Direction, scores: Scores<'_>, tokens: usize, before: usize) {
         let all = tokens + before;
         let (keys, values) = (shape.kv_heads * shape.head_dim, shape.kv_heads * shape.value_dim);
-        let q = noise(tokens * shape.heads * shape.head_dim, 1);
-        let k = noise(all * keys, 2);
-        let v = noise(all * values, 3);
+        let q = synthetic::values("1", tokens * shape.heads * shape.head_dim, 0.0, 1.0);
+        let k = synthetic::values("2", all * keys, 0.0, 1.0);
+        let v = synthetic::values("3", all * values, 0.0, 1.0);
         let mut blocks = vec![vec![f32::NAN; shape.block_floats()]; all.div_ceil(BLOCK)];
         for t in 0..all {
             let (keys, values) = (&k[t * keys..(t + 1) * keys], &v[t * values..(t + 1) * values]);

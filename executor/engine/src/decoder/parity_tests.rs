@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::shape::DecoderShape;
 use super::{ARCHITECTURES, Decoder};
+use crate::alone::ids;
 use crate::kv::{KvCache, PageId};
 use crate::model::{EngineOptions, Model, Network, inspect};
 use crate::pack::Pack;
@@ -56,10 +57,6 @@ fn load(fixture: &Value, dtype: Dtype) -> rowmill_jobs::Result<(Decoder, Decoder
 
 fn number(value: &Value) -> f32 {
     value.as_f64().unwrap() as f32
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 fn item(value: &Value) -> Item {

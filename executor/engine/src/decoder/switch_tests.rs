@@ -7,9 +7,7 @@ use crate::linear::Precision;
 
 use super::shape::{Activation, Biases, DecoderShape, NormKind, QkNorm, Residual};
 use super::{Decoder, from_config};
-use crate::attention::BLOCK;
-use crate::kv::KvCache;
-use crate::pack::Pack;
+use crate::alone::{errors, ids, last_logits};
 use crate::rope::RopeScaling;
 use crate::safetensors::SafetensorsFiles;
 use crate::synthetic::{checkpoint, fixtures};
@@ -140,17 +138,8 @@ fn a_wrong_switch_shows() {
 
 /// The largest error of the item's logits, as a part of their range.
 pub(super) fn error(decoder: &Decoder, shape: &DecoderShape, item: &serde_json::Value) -> f32 {
-    let ids: Vec<u32> = item["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
-    let mut cache = KvCache::new(Decoder::heads(shape), shape.layers.len(), ids.len().div_ceil(BLOCK));
-    let mut table = Vec::new();
-    cache.grow(&mut table, ids.len()).unwrap();
-    let mut pack = Pack::new();
-    pack.push(&ids, 0, &table, true);
-    pack.finish();
-    let hidden = decoder.forward(&pack, &mut cache).unwrap();
-    let logits = decoder.logits(hidden, &decoder.output).unwrap();
     let number = |value: &serde_json::Value| value.as_f64().unwrap() as f32;
     let range = number(&item["range"][1]) - number(&item["range"][0]);
-    let pairs = item["logits"].as_array().unwrap().iter();
-    pairs.map(|pair| (logits[pair[0].as_u64().unwrap() as usize] - number(&pair[1])).abs() / range).fold(0.0, f32::max)
+    let logits = last_logits(decoder, shape, &ids(&item["ids"]));
+    errors(&logits, &item["logits"], range).into_iter().fold(0.0, f32::max)
 }

@@ -339,15 +339,7 @@ mod tests {
     use half::f16;
 
     use super::*;
-
-    fn noise(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
+    use crate::synthetic;
 
     /// The product in `f64`, and the sum of its terms' sizes.
     fn plain(x: &[f32], weights: &[f32], inputs: usize) -> Vec<(f64, f64)> {
@@ -361,7 +353,7 @@ mod tests {
     fn check(weights: &Weights, values: &[f32], exactness: Exactness, tolerance: f64) {
         let inputs = weights.inputs;
         for rows in [1, 2, 16, 17, 31, 32, 33, 100, 300] {
-            let x = noise(rows * inputs, 7);
+            let x = synthetic::values("7", rows * inputs, 0.0, 1.0);
             let mut out = vec![f32::NAN; rows * weights.outputs];
             weights.multiply(&x, exactness, &mut out);
             for (i, (got, (expected, size))) in out.iter().zip(plain(&x, values, inputs)).enumerate() {
@@ -380,7 +372,7 @@ mod tests {
     #[test]
     fn products_are_as_exact_as_they_are_said_to_be() {
         for (outputs, inputs) in [(16, 32), (1, 1), (7, 40), (48, 64), (100, 96), (129, 2100), (260, 33)] {
-            let values = noise(outputs * inputs, 3);
+            let values = synthetic::values("3", outputs * inputs, 0.0, 1.0);
             let rounded: Vec<f32> = values.iter().map(|x| round(*x).to_f32()).collect();
             let split = Weights::pack(&values, inputs, Exactness::Exact);
             assert!(matches!(split.form, Form::Split { .. }));
@@ -399,10 +391,10 @@ mod tests {
     fn gated_products_are_the_products_gated() {
         let f = |x: f32| x.max(0.1) + 0.5 * x;
         for (half, inputs) in [(16, 32), (48, 70), (160, 2048)] {
-            let weights = Weights::pack(&noise(2 * half * inputs, 4), inputs, Exactness::Exact);
+            let weights = Weights::pack(&synthetic::values("4", 2 * half * inputs, 0.0, 1.0), inputs, Exactness::Exact);
             assert!(weights.can_be_gated());
             for rows in [1, 16, 33, 300] {
-                let x = noise(rows * inputs, 9);
+                let x = synthetic::values("9", rows * inputs, 0.0, 1.0);
                 let (mut plain, mut gated) = (vec![0f32; rows * 2 * half], vec![f32::NAN; rows * half]);
                 weights.multiply(&x, Exactness::Exact, &mut plain);
                 weights.multiply_gated(&x, Exactness::Exact, f, &mut gated);
@@ -412,8 +404,8 @@ mod tests {
                 }
             }
         }
-        assert!(!Weights::pack(&noise(40 * 64, 1), 64, Exactness::Exact).can_be_gated());
-        assert!(!Weights::pack(&noise(32 * 2080, 1), 2080, Exactness::Exact).can_be_gated());
+        assert!(!Weights::pack(&synthetic::values("1", 40 * 64, 0.0, 1.0), 64, Exactness::Exact).can_be_gated());
+        assert!(!Weights::pack(&synthetic::values("1", 32 * 2080, 0.0, 1.0), 2080, Exactness::Exact).can_be_gated());
     }
 
     #[test]
@@ -421,7 +413,7 @@ mod tests {
         for (outputs, inputs) in [(16, 32), (5, 64), (70, 2112)] {
             let mut blocks = Vec::new();
             let mut values = Vec::new();
-            for (i, scale) in noise(outputs * inputs / 32, 5).into_iter().enumerate() {
+            for (i, scale) in synthetic::values("5", outputs * inputs / 32, 0.0, 1.0).into_iter().enumerate() {
                 let scale = f16::from_f32(scale * 0.01);
                 blocks.extend(scale.to_le_bytes());
                 for j in 0..32 {

@@ -13,11 +13,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::GgufFile;
-use crate::decoder::Decoder;
-use crate::kv::KvCache;
+use crate::alone::{errors as logit_errors, ids, last_logits, range};
 use crate::linear::from_bytes;
 use crate::model::{EngineOptions, Model, Network};
-use crate::pack::Pack;
 use crate::synthetic::{noise, values};
 use rowmill_jobs::spec::Dtype;
 
@@ -133,25 +131,13 @@ fn model() -> TempDir {
 /// Errors of the 20 highest logits, as parts of the range of all.
 fn errors(model: Model) -> Vec<f32> {
     let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
-    let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 4096);
-    let mut errors = Vec::new();
-    for item in reference()["model"]["items"].as_array().unwrap() {
-        let ids: Vec<u32> = item["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
-        let mut table = Vec::new();
-        cache.grow(&mut table, ids.len()).unwrap();
-        let mut pack = Pack::new();
-        pack.push(&ids, 0, &table, true);
-        pack.finish();
-        let hidden = decoder.forward(&pack, &mut cache).unwrap();
-        let logits = decoder.logits(hidden, &decoder.output).unwrap();
-        cache.release(&mut table);
-        let range = logits.iter().copied().fold(f32::MIN, f32::max) - logits.iter().copied().fold(f32::MAX, f32::min);
-        for pair in item["top_logits"].as_array().unwrap() {
-            let (id, logit) = (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap() as f32);
-            errors.push((logits[id] - logit).abs() / range);
-        }
-    }
-    errors
+    let reference = reference();
+    let items = reference["model"]["items"].as_array().unwrap().iter();
+    let of = |item: &Value| {
+        let logits = last_logits(&decoder, &shape, &ids(&item["ids"]));
+        logit_errors(&logits, &item["top_logits"], range(&logits))
+    };
+    items.flat_map(of).collect()
 }
 
 #[test]
