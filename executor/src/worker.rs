@@ -36,10 +36,18 @@ pub struct ExecutorOptions {
     /// The command that computes a part of a shard in a process of its own (see [`isolate`]); it gets a file's path as
     /// its last argument. Without it, a shard that ends processes goes on doing so.
     pub isolation: Option<Vec<std::ffi::OsString>>,
-    /// Whether the process ends when a store stayed away for longer than `patience`.
+    /// Whether the process ends when a store refuses it or stayed away for longer than `patience`.
     pub ends_when_stuck: bool,
     /// What its engines may take.
     pub engine_limits: EngineLimits,
+}
+
+/// Why an executor can do nothing any more.
+#[derive(Debug, Clone)]
+struct Stuck {
+    kind: Kind,
+    message: String,
+    hint: String,
 }
 
 /// Computes shards.
@@ -52,8 +60,8 @@ pub struct Executor {
     news: Option<mpsc::Sender<ShardNews>>,
     /// Attempts that wait for a store.
     waiting: Waiting,
-    /// Why the process should end: a store stayed away for longer than patience lasts.
-    stuck: watch::Sender<Option<String>>,
+    /// Why the process should end: a store refuses it, or stayed away for longer than patience lasts.
+    stuck: watch::Sender<Option<Stuck>>,
 }
 
 impl Executor {
@@ -79,11 +87,13 @@ impl Executor {
         !self.waiting.any()
     }
 
-    /// Returns once a store stayed away for longer than patience lasts: nothing can be done here any more.
+    /// Returns once a store refuses this process, or stayed away for longer than patience lasts: nothing can be done here
+    /// any more.
     pub async fn stuck(&self) -> Error {
         let mut stuck = self.stuck.subscribe();
         let why = stuck.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
-        Error::temporary(why.unwrap_or_default()).hint("finished parts are kept; start it again when the store answers")
+        let Some(Stuck { kind, message, hint }) = why else { return Error::internal("nobody knows why this is stuck") };
+        Error::new(kind, message).hint(hint)
     }
 
     async fn run_shard(&self, shard: &ShardRef) -> Result<Ended, (String, Error)> {
@@ -157,12 +167,18 @@ impl Executor {
         }
     }
 
-    /// After trouble that may have been the store's: if it still does not answer, patience ended while we waited for it.
-    async fn look_for_the_store(&self, shard: &ShardRef, error: &Error) {
+    /// After trouble that may have been the store's: if it still does not answer, patience ended while we waited for it; if
+    /// it refuses us, no failure can be recorded either, and this executor would empty the queue for nothing.
+    async fn look_for_the_store(&self, shard: &ShardRef) {
         let Ok(store) = rowmill_jobs::store::open(&shard.run.output) else { return };
-        if store.head(&rowmill_jobs::layout::plan(&shard.run.run_key)).await.is_err_and(|error| error.retryable()) {
-            self.stuck.send_replace(Some(format!("the store stays away: {error}")));
-        }
+        let Err(error) = store.head(&rowmill_jobs::layout::plan(&shard.run.run_key)).await else { return };
+        let (what, hint) = if error.retryable() {
+            ("the store stays away", "finished parts are kept; start it again when the store answers")
+        } else {
+            ("the store refuses this executor", "finished parts are kept; start it again when the store lets it in")
+        };
+        let hint = error.hint_text().map_or_else(|| hint.to_owned(), |own| format!("{own}; {hint}"));
+        self.stuck.send_replace(Some(Stuck { kind: error.kind(), message: format!("{what}: {error}"), hint }));
     }
 }
 
@@ -174,8 +190,8 @@ impl ShardHandler for Executor {
             Ok(Ok(_)) => ShardNews::Committed(shard.shard),
             Ok(Err((attempt, error))) => {
                 tracing::warn!(shard = shard.shard, error = %error, "an attempt failed");
-                if error.retryable() && self.options.ends_when_stuck {
-                    self.look_for_the_store(&shard, &error).await;
+                if self.options.ends_when_stuck {
+                    self.look_for_the_store(&shard).await;
                 }
                 ShardNews::Failed { shard: shard.shard, attempt, error }
             }

@@ -97,7 +97,7 @@ impl Service {
         let mut drives: JoinSet<Ended> = JoinSet::new();
         let mut outputs_due = Instant::now();
         loop {
-            match self.wanted(&register, &mut outputs_due, &given_up).await {
+            match self.wanted(&register, &driven, &mut outputs_due, &given_up).await {
                 Ok(runs) => {
                     self.answered.send_replace(Instant::now());
                     resting.retain(|_, until| Instant::now() < *until);
@@ -109,10 +109,6 @@ impl Service {
                         driven.insert(run.run_key.clone(), run.clone());
                         let this = Arc::clone(self);
                         drives.spawn(async move { Ended { result: this.finish(&run).await, run } });
-                    }
-                    // A Redis that lost its memory is told again.
-                    for run in driven.values() {
-                        register.register(run).await?;
                     }
                 }
                 Err(error) if !error.retryable() || self.silence() >= self.options.patience => return Err(error),
@@ -139,13 +135,18 @@ impl Service {
         }
     }
 
-    /// Runs to look after, as Redis and, now and then, the outputs tell.
+    /// Runs to look after, as Redis and, now and then, the outputs tell. A Redis that lost its memory is told of those that
+    /// are looked after already.
     async fn wanted(
         &self,
         register: &RedisQueue,
+        driven: &BTreeMap<String, RegisteredRun>,
         outputs_due: &mut Instant,
         given_up: &BTreeSet<String>,
     ) -> Result<Vec<RegisteredRun>> {
+        for run in driven.values() {
+            register.register(run).await?;
+        }
         let mut runs = register.registered().await?;
         if Instant::now() >= *outputs_due {
             for output in &self.outputs {

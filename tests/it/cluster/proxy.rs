@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::http::{Framing, Head, body, each_piece};
-use super::nemesis::Random;
+use crate::random::Random;
 use crate::servers::Writes;
 
 /// What can happen to a request.
@@ -24,6 +24,8 @@ pub enum Fault {
     ErrorBefore,
     /// 503 SlowDown, and nothing was done.
     SlowDown,
+    /// 403 AccessDenied, and nothing was done: nobody's weather, but what a wrong key meets.
+    Denied,
     /// Done, but the answer says 500.
     ErrorAfter,
     /// No answer: the connection ends after a while, and nothing was done.
@@ -35,6 +37,7 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Those that pass.
     pub const ALL: [Self; 6] =
         [Self::ErrorBefore, Self::SlowDown, Self::ErrorAfter, Self::SilenceBefore, Self::SilenceAfter, Self::CutAnswer];
 
@@ -43,6 +46,7 @@ impl Fault {
         match self {
             Self::ErrorBefore => "s3_500_before",
             Self::SlowDown => "s3_503",
+            Self::Denied => "s3_403",
             Self::ErrorAfter => "s3_500_after",
             Self::SilenceBefore => "s3_silent_before",
             Self::SilenceAfter => "s3_silent_after",
@@ -58,8 +62,8 @@ pub enum Weather {
     Fair,
     /// Gives a random share of requests one of these faults.
     Foul {
-        /// Of each method, from 0 to 1; the first that fits counts, and `*` fits all.
-        shares: &'static [(&'static str, f64)],
+        /// How many in a thousand of each method; the first that fits counts, and `*` fits all.
+        shares: &'static [(&'static str, u64)],
         /// Which; one of them is drawn each time.
         faults: &'static [Fault],
         /// How long a silence lasts.
@@ -194,6 +198,7 @@ impl Shared {
         match fault {
             Fault::ErrorBefore => refuse(client, request, "500 Internal Server Error", "InternalError")?,
             Fault::SlowDown => refuse(client, request, "503 Slow Down", "SlowDown")?,
+            Fault::Denied => refuse(client, request, "403 Forbidden", "AccessDenied")?,
             Fault::ErrorAfter => {
                 self.hide(request)?;
                 refuse(client, request, "500 Internal Server Error", "InternalError")?;
@@ -206,7 +211,7 @@ impl Shared {
             Fault::CutAnswer => return self.pass(request, client, true),
         }
         self.count(fault.name());
-        Ok(matches!(fault, Fault::ErrorBefore | Fault::SlowDown | Fault::ErrorAfter))
+        Ok(matches!(fault, Fault::ErrorBefore | Fault::SlowDown | Fault::Denied | Fault::ErrorAfter))
     }
 
     fn draw(&self, method: &str) -> Drawn {
@@ -216,9 +221,9 @@ impl Shared {
             Weather::Fair => Drawn::Pass,
             Weather::Down => Drawn::Down,
             Weather::Foul { shares, faults, silence } => {
-                let fits = |(other, _): &&(&str, f64)| *other == "*" || *other == method;
-                let share = shares.iter().find(fits).map_or(0.0, |(_, share)| *share);
-                if random.happens(share) {
+                let fits = |(other, _): &&(&str, u64)| *other == "*" || *other == method;
+                let share = shares.iter().find(fits).map_or(0, |(_, share)| *share);
+                if random.chance(share) {
                     Drawn::Fault(faults[random.below(faults.len())], *silence)
                 } else {
                     Drawn::Pass

@@ -12,12 +12,12 @@ use super::proxy::{Fault, Proxy, Weather};
 use crate::servers::{S3Server, SIGNED, Server};
 
 /// All requests, or all PUTs, get this fault.
-fn always(fault: &'static Fault, shares: &'static [(&'static str, f64)]) -> Weather {
+fn always(fault: &'static Fault, shares: &'static [(&'static str, u64)]) -> Weather {
     Weather::Foul { shares, faults: std::slice::from_ref(fault), silence: Duration::from_millis(50) }
 }
 
-const ALL: &[(&str, f64)] = &[("*", 1.0)];
-const PUTS: &[(&str, f64)] = &[("PUT", 1.0), ("*", 0.0)];
+const ALL: &[(&str, u64)] = &[("*", 1_000)];
+const PUTS: &[(&str, u64)] = &[("PUT", 1_000), ("*", 0)];
 
 /// The server, the proxy, and the bucket seen past and through it.
 fn set_up() -> (Server, Proxy, Bucket, Bucket) {
@@ -38,6 +38,7 @@ fn each_fault_does_what_it_says() {
     for (fault, status, done) in [
         (&Fault::ErrorBefore, Some(500), false),
         (&Fault::SlowDown, Some(503), false),
+        (&Fault::Denied, Some(403), false),
         (&Fault::ErrorAfter, Some(500), true),
         (&Fault::SilenceBefore, None, false),
         (&Fault::SilenceAfter, None, true),

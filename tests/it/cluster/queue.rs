@@ -21,6 +21,12 @@ fn queue(redis: &Redis) -> Arc<RedisQueue> {
     Arc::new(RedisQueue::new(Arc::new(server), options).expect("a queue"))
 }
 
+/// What the queue on this server holds.
+pub fn depth(redis: &Redis) -> Depth {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async { queue(redis).depth().await.expect("an answer") })
+}
+
 fn shard(lane: &str, shard: u32) -> ShardRef {
     ShardRef { run: RunRef { output: "file:///out/".into(), run_key: "k".into(), lane: lane.into() }, shard, copy: 0 }
 }
@@ -94,11 +100,14 @@ async fn more_shards_than_apalis_can_take_at_once_do_not_brick_the_queue() {
     let recorder = Arc::new(Recorder::default());
     let serving = tokio::spawn({
         let (queue, recorder) = (Arc::clone(&queue), Arc::clone(&recorder));
-        async move { queue.serve(4, recorder).await }
+        async move { queue.serve(64, recorder).await }
     });
-    recorder.has(100).await;
+    recorder.has(12_000).await;
     queue.close();
     serving.await.expect("serving ends").expect("and well");
+    let mut seen: Vec<u32> = recorder.0.lock().expect("the record").iter().map(|shard| shard.shard).collect();
+    seen.sort_unstable();
+    assert!(seen.into_iter().eq(0..12_000), "each shard comes, and comes once");
 }
 
 fn get(address: &str, path: &str) -> Option<(u16, String)> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::check;
 use super::processes::{Cluster, OUTPUT, Process, run_key};
 use super::proxy::{Fault, Weather};
+use super::queue::depth;
 use crate::servers::wait_until;
 
 /// Four shards of 2 s.
@@ -175,13 +176,31 @@ fn an_executor_gives_up_with_75_when_s3_stays_away_and_the_run_goes_on_later() {
 }
 
 #[test]
+fn an_executor_whose_keys_are_refused_ends_with_what_to_do() {
+    let cluster = cluster(FORTY_SHORT);
+    let mut scheduler = cluster.submit();
+    wait_until("shards", || depth(&cluster.redis).waiting > 0);
+    cluster.proxy.set(Weather::Foul { shares: &[("*", 1_000)], faults: &[Fault::Denied], silence: Duration::ZERO });
+    assert_eq!(scheduler.wait().code, Some(1));
+    let said = cluster.executor(&[]).wait();
+    assert_eq!(said.code, Some(1), "{said:?}");
+    for word in ["the store refuses this executor", "hint: check the AWS_* variables", "start it again"] {
+        assert!(said.stderr.contains(word), "{word}: {}", said.stderr);
+    }
+    cluster.proxy.set(Weather::Fair);
+    let _executor = cluster.executor(&[]);
+    cluster.submit().wait().ok();
+    check::echoed(&cluster, 1000);
+}
+
+#[test]
 fn s3_that_hangs_for_a_while_delays_a_run_for_about_that_while() {
     let cluster = cluster(FORTY_SHORT);
     let _executors = [(); 2].map(|()| cluster.executor(&[]));
     let mut scheduler = cluster.submit();
     wait_for_parts(&cluster, 8, &mut [&mut scheduler]);
     cluster.proxy.set(Weather::Foul {
-        shares: &[("*", 1.0)],
+        shares: &[("*", 1_000)],
         faults: &[Fault::SilenceBefore],
         silence: Duration::from_secs(5),
     });
