@@ -3,6 +3,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod allocator;
 mod args;
 mod bench;
 mod cancel;
@@ -31,10 +32,6 @@ use rowmill_jobs::{Error, Result};
 
 use crate::args::{Cli, Command, ModelsCommand};
 use crate::output::{Format, say, tell};
-
-/// Rows are allocated on one thread and freed on another; the system's allocator spends a quarter of an echo run on that.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Threads for blocking work end when they are idle for this long. What other threads free of an idle thread's memory stays
 /// with it until it runs again: with tokio's ten seconds, a run's peak grows with the number of threads that ever wrote.

@@ -21,6 +21,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, missing_docs)]
 
+#[path = "../../src/allocator.rs"]
+mod allocator;
 #[path = "engine/random.rs"]
 mod random;
 
@@ -35,10 +37,6 @@ use rowmill_jobs::spec::Dtype;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
-
-/// As the product's.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Rows of a window.
 const WINDOW: usize = 1024;

@@ -1,0 +1,14 @@
+//! The memory allocator of the product and of its benchmarks: jemalloc, told to give memory back soon. It allocates; how
+//! much anybody may take is decided elsewhere.
+
+/// Rows are allocated on one thread and freed on another: the system's allocator spends a quarter of an echo run on that,
+/// and what mimalloc keeps for each thread grows with a run's length.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// One arena for each core instead of four for each thread of it: what is freed in one cannot be used by another. What is
+/// not used again within a second goes back to the system: sooner, and a run spends its time on giving back and asking
+/// again (measured in README, "Performance").
+#[unsafe(export_name = "_rjem_malloc_conf")]
+#[expect(unsafe_code, reason = "jemalloc looks for this name, which nobody else has")]
+static SETTINGS: &[u8; 57] = b"percpu_arena:phycpu,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
