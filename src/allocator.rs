@@ -6,9 +6,8 @@
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// One arena for each core instead of four for each thread of it: what is freed in one cannot be used by another. What is
-/// not used again within a second goes back to the system: sooner, and a run spends its time on giving back and asking
-/// again (measured in README, "Performance").
+/// What is not used again within a second goes back to the system, whichever thread it was freed by. Sooner, and a run spends
+/// its time on giving back and asking again; with one arena for each core besides, threads wait for each other.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 #[expect(unsafe_code, reason = "jemalloc looks for this name, which nobody else has")]
-static SETTINGS: &[u8; 57] = b"percpu_arena:phycpu,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+static SETTINGS: &[u8; 37] = b"dirty_decay_ms:1000,muzzy_decay_ms:0\0";
