@@ -1,0 +1,4 @@
+//! Managed models: every byte of a row that leaves the operator's machines goes through this crate, after the operator's
+//! policy permitted it, an audit record was written and the money was reserved. Knows no table, no job file and no shard.
+
+pub mod call;
