@@ -72,8 +72,8 @@ struct Tries {
 #[derive(Debug, Default)]
 struct Asked {
     estimate: Estimate,
-    /// Limit of the answer's tokens, thinking apart.
-    budget: u32,
+    /// Limit of the output tokens, thinking included.
+    limit: u32,
 }
 
 impl Conversation {
@@ -112,35 +112,28 @@ impl Conversation {
     /// The call to send now.
     pub fn call(&mut self, estimates: &Estimates) -> Call {
         let question = &self.question;
-        let (body, budget) = match (&question.form, self.waiting.front()) {
+        let (body, limit) = match (&question.form, self.waiting.front()) {
             (Some(form), Some(rows)) => {
+                let limit = if self.tries.widened { question.limit() } else { estimates.output.budget() };
                 let text = self.texts_of(rows).concat();
-                let thinking = question.target.thinking_tokens;
-                let first = estimates.output.budget().saturating_sub(thinking).clamp(1, question.tokens_max.max(1));
-                let budget = if self.tries.widened { question.tokens_max } else { first };
                 let body = match &self.tries.misfit {
-                    None => form.fill(&text, budget.saturating_add(thinking)),
-                    Some(misfit) => {
-                        form.fill(&format!("{text}\n\n{}", repair(misfit)), budget.saturating_add(thinking))
-                    }
+                    None => form.fill(&text, limit),
+                    Some(misfit) => form.fill(&format!("{text}\n\n{}", repair(misfit)), limit),
                 };
-                (body, budget)
+                (body, limit)
             }
             (None, Some(rows)) => (dialect::embedding(&question.target, &self.texts_of(rows)), 0),
             (_, None) => (Bytes::new(), 0),
         };
         let output_tokens = if question.form.is_some() { estimates.output.tokens() } else { 0 };
         let estimate = Estimate { input_tokens: estimates.input.tokens(body.len()), output_tokens, nano_usd_max: 0 };
-        self.asked = Asked { estimate, budget };
+        self.asked = Asked { estimate, limit };
         Call { path: question.path.clone(), body: Some(body), estimate }
     }
 
     /// The most output tokens that the last call may write: what its greatest cost is reckoned with.
     pub fn output_tokens_max(&self) -> u64 {
-        match self.question.form {
-            Some(_) => u64::from(self.asked.budget) + u64::from(self.question.target.thinking_tokens),
-            None => 0,
-        }
+        u64::from(self.asked.limit)
     }
 
     /// The provider answered the last call.
@@ -198,7 +191,7 @@ impl Conversation {
             End::Refused => self.end(fail(RowErrorCode::Refused, "the model declined to answer")),
             End::Filtered => self.end(fail(RowErrorCode::Filtered, "the provider's content filter held it back")),
             End::Broken(message) => self.repeat(message),
-            End::Length if self.asked.budget < self.question.tokens_max => {
+            End::Length if self.asked.limit < self.question.limit() => {
                 self.tries.widened = true;
                 Step::Ask
             }

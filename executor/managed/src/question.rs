@@ -86,9 +86,15 @@ impl Question {
 
     /// Estimates that have seen nothing yet.
     pub fn estimates(&self) -> Estimates {
-        let limit = self.tokens_max.saturating_add(self.target.thinking_tokens);
-        let limit = if self.form.is_some() { limit } else { 0 };
-        Estimates { input: InputEstimate::new(self.target.tokenizer), output: OutputEstimate::new(OUTPUT_GUESS, limit) }
+        Estimates {
+            input: InputEstimate::new(self.target.tokenizer),
+            output: OutputEstimate::new(OUTPUT_GUESS, self.limit()),
+        }
+    }
+
+    /// Most output tokens of a call, thinking included; none for embeddings.
+    pub(crate) fn limit(&self) -> u32 {
+        if self.form.is_some() { self.tokens_max.saturating_add(self.target.thinking_tokens) } else { 0 }
     }
 
     /// Splits rows into those of one conversation each: single ones, or for embeddings as many as one call takes.

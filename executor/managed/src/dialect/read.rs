@@ -32,7 +32,7 @@ pub(super) fn count(value: &Value) -> Option<u64> {
 pub(super) fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => parts.iter().filter(|part| is_text(part)).map(|part| text(part)).collect(),
+        Value::Array(parts) => parts.iter().filter(|part| is_text(part)).map(text).collect(),
         Value::Object(part) => part.get("text").map(text).unwrap_or_default(),
         _ => String::new(),
     }

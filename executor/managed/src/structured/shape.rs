@@ -6,6 +6,8 @@ use serde_json::{Map, Value};
 
 /// Deeper schemas are not sent. OpenAI takes 10 levels; the others name no number.
 const DEPTH_MAX: usize = 10;
+/// Larger schemas are not sent either. Definitions are put in place, so a small one could have very many.
+const NODES_MAX: usize = 10_000;
 /// Keywords that mean more than a narrower value: without them the shape would be another.
 const REFUSED: [&str; 12] = [
     "allOf",
@@ -53,7 +55,7 @@ pub(super) enum Kind {
 impl Shape {
     /// The shape of a whole schema; `None` where it has none.
     pub(super) fn of(schema: &Value) -> Option<Self> {
-        read(schema, schema, 0)
+        read(schema, schema, &mut Reach { depth: 0, nodes: NODES_MAX })
     }
 
     /// The same, or null.
@@ -80,14 +82,32 @@ impl Shape {
     }
 }
 
-fn read(schema: &Value, root: &Value, depth: usize) -> Option<Shape> {
+/// How far reading has gone.
+struct Reach {
+    depth: usize,
+    nodes: usize,
+}
+
+/// Reads a part of a schema, one level further down.
+fn read(schema: &Value, root: &Value, reach: &mut Reach) -> Option<Shape> {
+    if reach.depth > DEPTH_MAX || reach.nodes == 0 {
+        return None;
+    }
+    reach.depth += 1;
+    reach.nodes -= 1;
+    let shape = read_here(schema, root, reach);
+    reach.depth -= 1;
+    shape
+}
+
+fn read_here(schema: &Value, root: &Value, reach: &mut Reach) -> Option<Shape> {
     let fields = schema.as_object()?;
-    if depth > DEPTH_MAX || REFUSED.iter().any(|name| fields.contains_key(*name)) {
+    if REFUSED.iter().any(|name| fields.contains_key(*name)) {
         return None;
     }
     if let Some(reference) = fields.get("$ref") {
         // Definitions are put in place; one that contains itself ends at the greatest depth, and is refused.
-        return read(root.pointer(reference.as_str()?.strip_prefix('#')?)?, root, depth + 1);
+        return read(root.pointer(reference.as_str()?.strip_prefix('#')?)?, root, reach);
     }
     let description = fields.get("description").and_then(Value::as_str).map(str::to_owned);
     let bounds = fields.iter().filter(|(name, _)| is_bound(name));
@@ -99,7 +119,7 @@ fn read(schema: &Value, root: &Value, depth: usize) -> Option<Shape> {
     };
     if let Some(branches) = fields.get("anyOf").or_else(|| fields.get("oneOf")) {
         for branch in branches.as_array()? {
-            let branch = read(branch, root, depth + 1)?;
+            let branch = read(branch, root, reach)?;
             shape.nullable |= branch.nullable;
             if !branch.kinds.is_empty() {
                 shape.kinds.push(Kind::Nested(Box::new(Shape { nullable: false, ..branch })));
@@ -133,8 +153,8 @@ fn read(schema: &Value, root: &Value, depth: usize) -> Option<Shape> {
             "integer" => shape.kinds.push(Kind::Simple("integer")),
             "number" => shape.kinds.push(Kind::Simple("number")),
             "boolean" => shape.kinds.push(Kind::Simple("boolean")),
-            "array" => shape.kinds.push(Kind::Array(Box::new(read(fields.get("items")?, root, depth + 1)?))),
-            "object" => shape.kinds.push(Kind::Object(properties(fields, root, depth)?)),
+            "array" => shape.kinds.push(Kind::Array(Box::new(read(fields.get("items")?, root, reach)?))),
+            "object" => shape.kinds.push(Kind::Object(properties(fields, root, reach)?)),
             _ => return None,
         }
     }
@@ -142,7 +162,7 @@ fn read(schema: &Value, root: &Value, depth: usize) -> Option<Shape> {
 }
 
 /// An object's properties. One that is not required may be null instead of absent.
-fn properties(fields: &Map<String, Value>, root: &Value, depth: usize) -> Option<Vec<(String, Shape)>> {
+fn properties(fields: &Map<String, Value>, root: &Value, reach: &mut Reach) -> Option<Vec<(String, Shape)>> {
     let properties = fields.get("properties")?.as_object().filter(|properties| !properties.is_empty())?;
     if fields.get("additionalProperties").is_some_and(Value::is_object) {
         return None;
@@ -152,7 +172,7 @@ fn properties(fields: &Map<String, Value>, root: &Value, depth: usize) -> Option
     properties
         .iter()
         .map(|(name, schema)| {
-            let shape = read(schema, root, depth + 1)?;
+            let shape = read(schema, root, reach)?;
             Some((name.clone(), if is_required(name) { shape } else { shape.or_null() }))
         })
         .collect()
