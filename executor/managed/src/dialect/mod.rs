@@ -51,7 +51,12 @@ impl Form {
             Dialect::Gemini => gemini::completion(target, asked),
         };
         for (name, value) in &target.body {
-            body[name] = value.clone();
+            match (&mut body[name], value) {
+                (Value::Object(ours), Value::Object(added)) => {
+                    ours.extend(added.iter().map(|(name, value)| (name.clone(), value.clone())));
+                }
+                (ours, value) => *ours = value.clone(),
+            }
         }
         let body = body.to_string();
         let (text, tokens) = (format!("\"{TEXT_MARK}\""), format!("\"{TOKENS_MARK}\""));

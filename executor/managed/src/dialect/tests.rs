@@ -251,6 +251,13 @@ fn a_body_that_leaves_no_place_for_a_row_is_refused() {
     };
     assert!(form(json!({"service_tier": "flex"})).is_ok());
     assert!(form(json!({"messages": []})).is_err());
+    let mut gemini = target("gemini");
+    gemini.body =
+        json!({"generationConfig": {"thinkingConfig": {"thinkingLevel": "low"}}}).as_object().unwrap().clone();
+    let joined = Form::new(&gemini, &Asked { system: None, format: &format }).unwrap().fill("row", 5);
+    let joined: Value = serde_json::from_slice(&joined).unwrap();
+    assert_eq!(joined["generationConfig"]["thinkingConfig"]["thinkingLevel"], "low");
+    assert_eq!(joined["generationConfig"]["maxOutputTokens"], 5);
     assert!(form(json!({"max_completion_tokens": 9})).is_err());
     // An author who writes what marks a row's place gets an error, or the words; never another place for rows.
     let system = |text: &'static str| Form::new(&target("openai"), &Asked { system: Some(text), format: &format });

@@ -124,8 +124,12 @@ fn what_a_provider_would_refuse_is_asked_for_otherwise() {
     }
 }
 
+/// The format of a schema at a provider, or at a provider's model.
 fn format(provider: &str, schema: Value) -> JsonFormat {
-    let target = Target::resolve(provider, "m", &Overrides::default()).unwrap();
+    let (provider, model) = provider.split_once(' ').unwrap_or((provider, "m"));
+    let fill = |name: &str| (name.to_owned(), "x".to_owned());
+    let holes = Some(["region", "project"].into_iter().map(fill).collect());
+    let target = Target::resolve(provider, model, &Overrides { holes, ..Overrides::default() }).unwrap();
     JsonFormat::new(&schema, &target).unwrap()
 }
 
@@ -139,7 +143,10 @@ fn the_best_way_that_fits_is_taken() {
         ("openai", &map, StructuredMode::JsonObject),
         ("openai", &list, StructuredMode::None),
         ("anthropic", &plain, StructuredMode::JsonSchema),
-        ("anthropic", &map, StructuredMode::Tools),
+        ("anthropic", &map, StructuredMode::None),
+        ("anthropic claude-opus-4-8", &map, StructuredMode::Tools),
+        ("vertex-claude claude-haiku-4-5@20251001", &plain, StructuredMode::Tools),
+        ("vertex-claude", &plain, StructuredMode::None),
         ("anthropic", &list, StructuredMode::None),
         ("gemini", &map, StructuredMode::JsonObject),
         ("groq", &map, StructuredMode::Tools),
@@ -147,9 +154,7 @@ fn the_best_way_that_fits_is_taken() {
         ("vllm", &map, StructuredMode::JsonSchema),
         ("vllm", &list, StructuredMode::JsonSchema),
         ("tgi", &plain, StructuredMode::JsonValue),
-        ("compatible", &plain, StructuredMode::JsonObject),
     ] {
-        let provider = if provider == "compatible" { "deepseek" } else { provider };
         let format = format(provider, schema.clone());
         assert_eq!(format.mode, mode, "{provider} {schema}");
         let told = format.instructions().unwrap_or_default();

@@ -135,7 +135,7 @@ target_fields! {
         holes: BTreeMap<String, String>,
         /// Headers of every request. Never a secret: they are shown in plans.
         headers: BTreeMap<String, String>,
-        /// Fields of every completion's body. They replace ours of the same name.
+        /// Fields of every completion's body. They replace ours of the same name; objects are joined.
         body: Map<String, Value>,
     }
 }

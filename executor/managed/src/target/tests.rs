@@ -109,12 +109,16 @@ fn models_refine_their_provider_and_overrides_win() {
         ("claude-opus-4-7", false),
         ("claude-sonnet-5-5", false),
         ("claude-fable-5", false),
-        ("claude-haiku-4-5", true),
+        ("claude-haiku-4-6", true),
         ("claude-opus-4-6", true),
-        ("claude-3-5-haiku-20241022", true),
+        ("claude-3-haiku-20240307", true),
         ("claude-sonnet-4-20250514", true),
     ] {
-        assert_eq!(resolve("anthropic", model).temperature, temperature, "{model}");
+        let target = resolve("anthropic", model);
+        assert_eq!(target.temperature, temperature, "{model}");
+        // What thinks must not be forced to call a tool.
+        assert!(target.thinking_tokens == 0 || !target.structured.contains(&StructuredMode::Tools), "{model}");
+        assert_eq!(target.thinking_tokens > 0, model.contains("-5"), "{model}");
     }
     let bedrock = resolve("bedrock-claude", "eu.anthropic.claude-sonnet-4-5-20250929-v1:0");
     assert_eq!(bedrock.completion_path().unwrap(), "/model/eu.anthropic.claude-sonnet-4-5-20250929-v1%3A0/invoke");

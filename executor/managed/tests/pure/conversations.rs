@@ -86,7 +86,7 @@ fn an_answer_that_does_not_fit_is_repaired_once() {
     assert_eq!((answered.usage.input_tokens, answered.usage.output_tokens), (40, 10), "both calls count");
 
     let mut second = talk(&question);
-    after(&mut second, &question.estimates(), &[bad.clone()]);
+    after(&mut second, &question.estimates(), std::slice::from_ref(&bad));
     let text = body(&second.call(&question.estimates()))["messages"][0]["content"].as_str().unwrap().to_owned();
     assert!(text.contains("/properties/product/type of the JSON Schema"), "{text}");
     let error = only(second.on_reply(&reply(bad)).step).unwrap_err();

@@ -93,7 +93,7 @@ fn no_value_stands_outside_the_users_message() {
                 };
                 let expected = format!("{start}{value}");
                 let mut first = body(&talk.call(&estimates));
-                assert_eq!(take_user(dialect, name, &mut first), [expected.clone()], "{} {name}", fixture.name);
+                assert_eq!(take_user(dialect, name, &mut first).concat(), expected, "{} {name}", fixture.name);
                 assert_eq!(first, plain, "{} {name}: a value changed what is around it", fixture.name);
                 seen += 1;
                 if name == "embed" || name == "completion" {

@@ -18,6 +18,7 @@ fn validator(name: &str) -> Validator {
 fn without_extensions(provider: &str, mut body: Value) -> Value {
     let fields = body.as_object_mut().unwrap();
     let own: &[&str] = match provider {
+        "deepseek" => &["thinking"],
         "mistral" => &["random_seed"],
         "openrouter" => &["provider"],
         "vllm" => &["structured_outputs"],
