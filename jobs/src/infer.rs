@@ -131,7 +131,8 @@ pub enum Answer {
     Choice {
         /// Index of the most probable label.
         index: usize,
-        /// A probability for each label; they sum to 1.
+        /// A probability for each label; they sum to 1. Empty where whoever chose gives none: most managed providers
+        /// name a label and say nothing of the others. An invented number would pass for a measured one.
         scores: Vec<f32>,
     },
     /// For [`TaskKind::Embed`]: `[dimensions]`, Euclidean length 1.
@@ -192,6 +193,12 @@ pub enum RowErrorCode {
     Crash,
     /// The engine was told to fail (the `echo` engine's `fail_ratio`).
     Injected,
+    /// The model itself declined to answer.
+    Refused,
+    /// A managed provider's content filter held back the prompt or the answer.
+    Filtered,
+    /// A managed provider does not take this request, or gives no usable response to it however often it is asked.
+    Provider,
 }
 
 impl RowErrorCode {
@@ -206,6 +213,9 @@ impl RowErrorCode {
             RowErrorCode::OutOfMemory => "out_of_memory",
             RowErrorCode::Crash => "crash",
             RowErrorCode::Injected => "injected",
+            RowErrorCode::Refused => "refused",
+            RowErrorCode::Filtered => "filtered",
+            RowErrorCode::Provider => "provider",
         }
     }
 }

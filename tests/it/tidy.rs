@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 use crate::support::repository;
 
 /// Crates by folder, with the crates of this workspace that each may depend on.
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("jobs", &[]),
     ("sql", &["rowmill-jobs"]),
     ("executor/engine", &["rowmill-jobs"]),
-    ("executor", &["rowmill-jobs", "rowmill-sql", "rowmill-engine"]),
+    ("executor/managed", &["rowmill-jobs"]),
+    ("executor", &["rowmill-jobs", "rowmill-sql", "rowmill-engine", "rowmill-managed"]),
     ("scheduler", &["rowmill-jobs", "rowmill-sql"]),
     (".", &["rowmill-jobs", "rowmill-sql", "rowmill-executor", "rowmill-scheduler"]),
 ];
 
 /// Libraries that one crate alone may use.
-const HOMES: [(&str, &str); 19] = [
+const HOMES: [(&str, &str); 21] = [
     ("arrow", "sql"),
     ("parquet", "sql"),
     ("datafusion", "sql"),
@@ -34,6 +35,8 @@ const HOMES: [(&str, &str); 19] = [
     ("llguidance", "executor/engine"),
     ("safetensors", "executor/engine"),
     ("hf-hub", "executor"),
+    ("async-openai", "executor/managed"),
+    ("reqwest", "executor/managed"),
     ("axum", "."),
     ("clap", "."),
     ("indicatif", "."),

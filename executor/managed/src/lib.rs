@@ -1,0 +1,16 @@
+//! Managed models: every byte of a row that leaves the operator's machines goes through this crate, after the operator's
+//! policy permitted it, an audit record was written and the money was reserved. Knows no table, no job file and no shard.
+
+pub mod call;
+mod choice;
+pub mod conversation;
+mod dialect;
+pub mod question;
+mod structured;
+pub mod target;
+pub mod tokens;
+mod vectors;
+
+pub use conversation::{Conversation, Step, Turn};
+pub use question::Question;
+pub use target::{Overrides, Target};
