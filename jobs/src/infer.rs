@@ -148,6 +148,9 @@ pub struct Usage {
     pub cached_tokens: u64,
     /// Generated tokens.
     pub output_tokens: u64,
+    /// What a provider asks for them, in nano-dollars; 0 for models of this machine.
+    #[serde(default)]
+    pub nano_usd: u64,
 }
 
 impl std::ops::AddAssign for Usage {
@@ -155,6 +158,7 @@ impl std::ops::AddAssign for Usage {
         self.input_tokens += other.input_tokens;
         self.cached_tokens += other.cached_tokens;
         self.output_tokens += other.output_tokens;
+        self.nano_usd += other.nano_usd;
     }
 }
 

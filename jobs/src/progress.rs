@@ -13,6 +13,7 @@ pub struct Counters {
     input_tokens: AtomicU64,
     cached_tokens: AtomicU64,
     output_tokens: AtomicU64,
+    nano_usd: AtomicU64,
     parts_written: AtomicU64,
     rows_finished: AtomicU64,
     rows_kept: AtomicU64,
@@ -64,6 +65,7 @@ impl Counters {
         self.input_tokens.fetch_add(usage.input_tokens, Relaxed);
         self.cached_tokens.fetch_add(usage.cached_tokens, Relaxed);
         self.output_tokens.fetch_add(usage.output_tokens, Relaxed);
+        self.nano_usd.fetch_add(usage.nano_usd, Relaxed);
     }
 
     /// Counts a committed part.
@@ -87,6 +89,7 @@ impl Counters {
                 input_tokens: self.input_tokens.load(Relaxed),
                 cached_tokens: self.cached_tokens.load(Relaxed),
                 output_tokens: self.output_tokens.load(Relaxed),
+                nano_usd: self.nano_usd.load(Relaxed),
             },
             parts_written: self.parts_written.load(Relaxed),
             rows_finished: self.rows_finished.load(Relaxed),

@@ -114,6 +114,7 @@ impl Answerer {
                 input_tokens: prompt.len() as u64,
                 cached_tokens: cached as u64,
                 output_tokens: output as u64,
+                nano_usd: 0,
             };
             match end {
                 End::Failed(error) => Ok(Err(error)),

@@ -311,5 +311,5 @@ fn answer_distinct(
 /// The same answer for one more row: it took no computation of its own.
 fn again(answered: Answered) -> Answered {
     let input_tokens = answered.usage.input_tokens;
-    Answered { usage: Usage { input_tokens, cached_tokens: input_tokens, output_tokens: 0 }, ..answered }
+    Answered { usage: Usage { input_tokens, cached_tokens: input_tokens, ..Usage::default() }, ..answered }
 }

@@ -147,6 +147,8 @@ fn choices(
         let (label, score) = match answer {
             Some(Answer::Choice { index, scores }) => match (labels.get(index), scores.get(index)) {
                 (Some(label), Some(score)) => (Some(label), Some(f64::from(*score))),
+                // A provider that says nothing of probabilities.
+                (Some(label), None) if scores.is_empty() => (Some(label), None),
                 _ => return internal_err!("the engine chose a label that was not asked for"),
             },
             Some(_) => return wrong_kind(),

@@ -23,7 +23,7 @@ use super::chain;
 use super::checks::{check_models, output_names, parse, refuse_own_names};
 use super::classify::{Base, base_of, classify};
 use super::diagnose::{Diagnosis, running};
-use super::lift::lift;
+use super::lift::{LiftedCall, lift};
 use super::session;
 use super::staged::{STAGED, over_staged, staged_plan};
 use crate::exec::infer_exec::{InferPlanner, Service};
@@ -57,6 +57,8 @@ pub enum Source {
 pub struct Call {
     /// Output columns it feeds, or `WHERE`.
     pub column: String,
+    /// The table columns that the values of its prompt are made of, sorted.
+    pub origins: Vec<String>,
     /// The function's name.
     pub function: String,
     /// What the engine is asked.
@@ -131,10 +133,11 @@ pub async fn compile(
     let output = Arc::new(plan.schema().as_arrow().clone());
     let public = feeds
         .into_iter()
-        .map(|(index, column)| Call {
-            column,
-            function: calls[index].function.to_owned(),
-            task: Arc::clone(&calls[index].task),
+        .map(|LiftedCall { spec, feeds, origins }| Call {
+            column: feeds,
+            origins,
+            function: calls[spec].function.to_owned(),
+            task: Arc::clone(&calls[spec].task),
         })
         .collect();
     let job = CompiledJob {
@@ -155,13 +158,13 @@ pub async fn compile(
     Ok(job)
 }
 
-/// The optimised plan with its AI calls lifted, and for each call its fixed part's index and the columns it feeds.
+/// The optimised plan with its AI calls lifted, and what is known of each call.
 async fn plan_query(
     context: &SessionContext,
     ast: Box<Query>,
     spec: &JobSpec,
     diagnosis: &Diagnosis<'_>,
-) -> Result<(LogicalPlan, Vec<(usize, String)>)> {
+) -> Result<(LogicalPlan, Vec<LiftedCall>)> {
     let planning = |error| diagnosis.planning(error);
     let state = context.state();
     let statement = Statement::Statement(Box::new(SqlStatement::Query(ast)));

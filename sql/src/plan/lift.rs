@@ -14,6 +14,7 @@ use datafusion::logical_expr::{Expr, Extension, LogicalPlan, LogicalPlanBuilder,
 
 use super::chain::{Chain, calls_of};
 use super::errors_column::ErrorsColumn;
+use super::origins;
 use super::infer_node::{Infer, InferCall, error_column, value_column};
 use crate::functions::udf::AiFunction;
 use crate::source::infer_schema::plain;
@@ -28,8 +29,19 @@ const WHERE: &str = "WHERE";
 pub(crate) struct Lifted {
     /// Outputs and `_errors` on top, [`Infer`] nodes below, the base at the bottom.
     pub(crate) plan: LogicalPlan,
-    /// For each call of the plan: its fixed part's index and the output columns it feeds.
-    pub(crate) calls: Vec<(usize, String)>,
+    /// The plan's calls, by their numbers.
+    pub(crate) calls: Vec<LiftedCall>,
+}
+
+/// What is known of a call of the plan.
+#[derive(Debug)]
+pub(crate) struct LiftedCall {
+    /// Index of its fixed part.
+    pub(crate) spec: usize,
+    /// The output columns it feeds.
+    pub(crate) feeds: String,
+    /// The table columns that its values are made of.
+    pub(crate) origins: Vec<String>,
 }
 
 /// Builds the plan. `names` are the output columns' names.
@@ -61,7 +73,9 @@ pub(crate) fn lift(chain: Chain, names: &[String]) -> Result<Lifted> {
     let arguments = (0..feeds.len()).map(|id| column(&error_column(id))).collect();
     exprs.push(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(errors), arguments)).alias(ERRORS));
     let plan = LogicalPlanBuilder::from(lifter.plan).project(exprs)?.build()?;
-    let calls = lifter.calls.iter().map(|call| call.spec).zip(feeds).collect();
+    let origins = origins::of_calls(&plan, feeds.len())?;
+    let known = lifter.calls.iter().zip(feeds).zip(origins);
+    let calls = known.map(|((call, feeds), origins)| LiftedCall { spec: call.spec, feeds, origins }).collect();
     Ok(Lifted { plan, calls })
 }
 

@@ -11,5 +11,6 @@ pub(crate) mod infer_node;
 pub(crate) mod job;
 mod lift;
 mod operands;
+mod origins;
 mod session;
 mod staged;
