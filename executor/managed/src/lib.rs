@@ -5,4 +5,7 @@
 
 pub mod call;
 pub mod lane;
+pub mod policy;
 pub mod pricing;
+pub mod redaction;
+pub mod secrets;

@@ -101,7 +101,11 @@ impl<'de> Deserialize<'de> for Retention {
                 f.write_str("\"zero\" or a number of days")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Retention, E> {
-                if text == "zero" { Ok(Retention::ZERO) } else { Err(E::invalid_value(de::Unexpected::Str(text), &self)) }
+                if text == "zero" {
+                    Ok(Retention::ZERO)
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Str(text), &self))
+                }
             }
             fn visit_i64<E: de::Error>(self, days: i64) -> Result<Retention, E> {
                 let days = u32::try_from(days).map_err(|_| E::invalid_value(de::Unexpected::Signed(days), &self))?;
@@ -146,7 +150,9 @@ impl<'de> Deserialize<'de> for Usd {
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Usd, E> {
                 let nano_usd = money::scaled(text, 9);
-                nano_usd.map(|nano_usd| Usd { nano_usd }).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+                nano_usd
+                    .map(|nano_usd| Usd { nano_usd })
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
             }
             fn visit_i64<E: de::Error>(self, dollars: i64) -> Result<Usd, E> {
                 self.visit_str(&dollars.to_string())
@@ -330,7 +336,9 @@ mod tests {
     #[test]
     fn models_are_named_with_wildcards() {
         let matches = |glob: &str, model: &str| glob.parse::<ModelGlob>().unwrap().matches(model);
-        assert!(matches("gpt-4o*", "gpt-4o-mini") && matches("*", "a/b:c") && matches("openai/*", "openai/gpt-oss-120b"));
+        assert!(
+            matches("gpt-4o*", "gpt-4o-mini") && matches("*", "a/b:c") && matches("openai/*", "openai/gpt-oss-120b")
+        );
         assert!(!matches("gpt-4o", "gpt-4o-mini") && !matches("gpt-?", "gpt-10"));
         assert!("[".parse::<ModelGlob>().is_err() && "".parse::<ModelGlob>().is_err());
     }

@@ -45,8 +45,12 @@ impl Prices {
 
     /// A model's prices: the operator's, else the catalogue's, else none.
     pub fn find(&self, asked: &PricedModel<'_>) -> Option<ModelPrice> {
-        let own = self.overrides.get(&format!("{}/{}", asked.alias, asked.model));
-        own.cloned().or_else(|| self.catalogue.find(asked))
+        self.own(asked.alias, asked.model).cloned().or_else(|| self.catalogue.find(asked))
+    }
+
+    /// The operator's own prices of a model, if there are any.
+    pub fn own(&self, alias: &str, model: &str) -> Option<&ModelPrice> {
+        self.overrides.get(&format!("{alias}/{model}"))
     }
 
     /// A model's prices, for a job whose money is capped.

@@ -247,7 +247,7 @@ mod tests {
         }
     }
 
-    /// Against the providers' own price lists of the snapshot's day.
+    /// Read off the file that the snapshot was made from.
     #[test]
     fn each_provider_finds_its_models() {
         for (kind, model, nano_usd) in [
