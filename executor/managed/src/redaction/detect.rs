@@ -227,9 +227,18 @@ fn card(text: &str, candidate: Range<usize>) -> Option<Range<usize>> {
     longest
 }
 
+/// Whether a network gives out numbers that begin so and are so long.
 fn is_card_network(digits: &[u32]) -> bool {
     let first = digits.iter().take(4).fold(0, |number, digit| number * 10 + digit);
-    matches!(first, 2221..=2720 | 3000..=3099 | 3400..=3499 | 3528..=3899 | 4000..=4999 | 5000..=6999)
+    match first {
+        3400..=3499 | 3700..=3799 => digits.len() == 15,
+        3000..=3099 | 3600..=3699 | 3800..=3999 => digits.len() >= 14,
+        2221..=2720 | 5100..=5599 => digits.len() == 16,
+        3528..=3589 | 6000..=6999 => digits.len() >= 16,
+        4000..=4999 => matches!(digits.len(), 13 | 16 | 19),
+        5000..=5099 | 5600..=5899 => true,
+        _ => false,
+    }
 }
 
 fn luhn(digits: &[u32]) -> bool {

@@ -1,5 +1,6 @@
 //! Redaction: what detectors find in a row is replaced by pseudonyms before it leaves, and put back into the answer. A value
-//! has one pseudonym in a run, made with a key that stays inside, so that a model can still tell two people apart.
+//! has one pseudonym in a run (`<EMAIL_7QK2M4XZ3A>`), made with a key that stays inside, so that a model can still tell two
+//! people apart.
 //!
 //! It lowers the risk of what leaves; it is not de-identification (45 CFR 164.514) and finds neither names nor addresses.
 //! It fails closed: whatever a detector cannot do is an error, and the row is not sent.
@@ -104,7 +105,10 @@ impl Redactor {
         // A key of the run's own: the same value has another pseudonym in another run.
         let operators = hmac::Key::new(hmac::HMAC_SHA256, key.expose_secret().as_bytes());
         let of_run = hmac::sign(&operators, run_key.as_bytes());
-        let form = format!(r"(?i)\b([A-Z][A-Z0-9]{{1,15}})_([A-Z2-7]{{{CHARACTERS}}})\b");
+        let names: Vec<&str> = chosen.iter().map(|detector| detector.name.as_str()).collect();
+        // With its brackets it stands anywhere; a model may leave them out, and then it must be a word.
+        let word = format!("({})_[A-Z2-7]{{{CHARACTERS}}}", names.join("|"));
+        let form = format!(r"(?i)<{word}>|\b{word}\b");
         let pseudonym = pattern(&form).map_err(|error| wrong("pseudonyms", error))?;
         Ok(Self { detectors: chosen, key: hmac::Key::new(hmac::HMAC_SHA256, of_run.as_ref()), pseudonym })
     }
@@ -128,7 +132,9 @@ impl Redactor {
             }
             *vault.counts.entry(name.clone()).or_default() += 1;
             redacted.push_str(&text[copied..range.start]);
+            redacted.push('<');
             redacted.push_str(&pseudonym);
+            redacted.push('>');
             copied = range.end;
         }
         redacted.push_str(&text[copied..]);
@@ -139,14 +145,11 @@ impl Redactor {
     pub fn restore(&self, text: &str, vault: &Vault) -> Restored {
         let mut unknown = 0;
         let replaced = self.pseudonym.replace_all(text, |found: &Captures<'_>| {
-            let pseudonym = found[0].to_ascii_uppercase();
-            match vault.values.get(&pseudonym) {
-                Some(value) => value.clone(),
-                None => {
-                    unknown += u64::from(self.detectors.iter().any(|d| d.name.eq_ignore_ascii_case(&found[1])));
-                    found[0].to_owned()
-                }
-            }
+            let pseudonym = found[0].trim_matches(['<', '>']).to_ascii_uppercase();
+            vault.values.get(&pseudonym).cloned().unwrap_or_else(|| {
+                unknown += 1;
+                found[0].to_owned()
+            })
         });
         Restored { text: replaced.into_owned(), unknown }
     }
