@@ -328,5 +328,6 @@ async fn eight_executors_on_a_folder_stop_within_one_request_of_the_cap() {
     assert!(billed <= world.cap && world.cap - billed < 100, "{billed} of {}", world.cap);
     let last = super::last(store.as_ref(), FOLDER).await.unwrap().unwrap();
     assert_eq!((last.out, last.spent_at_least()), (billed, billed));
+    println!("{billed} of {} billed, {} entries in the log", world.cap, last.seq);
     assert!(store.head(&layout::spend_entry(FOLDER, last.seq)).await.unwrap().is_some());
 }

@@ -230,12 +230,14 @@ struct Writer {
 }
 
 impl Writer {
-    /// Until nobody can say anything any more.
-    fn run(mut self, mut waiting: mpsc::Receiver<Waiting>) {
+    /// Until nobody can say anything any more. Returns how many writes it took.
+    fn run(mut self, mut waiting: mpsc::Receiver<Waiting>) -> u64 {
+        let mut writes = 0;
         let mut group = Vec::with_capacity(GROUP_MAX);
         while waiting.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
             let first = self.seq;
             let written = self.write(&group);
+            writes += 1;
             for (line, seq) in group.drain(..).zip(first..) {
                 let Some(answer) = line.written else { continue };
                 let said = written.as_ref().map(|()| seq).map_err(|why| {
@@ -247,6 +249,7 @@ impl Writer {
                 let _ = answer.send(said);
             }
         }
+        writes
     }
 
     /// Writes a group and waits until it is on disk.
