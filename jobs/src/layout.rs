@@ -66,6 +66,26 @@ pub fn attempt_of_failure<'a>(run_key: &str, name: &'a str) -> Option<(u32, &'a 
     Some((shard.parse().ok()?, attempt))
 }
 
+/// The folder of a run's spend ledger; ends in `/`.
+pub fn spend(run_key: &str) -> String {
+    format!("run={run_key}/_spend/")
+}
+
+/// The `seq`-th entry of the spend ledger in a folder, counted from 1.
+pub fn spend_entry(folder: &str, seq: u64) -> String {
+    format!("{folder}{seq:08}.json")
+}
+
+/// What the copies of all executors' egress audits of a run start with.
+pub fn audits(run_key: &str) -> String {
+    format!("run={run_key}/_audit/")
+}
+
+/// The `segment`-th copied piece of an executor's egress audit, counted from 1.
+pub fn audit_segment(run_key: &str, executor: &str, segment: u64) -> String {
+    format!("{}{executor}/{segment:06}.jsonl", audits(run_key))
+}
+
 /// A file of the staged query result. `attempt` keeps two stagings apart; the plan names the one that counts.
 pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
     format!("run={run_key}/_staged/{attempt}/staged-{file:05}.parquet")

@@ -6,6 +6,7 @@
 pub mod error;
 pub mod infer;
 pub mod layout;
+pub mod money;
 pub mod part;
 pub mod plan;
 pub mod planted;
@@ -14,6 +15,7 @@ pub mod publish;
 pub mod queue;
 pub mod record;
 pub mod spec;
+pub mod spend;
 pub mod store;
 
 pub use error::{Error, Kind, Location, Result};

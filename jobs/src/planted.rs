@@ -19,6 +19,8 @@ pub enum Bug {
     MutablePointer,
     /// A failed write is cleaned up.
     DeleteOnError,
+    /// Whatever stands where an entry of the spend ledger was to be written is taken for it.
+    ForeignLease,
 }
 
 /// Does to a store what no `Store` can: overwrites an object, or deletes it (`None`).

@@ -18,7 +18,7 @@ const CRATES: [(&str, &[&str]); 7] = [
 ];
 
 /// Libraries that one crate alone may use.
-const HOMES: [(&str, &str); 21] = [
+const HOMES: [(&str, &str); 22] = [
     ("arrow", "sql"),
     ("parquet", "sql"),
     ("datafusion", "sql"),
@@ -27,6 +27,7 @@ const HOMES: [(&str, &str); 21] = [
     ("apalis-redis", "jobs"),
     ("aws-config", "jobs"),
     ("aws-sdk-s3", "jobs"),
+    ("aws-sdk-secretsmanager", "jobs"),
     ("redis", "jobs"),
     ("candle-core", "executor/engine"),
     ("candle-nn", "executor/engine"),

@@ -1,6 +1,9 @@
 //! Managed models: every byte of a row that leaves the operator's machines goes through this crate, after the operator's
 //! policy permitted it, an audit record was written and the money was reserved. Knows no table, no job file and no shard.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod audit;
 pub mod call;
 mod choice;
 pub mod conversation;
@@ -14,3 +17,8 @@ mod vectors;
 pub use conversation::{Conversation, Step, Turn};
 pub use question::Question;
 pub use target::{Overrides, Target};
+pub mod lane;
+pub mod policy;
+pub mod pricing;
+pub mod redaction;
+pub mod secrets;
