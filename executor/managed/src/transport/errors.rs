@@ -14,7 +14,7 @@ use crate::call::{CallError, Class};
 /// Longest code that is kept.
 const CODE_MAX: usize = 64;
 /// Errors within errors that are looked into.
-const DEPTH_MAX: usize = 4;
+const DEPTH_MAX: usize = 6;
 
 /// What sort of trouble a response with a status other than 2xx is.
 pub fn from_response(status: StatusCode, headers: &HeaderMap, body: &[u8], now: DateTime<Utc>) -> CallError {
@@ -52,7 +52,7 @@ impl Facts {
         match serde_json::from_slice::<Value>(body) {
             Ok(value) => facts.add(&value, 0),
             // Plain text or HTML of a proxy.
-            Err(_) => facts.add_text(&String::from_utf8_lossy(body.get(..4096).unwrap_or(body))),
+            Err(_) => facts.add_text(&String::from_utf8_lossy(body.get(..4096).unwrap_or(body)), 0),
         }
         facts
     }
@@ -64,7 +64,7 @@ impl Facts {
             return;
         }
         match value {
-            Value::String(text) => self.add_text(text),
+            Value::String(text) => self.add_text(text, depth),
             Value::Array(items) => items.iter().take(8).for_each(|item| self.add(item, depth + 1)),
             Value::Object(fields) => {
                 for (name, value) in fields {
@@ -97,10 +97,10 @@ impl Facts {
         }
     }
 
-    fn add_text(&mut self, text: &str) {
+    fn add_text(&mut self, text: &str, depth: usize) {
         // An upstream's error as text within the router's.
         if let Some(Ok(inner)) = text.starts_with('{').then(|| serde_json::from_str::<Value>(text)) {
-            return self.add(&inner, DEPTH_MAX);
+            return self.add(&inner, depth + 1);
         }
         self.text.push_str(&text.to_lowercase());
         self.text.push('\n');
@@ -115,9 +115,8 @@ impl Facts {
     }
 
     fn error(self, status: StatusCode, headers: &HeaderMap, now: DateTime<Utc>) -> CallError {
-        let retry_after = headers::retry_after(headers, now)
-            .or(self.retry_after)
-            .or_else(|| phrases::try_again_in(&self.text));
+        let retry_after =
+            headers::retry_after(headers, now).or(self.retry_after).or_else(|| phrases::try_again_in(&self.text));
         let meaning = phrases::of_size(&self.text)
             .or_else(|| phrases::of_codes(&self.codes))
             .or_else(|| phrases::of_text(&self.text, retry_after.is_some()))
@@ -150,7 +149,9 @@ fn of_status(status: StatusCode) -> Meaning {
         404 | 405 | 410 => (Class::Denied, "the provider knows no such model or path"),
         413 => (Class::TooLong, "the request is larger than the provider takes"),
         408 | 409 | 424 | 425 => (Class::Transient, "the provider could not answer this time"),
-        300..=399 => (Class::Denied, "the provider's host sends elsewhere, which is not followed: correct the base URL"),
+        300..=399 => {
+            (Class::Denied, "the provider's host sends elsewhere, which is not followed: correct the base URL")
+        }
         501 | 505 => (Class::Refused, "the provider cannot do what was asked"),
         500..=599 => (Class::Transient, "the provider failed"),
         _ => (Class::Refused, "the provider refused the request"),

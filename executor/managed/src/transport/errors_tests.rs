@@ -14,9 +14,8 @@ fn now() -> DateTime<Utc> {
 }
 
 fn read_with(status: u16, headers: &[(&str, &str)], body: &str) -> CallError {
-    let pair = |(name, value): &(&str, &str)| {
-        (HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap())
-    };
+    let pair =
+        |(name, value): &(&str, &str)| (HeaderName::try_from(*name).unwrap(), HeaderValue::try_from(*value).unwrap());
     let headers: HeaderMap = headers.iter().map(pair).collect();
     from_response(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes(), now())
 }
@@ -63,24 +62,74 @@ fn openai_and_azure() {
             Class::Refused,
             Some("content_filter"),
         ),
-        (401, r#"{"error":{"message":"Incorrect API key provided: sk-abc","code":"invalid_api_key"}}"#, Class::Denied, Some("invalid_api_key")),
-        (404, r#"{"error":{"message":"The model `x` does not exist","code":"model_not_found"}}"#, Class::Denied, Some("model_not_found")),
+        (
+            401,
+            r#"{"error":{"message":"Incorrect API key provided: sk-abc","code":"invalid_api_key"}}"#,
+            Class::Denied,
+            Some("invalid_api_key"),
+        ),
+        (
+            404,
+            r#"{"error":{"message":"The model `x` does not exist","code":"model_not_found"}}"#,
+            Class::Denied,
+            Some("model_not_found"),
+        ),
         (429, r#"{"error":{"code":429,"message":"Requests have exceeded call rate limit"}}"#, Class::Throttled, None),
         (404, r#"{"error":{"code":"DeploymentNotFound","message":"…"}}"#, Class::Denied, Some("DeploymentNotFound")),
-        (400, r#"{"error":{"message":"Unknown parameter: 'x'.","type":"invalid_request_error","param":"x","code":null}}"#, Class::Refused, Some("invalid_request_error")),
-        (500, r#"{"error":{"message":"The server had an error","type":"server_error"}}"#, Class::Transient, Some("server_error")),
+        (
+            400,
+            r#"{"error":{"message":"Unknown parameter: 'x'.","type":"invalid_request_error","param":"x","code":null}}"#,
+            Class::Refused,
+            Some("invalid_request_error"),
+        ),
+        (
+            500,
+            r#"{"error":{"message":"The server had an error","type":"server_error"}}"#,
+            Class::Transient,
+            Some("server_error"),
+        ),
     ]);
 }
 
 #[test]
 fn anthropic() {
     check(&[
-        (529, r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"},"request_id":"req_1"}"#, Class::Throttled, Some("overloaded_error")),
-        (429, r#"{"type":"error","error":{"type":"rate_limit_error","message":"…"}}"#, Class::Throttled, Some("rate_limit_error")),
-        (400, r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 208310 tokens > 200000 maximum"}}"#, Class::TooLong, Some("invalid_request_error")),
-        (400, r#"{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access the Anthropic API."}}"#, Class::Billing, Some("invalid_request_error")),
-        (413, r#"{"type":"error","error":{"type":"request_too_large","message":"…"}}"#, Class::TooLong, Some("request_too_large")),
-        (401, r#"{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}"#, Class::Denied, Some("authentication_error")),
+        (
+            529,
+            r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"},"request_id":"req_1"}"#,
+            Class::Throttled,
+            Some("overloaded_error"),
+        ),
+        (
+            429,
+            r#"{"type":"error","error":{"type":"rate_limit_error","message":"…"}}"#,
+            Class::Throttled,
+            Some("rate_limit_error"),
+        ),
+        (
+            400,
+            r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 208310 tokens > 200000 maximum"}}"#,
+            Class::TooLong,
+            Some("invalid_request_error"),
+        ),
+        (
+            400,
+            r#"{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access the Anthropic API."}}"#,
+            Class::Billing,
+            Some("invalid_request_error"),
+        ),
+        (
+            413,
+            r#"{"type":"error","error":{"type":"request_too_large","message":"…"}}"#,
+            Class::TooLong,
+            Some("request_too_large"),
+        ),
+        (
+            401,
+            r#"{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}"#,
+            Class::Denied,
+            Some("authentication_error"),
+        ),
     ]);
 }
 
@@ -99,53 +148,154 @@ fn gemini_says_quota_when_it_means_wait() {
     assert_eq!((error.class, error.retry_after), (Class::Throttled, Some(Duration::from_millis(34_070))));
     assert_eq!(error.code.as_deref(), Some("RESOURCE_EXHAUSTED"));
     check(&[
-        (400, r#"[{"error":{"code":400,"message":"API key not valid. Please pass a valid API key.","status":"INVALID_ARGUMENT","details":[{"reason":"API_KEY_INVALID"}]}}]"#, Class::Denied, Some("API_KEY_INVALID")),
-        (400, r#"[{"error":{"code":400,"message":"The input token count (1100000) exceeds the maximum number of tokens allowed (1048576).","status":"INVALID_ARGUMENT"}}]"#, Class::TooLong, Some("INVALID_ARGUMENT")),
-        (503, r#"[{"error":{"code":503,"message":"The model is overloaded.","status":"UNAVAILABLE"}}]"#, Class::Throttled, Some("UNAVAILABLE")),
-        (500, r#"[{"error":{"code":500,"message":"An internal error has occurred.","status":"INTERNAL"}}]"#, Class::Transient, Some("INTERNAL")),
+        (
+            400,
+            r#"[{"error":{"code":400,"message":"API key not valid. Please pass a valid API key.","status":"INVALID_ARGUMENT","details":[{"reason":"API_KEY_INVALID"}]}}]"#,
+            Class::Denied,
+            Some("API_KEY_INVALID"),
+        ),
+        (
+            400,
+            r#"[{"error":{"code":400,"message":"The input token count (1100000) exceeds the maximum number of tokens allowed (1048576).","status":"INVALID_ARGUMENT"}}]"#,
+            Class::TooLong,
+            Some("INVALID_ARGUMENT"),
+        ),
+        (
+            503,
+            r#"[{"error":{"code":503,"message":"The model is overloaded.","status":"UNAVAILABLE"}}]"#,
+            Class::Throttled,
+            Some("UNAVAILABLE"),
+        ),
+        (
+            500,
+            r#"[{"error":{"code":500,"message":"An internal error has occurred.","status":"INTERNAL"}}]"#,
+            Class::Transient,
+            Some("INTERNAL"),
+        ),
     ]);
 }
 
 #[test]
 fn mistral_and_others_in_the_clouds() {
     check(&[
-        (429, r#"{"object":"error","message":"Requests rate limit exceeded","type":"rate_limited","param":null,"code":"1300"}"#, Class::Throttled, Some("rate_limited")),
+        (
+            429,
+            r#"{"object":"error","message":"Requests rate limit exceeded","type":"rate_limited","param":null,"code":"1300"}"#,
+            Class::Throttled,
+            Some("rate_limited"),
+        ),
         (429, r#"{"message":"Requests rate limit exceeded"}"#, Class::Throttled, None),
-        (422, r#"{"detail":[{"type":"missing","loc":["body","messages"],"msg":"Field required"}]}"#, Class::Refused, Some("missing")),
-        (400, r#"{"object":"error","message":"Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length","type":"invalid_request_prompt","code":"3051"}"#, Class::TooLong, Some("invalid_request_prompt")),
-        (402, r#"{"error":{"message":"Insufficient Balance","type":"unknown_error","param":null,"code":"invalid_request_error"}}"#, Class::Billing, Some("unknown_error")),
-        (413, r#"{"error":{"message":"Request too large for model `x` in organization `y` on tokens per minute (TPM)","type":"tokens","code":"rate_limit_exceeded"}}"#, Class::TooLong, Some("rate_limit_exceeded")),
-        (498, r#"{"error":{"message":"capacity","type":"capacity_exceeded"}}"#, Class::Throttled, Some("capacity_exceeded")),
-        (403, r#"{"error":{"code":403,"message":"Input was flagged","metadata":{"reasons":["x"],"flagged_input":"rate limit text of a row","provider_name":"p"}}}"#, Class::Refused, Some("flagged_input")),
-        (502, r#"{"error":{"code":502,"message":"Provider returned error","metadata":{"raw":"{\"error\":{\"type\":\"overloaded_error\"}}"}}}"#, Class::Throttled, Some("overloaded_error")),
+        (
+            422,
+            r#"{"detail":[{"type":"missing","loc":["body","messages"],"msg":"Field required"}]}"#,
+            Class::Refused,
+            Some("missing"),
+        ),
+        (
+            400,
+            r#"{"object":"error","message":"Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length","type":"invalid_request_prompt","code":"3051"}"#,
+            Class::TooLong,
+            Some("invalid_request_prompt"),
+        ),
+        (
+            402,
+            r#"{"error":{"message":"Insufficient Balance","type":"unknown_error","param":null,"code":"invalid_request_error"}}"#,
+            Class::Billing,
+            Some("unknown_error"),
+        ),
+        (
+            413,
+            r#"{"error":{"message":"Request too large for model `x` in organization `y` on tokens per minute (TPM)","type":"tokens","code":"rate_limit_exceeded"}}"#,
+            Class::TooLong,
+            Some("rate_limit_exceeded"),
+        ),
+        (
+            498,
+            r#"{"error":{"message":"capacity","type":"capacity_exceeded"}}"#,
+            Class::Throttled,
+            Some("capacity_exceeded"),
+        ),
+        (
+            403,
+            r#"{"error":{"code":403,"message":"Input was flagged","metadata":{"reasons":["x"],"flagged_input":"rate limit text of a row","provider_name":"p"}}}"#,
+            Class::Refused,
+            Some("flagged_input"),
+        ),
+        (
+            502,
+            r#"{"error":{"code":502,"message":"Provider returned error","metadata":{"raw":"{\"error\":{\"type\":\"overloaded_error\"}}"}}}"#,
+            Class::Throttled,
+            Some("overloaded_error"),
+        ),
     ]);
 }
 
 #[test]
 fn bedrock_names_errors_in_a_header() {
     let named = |status, name: &str, body| read_with(status, &[("x-amzn-errortype", name)], body);
-    let throttled = named(429, "ThrottlingException:http://internal.amazon.com/coral/", r#"{"message":"Too many requests"}"#);
+    let throttled =
+        named(429, "ThrottlingException:http://internal.amazon.com/coral/", r#"{"message":"Too many requests"}"#);
     assert_eq!((throttled.class, throttled.code.as_deref()), (Class::Throttled, Some("ThrottlingException")));
     let too_long = named(400, "ValidationException", r#"{"message":"Input is too long for requested model."}"#);
     assert_eq!(too_long.class, Class::TooLong);
     assert_eq!(named(403, "AccessDeniedException", r#"{"Message":"no"}"#).class, Class::Denied);
     assert_eq!(named(424, "ModelErrorException", r#"{"message":"…"}"#).class, Class::Transient);
-    check(&[(400, r#"{"__type":"com.amazon.coral.service#ThrottlingException","message":"…"}"#, Class::Throttled, Some("ThrottlingException"))]);
+    check(&[(
+        400,
+        r#"{"__type":"com.amazon.coral.service#ThrottlingException","message":"…"}"#,
+        Class::Throttled,
+        Some("ThrottlingException"),
+    )]);
 }
 
 #[test]
 fn servers_of_ones_own() {
     check(&[
         // vLLM and llama.cpp's server: the code is a number.
-        (400, r#"{"error":{"message":"This model's maximum context length is 2048 tokens. However, you requested 3000.","type":"BadRequestError","param":null,"code":400}}"#, Class::TooLong, Some("BadRequestError")),
-        (400, r#"{"error":{"code":400,"message":"the request exceeds the available context size","type":"exceed_context_size_error","n_ctx":4096}}"#, Class::TooLong, Some("exceed_context_size_error")),
-        (503, r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#, Class::Throttled, Some("unavailable_error")),
-        (404, r#"{"object":"error","message":"The model `x` does not exist.","type":"NotFoundError","code":404}"#, Class::Denied, Some("NotFoundError")),
+        (
+            400,
+            r#"{"error":{"message":"This model's maximum context length is 2048 tokens. However, you requested 3000.","type":"BadRequestError","param":null,"code":400}}"#,
+            Class::TooLong,
+            Some("BadRequestError"),
+        ),
+        (
+            400,
+            r#"{"error":{"code":400,"message":"the request exceeds the available context size","type":"exceed_context_size_error","n_ctx":4096}}"#,
+            Class::TooLong,
+            Some("exceed_context_size_error"),
+        ),
+        (
+            503,
+            r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#,
+            Class::Throttled,
+            Some("unavailable_error"),
+        ),
+        (
+            404,
+            r#"{"object":"error","message":"The model `x` does not exist.","type":"NotFoundError","code":404}"#,
+            Class::Denied,
+            Some("NotFoundError"),
+        ),
         // TGI, TEI, Ollama.
-        (422, r#"{"error":"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096","error_type":"validation"}"#, Class::Refused, Some("validation")),
+        (
+            422,
+            r#"{"error":"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096","error_type":"validation"}"#,
+            Class::Refused,
+            Some("validation"),
+        ),
         (429, r#"{"error":"Model is overloaded","error_type":"overloaded"}"#, Class::Throttled, Some("overloaded")),
-        (429, r#"{"message":"Model is overloaded","code":429,"type":"Overloaded"}"#, Class::Throttled, Some("Overloaded")),
-        (413, r#"{"message":"Input validation error: `inputs` must have less than 512 tokens. Given: 600","code":413,"type":"Validation"}"#, Class::TooLong, Some("Validation")),
+        (
+            429,
+            r#"{"message":"Model is overloaded","code":429,"type":"Overloaded"}"#,
+            Class::Throttled,
+            Some("Overloaded"),
+        ),
+        (
+            413,
+            r#"{"message":"Input validation error: `inputs` must have less than 512 tokens. Given: 600","code":413,"type":"Validation"}"#,
+            Class::TooLong,
+            Some("Validation"),
+        ),
         (424, r#"{"message":"backend","code":424,"type":"Backend"}"#, Class::Transient, Some("Backend")),
         (404, r#"{"error":"model \"x\" not found, try pulling it first"}"#, Class::Denied, None),
         (500, r#"{"error":"llama runner process has terminated"}"#, Class::Transient, None),
@@ -190,7 +340,9 @@ fn waiting_and_retrying_as_the_provider_says() {
 fn nothing_of_a_body_gets_out() {
     let canary = "canary-4111";
     for body in [
-        format!(r#"{{"error":{{"message":"bad prompt {canary}","code":"has spaces {canary}","type":"{canary} {canary}"}}}}"#),
+        format!(
+            r#"{{"error":{{"message":"bad prompt {canary}","code":"has spaces {canary}","type":"{canary} {canary}"}}}}"#
+        ),
         format!("<html>{canary}</html>"),
         format!(r#"{{"error":"{canary}"}}"#),
         format!(r#"[{{"error":{{"status":"{}"}}}}]"#, canary.repeat(20)),

@@ -277,7 +277,8 @@ mod tests {
             (Resource::Tokens, 60, Some(500_000), Some(499_986), None),
         ];
         assert_eq!(seen(&mistral, Windows::default()), expected);
-        let fireworks = [("x-ratelimit-limit-tokens-prompt", "3600000"), ("x-ratelimit-limit-tokens-generated", "36000")];
+        let fireworks =
+            [("x-ratelimit-limit-tokens-prompt", "3600000"), ("x-ratelimit-limit-tokens-generated", "36000")];
         let expected = [
             (Resource::InputTokens, 60, Some(3_600_000), None, None),
             (Resource::OutputTokens, 60, Some(36_000), None, None),
@@ -292,7 +293,8 @@ mod tests {
         let together = [("x-ratelimit-limit", "10"), ("x-ratelimit-remaining", "3"), ("x-ratelimit-reset", "1")];
         assert_eq!(seen(&together, Windows::TOGETHER), [(Resource::Requests, 1, Some(10), Some(3), Some(1.0))]);
         for reset in ["1793534460", "1793534460000"] {
-            let pairs = [("ratelimit-limit", "100, 100;w=60"), ("ratelimit-remaining", "120"), ("ratelimit-reset", reset)];
+            let pairs =
+                [("ratelimit-limit", "100, 100;w=60"), ("ratelimit-remaining", "120"), ("ratelimit-reset", reset)];
             let expected = [(Resource::Requests, 60, Some(100), Some(100), Some(60.0))];
             assert_eq!(seen(&pairs, Windows::default()), expected, "{reset}");
         }
@@ -331,7 +333,8 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, expected) in [("6m0s", 360.0), ("1h2m3.5s", 3_723.5), ("34.074824224s", 34.074_824_224), ("0s", 0.0)] {
+        for (text, expected) in [("6m0s", 360.0), ("1h2m3.5s", 3_723.5), ("34.074824224s", 34.074_824_224), ("0s", 0.0)]
+        {
             let seconds = duration(text).unwrap().as_secs_f64();
             assert!((seconds - expected).abs() < 1e-6, "{text}: {seconds}");
         }

@@ -17,7 +17,8 @@ pub(super) struct Meaning {
 
 const BILLING: Meaning = Meaning { class: Class::Billing, message: "the provider's account has no money left" };
 const TOO_LONG: Meaning = Meaning { class: Class::TooLong, message: "the prompt is longer than the model takes" };
-const FILTERED: Meaning = Meaning { class: Class::Refused, message: "the provider's content filter refused the request" };
+const FILTERED: Meaning =
+    Meaning { class: Class::Refused, message: "the provider's content filter refused the request" };
 const DENIED: Meaning = Meaning { class: Class::Denied, message: "the provider does not accept the credentials" };
 const UNKNOWN: Meaning = Meaning { class: Class::Denied, message: "the provider knows no such model or path" };
 const THROTTLED: Meaning = Meaning { class: Class::Throttled, message: "the provider asks for fewer requests" };
@@ -160,7 +161,10 @@ const PHRASES: [(&[&str], Meaning); 4] = [
         TOO_LONG,
     ),
     (&["content filtering policy", "content management policy", "input was flagged", "content exists risk"], FILTERED),
-    (&["api key not valid", "invalid api key", "incorrect api key", "security token included in the request is"], DENIED),
+    (
+        &["api key not valid", "invalid api key", "incorrect api key", "security token included in the request is"],
+        DENIED,
+    ),
     (&["too many requests", "rate limit", "too many tokens", "model is overloaded", "loading model"], THROTTLED),
 ];
 
