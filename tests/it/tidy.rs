@@ -18,7 +18,7 @@ const CRATES: [(&str, &[&str]); 7] = [
 ];
 
 /// Libraries that one crate alone may use.
-const HOMES: [(&str, &str); 21] = [
+const HOMES: [(&str, &str); 22] = [
     ("arrow", "sql"),
     ("parquet", "sql"),
     ("datafusion", "sql"),
@@ -37,6 +37,7 @@ const HOMES: [(&str, &str); 21] = [
     ("hf-hub", "executor"),
     ("async-openai", "executor/managed"),
     ("reqwest", "executor/managed"),
+    ("aws-sigv4", "executor/managed"),
     ("axum", "."),
     ("clap", "."),
     ("indicatif", "."),

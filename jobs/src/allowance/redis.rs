@@ -201,7 +201,8 @@ impl Allowance for RedisAllowance {
     fn settle(&self, reserved: Charge, used: Charge) {
         self.shared.with(|state, _| {
             if let Some((alone, _)) = &state.alone {
-                alone.settle(reserved, used);
+                // Redis never counted it, or forgets in time that it did.
+                return alone.settle(reserved, used);
             }
             state.lease.settle(reserved, used);
             self.shared.tell_soon(state);

@@ -164,6 +164,24 @@ async fn without_redis_each_keeps_to_its_share() {
     .unwrap();
 }
 
+/// The user that infra/README.md tells operators to make for Rowmill.
+#[tokio::test]
+async fn the_documented_rights_suffice() {
+    let readme = include_str!("../../../infra/README.md");
+    let user = readme.lines().find_map(|line| line.strip_prefix("user rowmill on ")).expect("the user");
+    let server = Server::start().await;
+    let mut connection = server.server().connect().await.unwrap();
+    let mut make = ::redis::cmd("ACL");
+    make.arg("SETUSER").arg("rowmill").arg("on").arg(user.split_whitespace().collect::<Vec<_>>());
+    make.exec_async(&mut connection).await.unwrap();
+    let url = format!("redis://rowmill:PASSWORD@127.0.0.1:{}", server.port);
+    let reached = Arc::new(RedisServer::new(&url, Plaintext::Refused).unwrap());
+    let limits = [Limit::per_minute(Resource::Requests, 600)];
+    let allowance = RedisAllowance::new(reached, "k", &limits).unwrap();
+    assert!(matches!(allowance.reserve(CALL, MINUTE).await, Grant::After(_)));
+    assert!(allowance.is_shared(), "Redis refuses the script to this user");
+}
+
 #[tokio::test]
 async fn a_lease_saves_round_trips() {
     let server = Server::start().await;

@@ -13,6 +13,8 @@ use crate::call::{CallError, Class};
 
 /// Longest code that is kept.
 const CODE_MAX: usize = 64;
+/// Characters of a message that are looked at.
+const TEXT_MAX: usize = 300;
 /// Errors within errors that are looked into.
 const DEPTH_MAX: usize = 6;
 
@@ -102,7 +104,8 @@ impl Facts {
         if let Some(Ok(inner)) = text.starts_with('{').then(|| serde_json::from_str::<Value>(text)) {
             return self.add(&inner, depth + 1);
         }
-        self.text.push_str(&text.to_lowercase());
+        // What providers mean stands at the beginning; further on they may quote the row, which must not decide anything.
+        self.text.extend(text.chars().take(TEXT_MAX).flat_map(char::to_lowercase));
         self.text.push('\n');
     }
 

@@ -17,6 +17,8 @@ mod limiter;
 mod options;
 mod phrases;
 mod retry;
+#[cfg(test)]
+mod simulation_tests;
 mod stack;
 #[cfg(test)]
 mod stub;

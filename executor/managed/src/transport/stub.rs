@@ -13,6 +13,8 @@ use tokio::time::Instant;
 pub(super) enum Act {
     /// Sends these bytes, then closes.
     Say(String),
+    /// Sends these bytes, then closes.
+    SayBytes(&'static [u8]),
     /// Sends pieces with pauses between them, then closes.
     Drip(Vec<&'static str>, Duration),
     /// Says nothing, and keeps the connection.
@@ -61,6 +63,7 @@ impl Stub {
         };
         match act {
             Some(Act::Say(text)) => drop(stream.write_all(text.as_bytes()).await),
+            Some(Act::SayBytes(bytes)) => drop(stream.write_all(bytes).await),
             Some(Act::Drip(pieces, pause)) => {
                 for piece in pieces {
                     if stream.write_all(piece.as_bytes()).await.is_err() {

@@ -20,6 +20,9 @@ fn call() -> Call {
     Call { path: "/chat/completions".into(), body: Some(Bytes::from_static(BODY.as_bytes())), estimate }
 }
 
+const GZIP: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nconnection: close\r\n\r\n\
+    \x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xab\x56\xca\x4c\x51\xb2\x52\x32\x54\xaa\x05\x00\xf3\xc8\x18\xf6\x0a\x00\x00\x00";
+
 /// An allowance without limits that notes what is done with it.
 #[derive(Debug, Default)]
 struct Notes {
@@ -106,6 +109,13 @@ async fn files_are_read_as_they_are() {
     let get = Call { path: "/files/f1/content?limit=2".into(), body: None, estimate: Estimate::default() };
     assert_eq!(transport.send(get).await.unwrap().body, lines);
     assert!(stub.got()[0].head.starts_with("GET /v1/files/f1/content?limit=2 HTTP/1.1"));
+}
+
+#[tokio::test]
+async fn packed_answers_are_unpacked() {
+    // `printf '{"id":"1"}' | gzip -n`
+    let (reply, _, _) = send(vec![Act::SayBytes(GZIP)]).await;
+    assert_eq!(reply.unwrap().body, r#"{"id":"1"}"#);
 }
 
 #[tokio::test]
