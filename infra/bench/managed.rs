@@ -50,6 +50,7 @@ fn main() {
                 println!("{}", runtime.block_on(measure(url.trim(), at_once, 5.0)));
             }
             stub.kill().unwrap();
+            stub.wait().unwrap();
         }
     }
 }

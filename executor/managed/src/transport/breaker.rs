@@ -146,10 +146,10 @@ impl<S> Breaker<S> {
 
 impl<S: Layered> Service<HttpRequestFactory> for Breaker<S> {
     type Response = Answer;
-    type Error = Failed;
-    type Future = BoxFuture<'static, Result<Answer, Failed>>;
+    type Error = Box<Failed>;
+    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
         Poll::Ready(Ok(()))
     }
 
@@ -163,8 +163,8 @@ impl<S: Layered> Service<HttpRequestFactory> for Breaker<S> {
             let under_way = UnderWay { shared, turn };
             let result = inner.call(request).await;
             // Refusals of a request say nothing against the provider.
-            let bad = |failed: &Failed| matches!(failed.error.class, Class::Transient | Class::Throttled);
-            let well = !result.as_ref().is_err_and(bad);
+            let bad = |class| matches!(class, Class::Transient | Class::Throttled);
+            let well = !result.as_ref().is_err_and(|failed| bad(failed.error.class));
             under_way.shared.with(|circuit, now| circuit.ended(turn, well, now));
             result
         })

@@ -33,24 +33,25 @@ struct Envelope {
 }
 
 /// What a response is. `expected` says whether its body has to be JSON.
-fn judge(response: Response, expected: Expected, windows: Windows) -> Result<Answer, Failed> {
+fn judge(response: Response, expected: Expected, windows: Windows) -> Result<Answer, Box<Failed>> {
     let now = Utc::now();
     let Response { status, headers, body, first_byte } = response;
     let seen = rate_limits(&headers, windows, now);
     if !status.is_success() {
         let error = errors::from_response(status, &headers, &body, now);
-        return Err(Failed { error, seen, sent: Sent::Something });
+        return Err(Box::new(Failed { error, seen, sent: Sent::Something }));
     }
     match look_into(&body, expected) {
         Inside::Answer(used) => Ok(Answer { body, request_id: request_id(&headers), first_byte, seen, used }),
         Inside::Error(inside) => {
-            Err(Failed { error: errors::in_success(&inside, &headers, now), seen, sent: Sent::Something })
+            let error = errors::in_success(&inside, &headers, now);
+            Err(Box::new(Failed { error, seen, sent: Sent::Something }))
         }
         Inside::Broken => {
             let mut error = error(Class::Transient, "the provider's answer is no JSON");
             error.status = Some(status.as_u16());
             error.request_id = request_id(&headers);
-            Err(Failed { error, seen, sent: Sent::Something })
+            Err(Box::new(Failed { error, seen, sent: Sent::Something }))
         }
     }
 }
@@ -116,10 +117,10 @@ pub(super) struct Classify {
 
 impl Service<HttpRequestFactory> for Classify {
     type Response = Answer;
-    type Error = Failed;
-    type Future = BoxFuture<'static, Result<Answer, Failed>>;
+    type Error = Box<Failed>;
+    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
         Poll::Ready(Ok(()))
     }
 
@@ -141,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    fn read(body: &str, expected: Expected) -> Result<Answer, Failed> {
+    fn read(body: &str, expected: Expected) -> Result<Answer, Box<Failed>> {
         let body = Bytes::copy_from_slice(body.as_bytes());
         let response = Response { status: StatusCode::OK, headers: HeaderMap::new(), body, first_byte: Duration::ZERO };
         judge(response, expected, Windows::default())

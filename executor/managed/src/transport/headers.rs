@@ -315,7 +315,8 @@ mod tests {
 
     #[test]
     fn waiting_in_all_its_forms() {
-        let cases: [(&[(&str, &str)], Option<f64>); 9] = [
+        type Pairs = &'static [(&'static str, &'static str)];
+        let cases: [(Pairs, Option<f64>); 9] = [
             (&[("retry-after", "1")], Some(1.0)),
             (&[("retry-after", "0.25")], Some(0.25)),
             (&[("retry-after", "Sun, 01 Nov 2026 12:00:30 GMT")], Some(30.0)),

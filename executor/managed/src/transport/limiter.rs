@@ -41,14 +41,14 @@ impl Gate {
     }
 
     /// Waits for a place, in order.
-    async fn place(self: &Arc<Self>) -> Result<Place, Failed> {
+    async fn place(self: &Arc<Self>) -> Result<Place, Box<Failed>> {
         let closed = |_| Failed::unsent(error(Class::Stopped, "the transport is closed"));
         let permit = Arc::clone(&self.places).acquire_owned().await.map_err(closed)?;
         Ok(Place { gate: Arc::clone(self), permit: Some(permit) })
     }
 
     /// Takes from the allowance and waits as it says.
-    async fn reserve(self: &Arc<Self>, charge: Charge) -> Result<(Reservation, Duration), Failed> {
+    async fn reserve(self: &Arc<Self>, charge: Charge) -> Result<(Reservation, Duration), Box<Failed>> {
         let wait = match self.allowance.reserve(charge, self.wait_max).await {
             Grant::After(wait) => wait,
             Grant::Refused(wait) => return Err(Failed::unsent(used_up(wait))),
@@ -176,10 +176,10 @@ impl<S> Limiter<S> {
 
 impl<S: Layered> Service<HttpRequestFactory> for Limiter<S> {
     type Response = Answer;
-    type Error = Failed;
-    type Future = BoxFuture<'static, Result<Answer, Failed>>;
+    type Error = Box<Failed>;
+    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
         Poll::Ready(Ok(()))
     }
 

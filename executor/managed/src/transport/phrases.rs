@@ -176,13 +176,13 @@ pub(super) fn of_size(text: &str) -> Option<Meaning> {
 /// What the codes of an answer mean together.
 pub(super) fn of_codes(codes: &[String]) -> Option<Meaning> {
     let said = |known: &&str| codes.iter().any(|code| code.eq_ignore_ascii_case(known));
-    CODES.iter().find(|(known, _)| known.iter().any(|known| said(&known))).map(|(_, meaning)| *meaning)
+    CODES.iter().find(|(known, _)| known.iter().any(said)).map(|(_, meaning)| *meaning)
 }
 
 /// What one code means.
 pub(super) fn of_code(code: &str) -> Option<Meaning> {
     let known = |known: &&str| code.eq_ignore_ascii_case(known);
-    CODES.iter().find(|(codes, _)| codes.iter().any(|code| known(&code))).map(|(_, meaning)| *meaning)
+    CODES.iter().find(|(codes, _)| codes.iter().any(known)).map(|(_, meaning)| *meaning)
 }
 
 /// What a message in lower case means. Google words a passing rate limit as a used-up quota and says when to come back;

@@ -89,10 +89,10 @@ pub(super) struct Retry<S> {
 
 impl<S: Layered> Service<HttpRequestFactory> for Retry<S> {
     type Response = Answer;
-    type Error = Failed;
-    type Future = BoxFuture<'static, Result<Answer, Failed>>;
+    type Error = Box<Failed>;
+    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
         Poll::Ready(Ok(()))
     }
 

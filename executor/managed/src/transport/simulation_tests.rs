@@ -27,6 +27,7 @@ struct Provider {
     calls_per_minute: f64,
     tokens_per_minute: f64,
     latency: Duration,
+    at_once_max: usize,
 }
 
 #[derive(Debug)]
@@ -49,7 +50,13 @@ impl Provider {
             throttled: 0,
             at_once: 0,
         };
-        Self { state: Arc::new(Mutex::new(counted)), calls_per_minute, tokens_per_minute, latency }
+        Self {
+            state: Arc::new(Mutex::new(counted)),
+            calls_per_minute,
+            tokens_per_minute,
+            latency,
+            at_once_max: usize::MAX,
+        }
     }
 
     /// Counts a call; what the headers say, and whether it is let through.
@@ -59,7 +66,7 @@ impl Provider {
         state.at = Instant::now();
         state.calls = (state.calls + minutes * self.calls_per_minute).min(self.calls_per_minute);
         state.tokens = (state.tokens + minutes * self.tokens_per_minute).min(self.tokens_per_minute);
-        let through = state.calls >= 1.0 && state.tokens >= tokens;
+        let through = state.calls >= 1.0 && state.tokens >= tokens && state.at_once < self.at_once_max;
         if through {
             state.calls -= 1.0;
             state.tokens -= tokens;
@@ -81,10 +88,10 @@ impl Provider {
 
 impl Service<HttpRequestFactory> for Provider {
     type Response = Answer;
-    type Error = Failed;
-    type Future = BoxFuture<'static, Result<Answer, Failed>>;
+    type Error = Box<Failed>;
+    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
         Poll::Ready(Ok(()))
     }
 
@@ -97,7 +104,7 @@ impl Service<HttpRequestFactory> for Provider {
                 sleep(Duration::from_millis(50)).await;
                 let mut error = error(Class::Throttled, "429");
                 error.status = Some(429);
-                return Err(Failed { error, seen, sent: Sent::Something });
+                return Err(Box::new(Failed { error, seen, sent: Sent::Something }));
             }
             sleep(provider.latency.mul_f64(0.5 + fastrand::f64())).await;
             let mut state = provider.state.lock().unwrap();
@@ -171,4 +178,14 @@ async fn limits_that_are_guessed_wrongly_are_learned() {
         let counted = run(&provider, allowance(Firmness::Learned, guess, 1_000_000), 4, MINUTE * 10).await;
         check(counted, 6_000.0);
     }
+}
+
+/// A server of one's own with forty slots, which it tells nobody of. A call takes 3 s: 13.3 a second at most.
+#[tokio::test(start_paused = true)]
+async fn how_many_at_once_is_learned() {
+    let provider = Provider { at_once_max: 40, ..Provider::new(1e9, 1e12, Duration::from_secs(3)) };
+    let allowance = Arc::new(LocalAllowance::new(&[]).unwrap());
+    let (answered, throttled) = run(&provider, allowance, 1, MINUTE * 10).await;
+    assert!(answered >= 6_000, "{answered} of 8,000");
+    assert!(throttled * 33 < answered, "{throttled} throttled of {answered}");
 }

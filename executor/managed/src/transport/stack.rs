@@ -56,13 +56,13 @@ pub(super) enum Sent {
 
 impl Failed {
     /// Nothing of it was sent.
-    pub(super) fn unsent(error: CallError) -> Self {
-        Self { error, seen: Vec::new(), sent: Sent::Nothing }
+    pub(super) fn unsent(error: CallError) -> Box<Self> {
+        Box::new(Self { error, seen: Vec::new(), sent: Sent::Nothing })
     }
 
     /// It was sent, and there is no answer.
-    pub(super) fn unanswered(error: CallError) -> Self {
-        Self { error, seen: Vec::new(), sent: Sent::Something }
+    pub(super) fn unanswered(error: CallError) -> Box<Self> {
+        Box::new(Self { error, seen: Vec::new(), sent: Sent::Something })
     }
 }
 
@@ -73,12 +73,16 @@ pub(super) fn error(class: Class, message: &str) -> CallError {
 
 /// A layer: takes what makes requests, gives an answer.
 pub(super) trait Layered:
-    Service<HttpRequestFactory, Response = Answer, Error = Failed, Future: Send> + Clone + Send + Sync + 'static
+    Service<HttpRequestFactory, Response = Answer, Error = Box<Failed>, Future: Send> + Clone + Send + Sync + 'static
 {
 }
 
 impl<S> Layered for S where
-    S: Service<HttpRequestFactory, Response = Answer, Error = Failed, Future: Send> + Clone + Send + Sync + 'static
+    S: Service<HttpRequestFactory, Response = Answer, Error = Box<Failed>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
 {
 }
 

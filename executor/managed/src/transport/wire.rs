@@ -58,7 +58,7 @@ impl Wire {
     }
 
     /// Sends a request. Any status is an answer.
-    pub(super) async fn send(&self, request: reqwest::Request) -> Result<Response, Failed> {
+    pub(super) async fn send(&self, request: reqwest::Request) -> Result<Response, Box<Failed>> {
         let started = Instant::now();
         let mut response = self.client().execute(request).await.map_err(|error| unanswered(&error))?;
         let first_byte = started.elapsed();
@@ -100,7 +100,7 @@ fn client(reach: Reach, timeouts: Timeouts) -> Result<reqwest::Client> {
 }
 
 /// What an error of the connection means. Its own text is not shown: it may hold the URL.
-fn unanswered(cause: &reqwest::Error) -> Failed {
+fn unanswered(cause: &reqwest::Error) -> Box<Failed> {
     let mut sources = std::iter::successors(std::error::Error::source(cause), |error| error.source());
     if sources.any(|source| source.is::<Unreachable>()) {
         return Failed::unsent(error(Class::Denied, "the provider's host has no address that may be connected to"));

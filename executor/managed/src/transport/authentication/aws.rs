@@ -11,7 +11,7 @@ use super::super::stack::{Failed, error};
 use crate::call::Class;
 
 /// Signs a request with the process's credentials.
-pub(super) async fn sign(request: &mut reqwest::Request, region: &str, service: &str) -> Result<(), Failed> {
+pub(super) async fn sign(request: &mut reqwest::Request, region: &str, service: &str) -> Result<(), Box<Failed>> {
     let credentials = credentials().await.map_err(|cause| {
         let class = if cause.retryable() { Class::Transient } else { Class::Denied };
         // AWS's own words, which name no secret, go to the log and not into a row's error.

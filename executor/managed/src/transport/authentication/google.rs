@@ -189,7 +189,7 @@ impl GoogleTokens {
     }
 
     /// The header of a request.
-    pub(super) async fn header(&self) -> Result<HeaderValue, Failed> {
+    pub(super) async fn header(&self) -> Result<HeaderValue, Box<Failed>> {
         if let Some(header) = self.kept(RENEW_BEFORE) {
             return Ok(header);
         }
@@ -212,7 +212,7 @@ impl GoogleTokens {
         }
     }
 
-    async fn fetch(&self) -> Result<Token, Failed> {
+    async fn fetch(&self) -> Result<Token, Box<Failed>> {
         let failed = |class, message| Failed::unsent(error(class, message));
         let form = self.credentials.form();
         let form = form.ok_or_else(|| failed(Class::Denied, "the service account's key cannot sign"))?;

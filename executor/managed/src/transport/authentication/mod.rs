@@ -95,7 +95,7 @@ impl Authenticated {
     }
 
     /// Sends one attempt. A token that is not accepted any more is renewed once.
-    pub(super) async fn send(&self, factory: &HttpRequestFactory) -> Result<(Method, Response), Failed> {
+    pub(super) async fn send(&self, factory: &HttpRequestFactory) -> Result<(Method, Response), Box<Failed>> {
         let (method, response) = self.attempt(factory).await?;
         if let (Scheme::Google(tokens), StatusCode::UNAUTHORIZED) = (&*self.scheme, response.status) {
             tokens.forget();
@@ -104,7 +104,7 @@ impl Authenticated {
         Ok((method, response))
     }
 
-    async fn attempt(&self, factory: &HttpRequestFactory) -> Result<(Method, Response), Failed> {
+    async fn attempt(&self, factory: &HttpRequestFactory) -> Result<(Method, Response), Box<Failed>> {
         let unmade = || Failed::unsent(error(Class::Refused, "the request cannot be made"));
         let mut request = factory.build().await.map_err(|_| unmade())?;
         // A path is appended to the base URL as text: it must not have become another host.
