@@ -34,7 +34,7 @@ for i, bucket in ipairs(ask.buckets) do
   -- What a dead executor had in flight is forgotten with time.
   flight = math.max(0, flight * 0.5 ^ (passed / ask.forget) - bucket.done)
   if bucket.seen_remaining >= 0 then
-    local safe = math.min(capacity, bucket.seen_remaining - flight)
+    local safe = math.min(capacity, bucket.seen_remaining - ask.doubt * flight)
     level = math.min(math.max(level, safe), bucket.seen_remaining)
   end
   local want = 0

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use super::{BURST, Firmness, LONG_WINDOW, Limit};
 
+/// How many times what is in flight is taken to be missing in a provider's count: with twice, a twentieth of an
+/// allowance stays unused; with once, callers are throttled (`simulation_tests.rs` of the transport).
+pub(super) const DOUBT: f64 = 1.5;
+
 /// One limit and what is left of it. Levels may be negative: that is what callers who wait have taken already, so that
 /// they are served in order and each knows how long it waits.
 #[derive(Debug, Clone)]
@@ -74,15 +78,15 @@ impl Bucket {
         self.in_flight = (self.in_flight - reserved).max(0.0);
     }
 
-    /// Corrects our count with the provider's. Down to what it says is left; up only as far as is safe even if it has
-    /// counted nothing of what is in flight.
+    /// Corrects our count with the provider's. Down to what it says is left; up only as far as is safe if it has counted
+    /// nothing of what is in flight, nor of what has overtaken this answer since it counted, which was when the call came.
     pub(super) fn correct(&mut self, limit: Option<u64>, remaining: Option<u64>) {
         if let Some(limit) = limit.filter(|limit| *limit > 0) {
             self.seen = Some(limit as f64);
         }
         let capacity = self.capacity();
         if let Some(remaining) = remaining.map(|remaining| remaining as f64) {
-            let safe = (remaining - self.in_flight).min(capacity);
+            let safe = (remaining - DOUBT * self.in_flight).min(capacity);
             self.level = self.level.max(safe).min(remaining);
         }
         self.level = self.level.min(capacity);
@@ -163,8 +167,10 @@ mod tests {
         bucket.correct(None, Some(400));
         assert_eq!(bucket.wait(50.0), Duration::ZERO, "more are left than we thought");
         bucket.take(50.0);
-        bucket.correct(None, Some(55));
+        bucket.correct(None, Some(90));
         assert!(bucket.wait(1.0) > Duration::ZERO, "sixty are in flight and perhaps not counted yet");
+        bucket.correct(None, Some(100));
+        assert_eq!(bucket.wait(10.0), Duration::ZERO);
     }
 
     #[test]

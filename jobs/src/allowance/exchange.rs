@@ -21,6 +21,8 @@ pub(super) struct Ask {
     pub(super) lease: f64,
     /// An executor silent for so many seconds is none.
     pub(super) silence: f64,
+    /// How many times what is in flight is taken to be missing in a provider's count.
+    pub(super) doubt: f64,
     /// Half of what is in flight is forgotten in so many seconds.
     pub(super) forget: f64,
     /// Seconds after which all of it is forgotten.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::book::learned;
+use super::bucket::DOUBT;
 use super::exchange::{Answer, Ask, AskBucket};
 use super::{Charge, Grant, Limit, Seen};
 
@@ -109,6 +110,7 @@ impl Lease {
             pause: std::mem::take(&mut self.pause_untold).as_secs_f64(),
             lease: LEASE.as_secs_f64(),
             silence: SILENCE.as_secs_f64(),
+            doubt: DOUBT,
             forget: FORGET.as_secs_f64(),
             keep: KEEP.as_secs(),
         }
