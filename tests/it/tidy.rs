@@ -38,6 +38,7 @@ const HOMES: [(&str, &str); 22] = [
     ("hf-hub", "executor"),
     ("async-openai", "executor/managed"),
     ("reqwest", "executor/managed"),
+    ("aws-sigv4", "executor/managed"),
     ("axum", "."),
     ("clap", "."),
     ("indicatif", "."),

@@ -22,3 +22,4 @@ pub mod policy;
 pub mod pricing;
 pub mod redaction;
 pub mod secrets;
+pub mod transport;

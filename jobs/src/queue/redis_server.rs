@@ -129,7 +129,7 @@ impl RedisServer {
     }
 
     /// What an error of Redis means for whoever asked.
-    pub(super) fn failed(&self, action: &str, error: RedisError) -> Error {
+    pub(crate) fn failed(&self, action: &str, error: RedisError) -> Error {
         use redis::{ErrorKind, ServerErrorKind};
         let message = format!("cannot {action} Redis at {}", self.name);
         let (kind, hint) = match error.kind() {

@@ -1,9 +1,16 @@
 //! The one AWS configuration of the process: region, endpoint and credentials from the standard `AWS_*` variables and
-//! profiles, loaded once. Every client of AWS is made from it, so that one set of keys opens everything.
+//! profiles, loaded once. Every client of S3 is made from it and every other request to
+//! AWS is signed with it, so that one set of keys opens everything.
+
+use std::time::{Duration, SystemTime};
 
 use aws_config::{BehaviorVersion, SdkConfig};
-use aws_sdk_s3::config::SharedCredentialsProvider;
-use tokio::sync::OnceCell;
+pub use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::config::{ProvideCredentials, SharedCredentialsProvider};
+use tokio::sync::{Mutex, OnceCell};
+
+use crate::{Error, Result};
 
 use crate::{Error, Result};
 
@@ -58,4 +65,33 @@ pub async fn secret(name: &str) -> Result<String> {
     })?;
     let text = answer.secret_string.ok_or_else(|| Error::invalid("the secret is no text"))?;
     Ok(text)
+}
+
+/// Credentials are fetched anew when they end within this time.
+const REFRESH_BEFORE: Duration = Duration::from_secs(300);
+
+static CREDENTIALS: Mutex<Option<Credentials>> = Mutex::const_new(None);
+
+/// Credentials to sign a request with that is not one of S3's. Kept until shortly before they end, and fetched by one
+/// caller at a time.
+///
+/// # Errors
+/// None are configured, or those who give them do not answer.
+pub async fn credentials() -> Result<Credentials> {
+    let mut kept = CREDENTIALS.lock().await;
+    let fresh =
+        |credentials: &Credentials| credentials.expiry().is_none_or(|end| end > SystemTime::now() + REFRESH_BEFORE);
+    if let Some(credentials) = kept.as_ref().filter(|credentials| fresh(credentials)) {
+        return Ok(credentials.clone());
+    }
+    let none = || {
+        Error::invalid("there are no AWS credentials")
+            .hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give the machine a role")
+    };
+    let provider = config().await.credentials_provider().ok_or_else(none)?;
+    match provider.provide_credentials().await {
+        Ok(credentials) => Ok(kept.insert(credentials).clone()),
+        Err(error @ CredentialsError::CredentialsNotLoaded(_)) => Err(none().caused_by(error)),
+        Err(error) => Err(Error::temporary("AWS gives no credentials").caused_by(error)),
+    }
 }

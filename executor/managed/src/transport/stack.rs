@@ -1,0 +1,172 @@
+//! What the layers of a transport say to each other, its outermost layer (the deadline) and the two ends: what async-openai
+//! hands in and what it gets back.
+//!
+//! What a call is expected to take and when it has to be over travels beside the request in a task-local, not in a header:
+//! a header could leave the machine, and could not bring back the provider's name for the request.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_openai::error::OpenAIError;
+use async_openai::middleware::HttpRequestFactory;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::StatusCode;
+use rowmill_jobs::allowance::{Charge, Seen};
+use tokio::time::{Instant, timeout_at};
+use tower::Service;
+
+use crate::call::{CallError, Class, Estimate};
+
+/// An answer without an error in it, read whole.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The body.
+    pub(super) body: Bytes,
+    /// The provider's name for the request.
+    pub(super) request_id: Option<String>,
+    /// Time until the headers came.
+    pub(super) first_byte: Duration,
+    /// What the headers say about limits.
+    pub(super) seen: Vec<Seen>,
+    /// Tokens that were used, if the body says so.
+    pub(super) used: Option<Charge>,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// What the caller is told.
+    pub(super) error: CallError,
+    /// What the headers say about limits.
+    pub(super) seen: Vec<Seen>,
+    /// Whether the provider got anything of it.
+    pub(super) sent: Sent,
+}
+
+/// How far a call came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// Nothing left this machine.
+    Nothing,
+    /// Something did.
+    Something,
+}
+
+impl Failed {
+    /// Nothing of it was sent.
+    pub(super) fn unsent(error: CallError) -> Box<Self> {
+        Box::new(Self { error, seen: Vec::new(), sent: Sent::Nothing })
+    }
+
+    /// It was sent, and there is no answer.
+    pub(super) fn unanswered(error: CallError) -> Box<Self> {
+        Box::new(Self { error, seen: Vec::new(), sent: Sent::Something })
+    }
+}
+
+/// An error in our words, without a response.
+pub(super) fn error(class: Class, message: &str) -> CallError {
+    CallError { class, status: None, code: None, message: message.to_owned(), retry_after: None, request_id: None }
+}
+
+/// A layer: takes what makes requests, gives an answer.
+pub(super) trait Layered:
+    Service<HttpRequestFactory, Response = Answer, Error = Box<Failed>, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+impl<S> Layered for S where
+    S: Service<HttpRequestFactory, Response = Answer, Error = Box<Failed>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+tokio::task_local! {
+    static FACTS: Arc<Facts>;
+}
+
+/// What is known of a call beside its request.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) estimate: Estimate,
+    pub(super) deadline: Instant,
+    noted: Mutex<Option<Noted>>,
+}
+
+/// What was learned of a call beside its answer.
+#[derive(Debug)]
+pub(super) struct Noted {
+    pub(super) request_id: Option<String>,
+    pub(super) first_byte: Duration,
+}
+
+impl Facts {
+    pub(super) fn new(estimate: Estimate, deadline: Instant) -> Arc<Self> {
+        Arc::new(Self { estimate, deadline, noted: Mutex::default() })
+    }
+
+    /// Runs a call with its facts.
+    pub(super) async fn run<F: Future>(self: Arc<Self>, call: F) -> F::Output {
+        FACTS.scope(self, call).await
+    }
+
+    /// The facts of the call that is running. Outside of one: nothing expected, no time left.
+    pub(super) fn of_this_call() -> Arc<Self> {
+        FACTS.try_with(Arc::clone).unwrap_or_else(|_| Self::new(Estimate::default(), Instant::now()))
+    }
+
+    /// What was learned; once.
+    pub(super) fn take_noted(&self) -> Option<Noted> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The outermost layer: ends calls at their deadline, and speaks with async-openai. It never hands on a refusal's body:
+/// async-openai writes those to the log.
+#[derive(Debug, Clone)]
+pub(super) struct Deadline<S> {
+    pub(super) inner: S,
+}
+
+impl<S: Layered> Service<HttpRequestFactory> for Deadline<S> {
+    type Response = reqwest::Response;
+    type Error = OpenAIError;
+    type Future = BoxFuture<'static, Result<reqwest::Response, OpenAIError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), OpenAIError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: HttpRequestFactory) -> Self::Future {
+        let mut inner = self.inner.clone();
+        Box::pin(async move {
+            let facts = Facts::of_this_call();
+            let late = || Err(Failed::unanswered(error(Class::Stopped, "the call's deadline has passed")));
+            let answer = timeout_at(facts.deadline, inner.call(request)).await.unwrap_or_else(|_| late());
+            let answer = answer.map_err(|failed| OpenAIError::Boxed(Box::new(failed.error)))?;
+            let noted = Noted { request_id: answer.request_id, first_byte: answer.first_byte };
+            *facts.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(noted);
+            let mut response = http::Response::new(answer.body);
+            *response.status_mut() = StatusCode::OK;
+            Ok(response.into())
+        })
+    }
+}
+
+/// What async-openai made of our error.
+pub(super) fn call_error(error: OpenAIError) -> CallError {
+    match error {
+        OpenAIError::Boxed(inner) => match inner.downcast::<CallError>() {
+            Ok(error) => *error,
+            Err(_) => self::error(Class::Transient, "the call failed within the client"),
+        },
+        // Its text would be the body.
+        OpenAIError::JSONDeserialize(..) => self::error(Class::Transient, "the answer is no JSON"),
+        _ => self::error(Class::Refused, "the request cannot be made"),
+    }
+}
