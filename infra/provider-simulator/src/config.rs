@@ -63,7 +63,7 @@ pub struct Limits {
     pub input_tokens: Option<u64>,
     /// Output tokens a minute.
     pub output_tokens: Option<u64>,
-    /// Size of the full buckets, in seconds of their refill: 60 when it is 0.
+    /// Size of the full buckets, in seconds of their refill, at most 60; 60 when it is 0.
     pub burst_seconds: u64,
 }
 

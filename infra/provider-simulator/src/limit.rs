@@ -2,42 +2,51 @@
 
 use crate::config::Limits;
 
-/// One bucket.
-#[derive(Debug, Clone, PartialEq)]
+/// Parts that a token is counted in: what refills a token a minute adds one part a millisecond, so nothing is rounded.
+const PARTS: i64 = 60_000;
+
+/// One bucket. Sizes and levels are in parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Bucket {
-    per_minute: u64,
-    size: f64,
-    level: f64,
+    per_minute: i64,
+    size: i64,
+    level: i64,
     at_ms: i64,
 }
 
 impl Bucket {
     fn new(per_minute: u64, burst_seconds: u64, now_ms: i64) -> Self {
-        let seconds = if burst_seconds == 0 { 60 } else { burst_seconds };
+        let per_minute = i64::try_from(per_minute).unwrap_or(i64::MAX / PARTS).clamp(1, i64::MAX / PARTS);
+        let seconds = if burst_seconds == 0 { 60 } else { burst_seconds.min(60) as i64 };
         // A bucket too small for one request would never let one through.
-        let size = (per_minute as f64 * seconds as f64 / 60.0).max(1.0);
+        let size = (per_minute * seconds * 1_000).max(PARTS);
         Self { per_minute, size, level: size, at_ms: now_ms }
     }
 
     fn refill(&mut self, now_ms: i64) {
-        let passed = (now_ms - self.at_ms).max(0) as f64;
-        self.level = (self.level + passed * self.per_minute as f64 / 60_000.0).min(self.size);
+        let passed = (now_ms - self.at_ms).max(0);
+        self.level = self.level.saturating_add(passed.saturating_mul(self.per_minute)).min(self.size);
         self.at_ms = self.at_ms.max(now_ms);
     }
 
-    /// Milliseconds until `wanted` is there. More than the bucket holds is let through a full one.
+    /// Milliseconds until `wanted` tokens are there. More than the bucket holds is let through a full one.
     fn wait_ms(&self, wanted: u64) -> i64 {
-        let missing = (wanted as f64).min(self.size) - self.level;
-        if missing <= 0.0 { 0 } else { (missing * 60_000.0 / self.per_minute.max(1) as f64).ceil() as i64 }
+        let missing = parts(wanted).min(self.size) - self.level;
+        if missing <= 0 { 0 } else { (missing + self.per_minute - 1) / self.per_minute }
     }
 
     fn state(&self) -> Level {
+        let missing = (self.size - self.level).max(0);
         Level {
-            limit: self.per_minute,
-            remaining: self.level.max(0.0) as u64,
-            reset_ms: ((self.size - self.level).max(0.0) * 60_000.0 / self.per_minute.max(1) as f64).ceil() as i64,
+            limit: self.per_minute as u64,
+            remaining: (self.level.max(0) / PARTS) as u64,
+            reset_ms: (missing + self.per_minute - 1) / self.per_minute,
         }
     }
+}
+
+fn parts(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX).saturating_mul(PARTS)
 }
 
 /// What a provider tells of a bucket.
@@ -105,7 +114,7 @@ impl Account {
         }
         for (bucket, wanted) in buckets {
             if let Some(bucket) = bucket {
-                bucket.level -= wanted as f64;
+                bucket.level = bucket.level.saturating_sub(parts(wanted));
             }
         }
         Ok(())

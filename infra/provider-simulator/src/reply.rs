@@ -38,6 +38,9 @@ pub(crate) enum Delivery {
 const BLANK_LINES: u64 = 3;
 const BETWEEN_BLANK_LINES: Duration = Duration::from_millis(2);
 
+/// Time between the half of a body and the end of its connection.
+const BEFORE_THE_CUT: Duration = Duration::from_millis(5);
+
 impl Reply {
     pub(crate) fn new(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let mut headers = HeaderMap::new();
@@ -82,8 +85,12 @@ impl Reply {
             }
             Delivery::Cut => {
                 let half = whole.slice(..length / 2);
-                let end = Err(std::io::Error::other("cut off, as configured"));
-                Body::from_stream(futures::stream::iter([Ok(half), end]))
+                let end = async {
+                    // What came before must have left before the connection ends.
+                    tokio::time::sleep(BEFORE_THE_CUT).await;
+                    Err(std::io::Error::other("cut off, as configured"))
+                };
+                Body::from_stream(futures::stream::iter([Ok(half)]).chain(futures::stream::once(end)))
             }
             Delivery::BlankLines => {
                 let blank = futures::stream::iter(0..BLANK_LINES).then(async |_| {
