@@ -17,6 +17,10 @@ pub(crate) fn key_name(
     query: &BTreeMap<String, String>,
     keys: &BTreeMap<String, String>,
 ) -> Option<String> {
+    // The second half of an upload to Gemini is known by its number alone.
+    if provider == Provider::Gemini && query.contains_key("upload_id") {
+        return Some("upload".into());
+    }
     let bearer = || text(headers, "authorization")?.strip_prefix("Bearer ");
     let shown = match provider.traits().auth {
         Auth::Bearer => bearer()?,

@@ -57,7 +57,7 @@ impl Reply {
     }
 
     pub(crate) fn lines(body: impl Into<Bytes>) -> Self {
-        Self::new(200, "application/jsonl", body)
+        Self::new(200, "application/octet-stream", body)
     }
 
     /// With a header, in place of any of that name. One that HTTP cannot carry is left out.

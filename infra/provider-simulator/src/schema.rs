@@ -45,7 +45,7 @@ fn of(root: &Value, schema: &Value, number: u64, depth: usize) -> Value {
         "string" => text(schema, number),
         "integer" => json!(whole(schema, number)),
         "number" => json!(whole(schema, number) as f64 + 0.5),
-        "boolean" => json!(number % 2 == 0),
+        "boolean" => json!(number.is_multiple_of(2)),
         _ => Value::Null,
     }
 }

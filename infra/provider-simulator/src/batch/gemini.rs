@@ -19,18 +19,19 @@ pub(super) fn answer(desk: &mut Desk<'_>, incoming: &Incoming) -> Result<Reply, 
     let path = incoming.path.as_str();
     let (_, tail) = path.split_once("/v1beta/").ok_or(Trouble::NotFound)?;
     let model = |verb: &str| tail.strip_prefix("models/")?.strip_suffix(verb).map(str::to_owned);
-    match &incoming.method {
-        &Method::POST if path.starts_with("/upload/") => upload(desk, incoming),
-        &Method::GET if path.starts_with("/download/") => {
+    match incoming.method {
+        Method::POST if path.starts_with("/upload/") => upload(desk, incoming),
+        // Clients differ in whether `/download` comes first.
+        Method::GET if tail.ends_with(":download") => {
             let name = tail.strip_suffix(":download").ok_or(Trouble::NotFound)?;
             let file = desk.shelf.files.get(name).ok_or(Trouble::NotFound)?;
             Ok(Reply::lines(file.content.clone()))
         }
-        &Method::GET if tail.starts_with("files/") => {
+        Method::GET if tail.starts_with("files/") => {
             let file = desk.shelf.files.get(tail).ok_or(Trouble::NotFound)?;
             Ok(Reply::ok(&shown_file(tail, file)))
         }
-        &Method::POST => match (model(":batchGenerateContent"), model(":asyncBatchEmbedContent"), cancelled(tail)) {
+        Method::POST => match (model(":batchGenerateContent"), model(":asyncBatchEmbedContent"), cancelled(tail)) {
             (Some(model), ..) => create(desk, incoming, Operation::Generate(model)),
             (_, Some(model), _) => create(desk, incoming, Operation::Embed(model)),
             (.., Some(name)) => {
@@ -40,7 +41,7 @@ pub(super) fn answer(desk: &mut Desk<'_>, incoming: &Incoming) -> Result<Reply, 
             }
             _ => Err(Trouble::NotFound),
         },
-        &Method::GET if tail == "batches" => {
+        Method::GET if tail == "batches" => {
             let size = incoming.query.get("pageSize").and_then(|size| size.parse().ok()).unwrap_or(50);
             let (indexes, has_more) = page(desk.shelf, incoming.query.get("pageToken"), size)?;
             let operations: Vec<Value> = indexes.into_iter().map(|index| shown(desk, index)).collect();
@@ -51,7 +52,7 @@ pub(super) fn answer(desk: &mut Desk<'_>, incoming: &Incoming) -> Result<Reply, 
             }
             Ok(Reply::ok(&list))
         }
-        &Method::GET if tail.starts_with("batches/") => {
+        Method::GET if tail.starts_with("batches/") => {
             let index = desk.find(tail)?;
             Ok(Reply::ok(&shown(desk, index)))
         }

@@ -19,12 +19,9 @@ pub(crate) fn messages(
         Some(model) => model,
         None => required(body, "model")?,
     };
-    let version = match provider {
-        Provider::Bedrock => Some("bedrock-2023-05-31"),
-        Provider::Vertex => Some("vertex-2023-10-16"),
-        _ => None,
-    };
-    if version.is_some_and(|version| body["anthropic_version"] != json!(version)) {
+    // Clouds take the version from the body; which one, newer clients do not agree on.
+    let is_cloud = matches!(provider, Provider::Bedrock | Provider::Vertex);
+    if is_cloud && body["anthropic_version"].as_str().is_none_or(str::is_empty) {
         return Err(Trouble::Invalid("anthropic_version: Field required".into()));
     }
     let tokens_max = body["max_tokens"].as_u64().filter(|max| *max > 0);
