@@ -1,4 +1,7 @@
 //! Managed models: every byte of a row that leaves the operator's machines goes through this crate, after the operator's
 //! policy permitted it, an audit record was written and the money was reserved. Knows no table, no job file and no shard.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod batch;
 pub mod call;
