@@ -12,7 +12,7 @@ use super::api::{BatchApi, BatchProvider, Listed, NewBatch, Source, Status};
 use super::machine::{Action, BatchMachine, Fact, Found, Patience, Wanted};
 use super::reconcile::{Again, Ended, Line, Reason, RowEnd, RowResult, reconcile};
 use super::record::{Created, Intent, Records, Round, Uploaded, Void};
-use super::rows::{BatchJob, cut, ranges, row_name, rows_of};
+use super::rows::{BatchJob, Limits, cut, ranges, row_name, rows_of};
 use super::seam::{BatchCall, BatchWire, did_nothing};
 use crate::call::{CallError, Class, Estimate};
 
@@ -28,6 +28,7 @@ pub struct BatchLane {
     /// The process, as records name it.
     executor: String,
     patience: Patience,
+    limits: Limits,
 }
 
 /// What a visit came to.
@@ -65,7 +66,17 @@ impl BatchLane {
         patience: Patience,
     ) -> Self {
         let records = Records::new(store, &job.run_key, job.shard);
-        Self { provider, wire, records, job, executor: executor.to_owned(), patience }
+        Self { provider, wire, records, job, executor: executor.to_owned(), patience, limits: provider.limits() }
+    }
+
+    /// With smaller batches than the provider takes: accounts may have lower quotas than the documentation says.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = Limits {
+            rows_max: limits.rows_max.clamp(1, self.limits.rows_max),
+            bytes_max: limits.bytes_max.min(self.limits.bytes_max),
+        };
+        self
     }
 
     /// Does everything that can be done now. `now_ms` tells the time: milliseconds since 1970.
@@ -112,7 +123,7 @@ impl BatchLane {
                 // What surrounds a row in the provider's format is about as long for all rows.
                 let around = api.line(&row_name("", 0), self.job.asks, b"{}")?.len() + 1;
                 let bytes_of = |row: u32| self.body(row).map_or(0, Bytes::len) + around;
-                let batches = cut(rows, api.limits(), bytes_of);
+                let batches = cut(rows, self.limits, bytes_of);
                 let planned = Round {
                     provider: self.provider.name().into(),
                     model: self.job.model.clone(),

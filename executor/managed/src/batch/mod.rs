@@ -21,6 +21,6 @@ pub mod seam;
 pub use self::api::BatchProvider;
 pub use self::lane::{BatchLane, Progress};
 pub use self::machine::{Patience, Wanted};
-pub use self::reconcile::RowEnd;
-pub use self::rows::{BatchJob, BatchRow};
+pub use self::reconcile::{Reason, RowEnd};
+pub use self::rows::{Asks, BatchJob, BatchRow, Limits};
 pub use self::seam::{BatchBody, BatchCall, BatchWire};
