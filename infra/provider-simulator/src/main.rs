@@ -20,6 +20,5 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         writeln!(stdout, "{} {}", provider.name(), simulator.base(provider))?;
     }
     stdout.flush()?;
-    drop(stdout);
     std::future::pending().await
 }

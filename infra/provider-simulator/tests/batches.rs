@@ -1,5 +1,7 @@
 //! Batches of every provider that has them here: they end as time passes, whole, in part, or not at all.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! The simulator over HTTP: every provider answers in its own shape, enforces its limits, and goes wrong as it is told.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+
 use std::time::Duration;
 
 use reqwest::{Client, Response};

@@ -1,23 +1,20 @@
 //! [`BatchLane`]: takes a shard's rows through a provider's batch API, a visit at a time. Does what the machine says and
 //! records what came of it; between visits it holds nothing, so any process may make the next one.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rowmill_jobs::store::{Put, Store};
 use rowmill_jobs::{Error, Kind, Result};
 
-use super::api::{BatchApi, BatchProvider, Listed, NewBatch, Source, Status};
-use super::machine::{Action, BatchMachine, Fact, Found, Patience, Wanted};
-use super::reconcile::{Again, Ended, Line, Reason, RowEnd, RowResult, reconcile};
+use super::api::{BatchProvider, NewBatch, Status};
+use super::find;
+use super::machine::{Action, BatchMachine, Fact, Patience, Wanted};
+use super::reconcile::{Again, Ended, Reason, RowEnd, RowResult, reconcile};
 use super::record::{Created, Intent, Records, Round, Uploaded, Void};
 use super::rows::{BatchJob, Limits, cut, ranges, row_name, rows_of};
 use super::seam::{BatchCall, BatchWire, did_nothing};
 use crate::call::{CallError, Class, Estimate};
-
-/// Most pages of a list that are read to find a batch.
-const PAGES_MAX: usize = 200;
 
 /// A shard's way through a provider's batch API.
 pub struct BatchLane {
@@ -243,10 +240,13 @@ impl BatchLane {
                 machine.learn(Fact::Used);
                 self.give_up(batch, number, now_ms(), ("the permission was too old", false)).await?;
             }
-            Action::Find(number) => match self.find(batch, machine, number).await? {
-                Ok(found) => machine.learn(Fact::Found(found)),
-                Err(error) => return Ok(Err(error)),
-            },
+            Action::Find(number) => {
+                let Some(sought) = machine.sought(number) else { return Ok(Ok(())) };
+                match find::find(self.wire.as_ref(), api, (&batch.name, &batch.rows), &sought).await? {
+                    Ok(found) => machine.learn(Fact::Found(found)),
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
             Action::Adopt(remote) => {
                 tracing::info!(batch = batch.name, remote, "found a batch that another process created");
                 self.write(batch, "created.json", &Created { remote, at_ms: now_ms() }).await?;
@@ -265,7 +265,7 @@ impl BatchLane {
             }
             Action::Fetch(_) => {
                 let status = machine.status().cloned().unwrap_or_else(Status::failed);
-                let lines = match self.fetch(&status).await? {
+                let lines = match find::fetch(self.wire.as_ref(), api, &status).await? {
                     Ok(lines) => lines,
                     Err(error) => return Ok(Err(error)),
                 };
@@ -412,83 +412,6 @@ impl BatchLane {
             output_tokens: sum.output_tokens + row.estimate.output_tokens,
             nano_usd_max: sum.nano_usd_max + row.estimate.nano_usd_max,
         })
-    }
-
-    /// Looks for the batch in the provider's list.
-    async fn find(
-        &self,
-        batch: &Batch<'_>,
-        machine: &BatchMachine,
-        number: u32,
-    ) -> Result<std::result::Result<Found, CallError>> {
-        let api = self.provider.api();
-        let Some(sought) = machine.sought(number) else { return Ok(Ok(Found::Nothing)) };
-        let (mut after, mut found) = (None, Found::Nothing);
-        for _ in 0..PAGES_MAX {
-            let page = match self.send(api.list(after.as_deref())).await {
-                Ok(answer) => api.listed(&answer)?,
-                Err(error) => return Ok(Err(error)),
-            };
-            for listed in &page.items {
-                if sought.is_named(&batch.name, listed) {
-                    return Ok(Ok(Found::Batch(listed.remote.clone())));
-                }
-                if sought.may_be(listed) {
-                    match self.told_by_rows(batch, api, listed).await? {
-                        Ok(Some(true)) => return Ok(Ok(Found::Batch(listed.remote.clone()))),
-                        Ok(Some(false)) => {}
-                        Ok(None) => found = Found::Perhaps,
-                        Err(error) => return Ok(Err(error)),
-                    }
-                }
-            }
-            let is_old = page.items.last().is_some_and(|last| sought.is_before(last));
-            match page.next {
-                Some(next) if !is_old => after = Some(next),
-                _ => break,
-            }
-        }
-        Ok(Ok(found))
-    }
-
-    /// Whether a batch that has no name is ours, by the names of its rows; `None` as long as it runs.
-    async fn told_by_rows(
-        &self,
-        batch: &Batch<'_>,
-        api: &dyn BatchApi,
-        listed: &Listed,
-    ) -> Result<std::result::Result<Option<bool>, CallError>> {
-        if !listed.has_ended {
-            return Ok(Ok(None));
-        }
-        let status = match self.send(api.poll(&listed.remote)).await {
-            Ok(answer) => api.status(&listed.remote, &answer)?,
-            Err(error) => return Ok(Err(error)),
-        };
-        let lines = match self.fetch(&status).await? {
-            Ok(lines) => lines,
-            Err(error) => return Ok(Err(error)),
-        };
-        let names: HashSet<String> = batch.rows.iter().map(|row| row_name(&batch.name, *row)).collect();
-        Ok(Ok(Some(lines.iter().any(|line| line.name.as_ref().is_some_and(|name| names.contains(name))))))
-    }
-
-    /// All lines of all results. A source that is not kept any more has none.
-    async fn fetch(&self, status: &Status) -> Result<std::result::Result<Vec<Line>, CallError>> {
-        let api = self.provider.api();
-        let mut lines = Vec::new();
-        for source in &status.sources {
-            let content = match source {
-                Source::Inline(content) => content.clone(),
-                Source::Path(path) => match self.send(BatchCall::get(path)).await {
-                    Ok(content) => content,
-                    Err(error) if error.status == Some(404) => continue,
-                    Err(error) => return Ok(Err(error)),
-                },
-            };
-            lines.extend(api.lines(&content)?);
-        }
-        Ok(Ok(lines))
     }
 }
 

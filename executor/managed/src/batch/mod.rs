@@ -11,6 +11,7 @@
 //! memory: a shard's rows and answers are there at once.
 
 pub mod api;
+mod find;
 pub mod lane;
 pub mod machine;
 pub mod reconcile;

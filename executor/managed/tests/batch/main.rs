@@ -1,7 +1,7 @@
 //! The batch lane against the provider simulator: whole, killed at every step, in trouble of all kinds, and with processes
 //! in each other's way. Everybody goes by the simulator's clock, which is moved from wait to wait.
 
-#![allow(unreachable_pub, reason = "nothing leaves a test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub, missing_docs)]
 
 mod memory;
 mod seeds;
@@ -169,8 +169,8 @@ async fn another_input_is_refused_before_anything_is_sent() {
     let life = Life::endless();
     assert!(matches!(world.visit("first", Wanted::Everything, &life).await, Some(Ok(Progress::Wait(_)))));
     let sent = world.simulator.journal().requests();
-    let other = World::new(BatchProvider::Openai, ROWS + 1, Config::default()).await;
-    let other = World { store: world.store.clone(), ..other };
+    let mut other = World::new(BatchProvider::Openai, ROWS + 1, Config::default()).await;
+    other.store = world.store.clone();
     let error = other.visit("second", Wanted::Everything, &life).await.expect("alive").expect_err("another input");
     assert_eq!(error.kind(), rowmill_jobs::Kind::InputChanged);
     assert_eq!((world.simulator.journal().requests(), other.simulator.journal().requests()), (sent, 0));

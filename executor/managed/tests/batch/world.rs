@@ -2,7 +2,7 @@
 //! simulator's time.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -69,8 +69,8 @@ pub struct World {
     pub provider: BatchProvider,
     pub simulator: Simulator,
     pub store: Arc<MemoryStore>,
-    pub wire: Arc<dyn BatchWire>,
-    pub rows: usize,
+    wire: Arc<dyn BatchWire>,
+    rows: usize,
     pub patience: Patience,
     pub limits: Option<Limits>,
 }
@@ -201,11 +201,10 @@ impl World {
             // Rounds are read in the order of their names, so the last end comes last.
             assert!(last_is_end, "row {row} ended as {ends:?}");
         }
-        let alone = World { rows: self.rows, ..World::new(self.provider, self.rows, Config::default()).await };
         for (row, end) in ends.iter().enumerate() {
             if let RowEnd::Answered(body) = end {
-                let expected = alone.answer_online(row).await;
-                assert_eq!(text(&serde_json::from_str(body.get()).expect("JSON")), text(&expected), "row {row}");
+                let answer = text(&serde_json::from_str(body.get()).expect("JSON"));
+                assert_eq!(answer, expected(self.provider, row).await, "row {row}");
             }
         }
     }
@@ -221,6 +220,19 @@ impl World {
         let reply = self.wire.send(BatchCall::json(path, body)).await.expect("an answer");
         serde_json::from_slice(&reply.body).expect("JSON")
     }
+}
+
+/// The text that a provider in no trouble answers to a row online; asked for once.
+async fn expected(provider: BatchProvider, row: usize) -> String {
+    static KNOWN: Mutex<BTreeMap<(&str, usize), String>> = Mutex::new(BTreeMap::new());
+    let known = |row| KNOWN.lock().expect("a lock").get(&(provider.name(), row)).cloned();
+    if let Some(text) = known(row) {
+        return text;
+    }
+    let alone = World::new(provider, row + 1, Config::default()).await;
+    let text = text(&alone.answer_online(row).await);
+    KNOWN.lock().expect("a lock").insert((provider.name(), row), text.clone());
+    text
 }
 
 fn turn(row: usize) -> Value {

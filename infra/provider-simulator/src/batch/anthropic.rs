@@ -1,5 +1,7 @@
 //! Anthropic's message batches: rows in the body, one stream of results, no metadata.
 
+use std::collections::BTreeSet;
+
 use http::Method;
 use serde_json::{Value, json};
 
@@ -83,7 +85,11 @@ fn shown(desk: &mut Desk<'_>, index: usize, incoming: &Incoming) -> Value {
         (false, _) => "in_progress",
     };
     let results = job.results.as_deref().unwrap_or_default();
-    let count = |test: fn(&RowResult) -> bool| results.iter().filter(|(_, result)| test(result)).count();
+    let count = |test: fn(&RowResult) -> bool| {
+        // A line that comes twice is one row.
+        let rows: BTreeSet<&str> = results.iter().filter(|(_, r)| test(r)).map(|(id, _)| id.as_str()).collect();
+        rows.len()
+    };
     let host = incoming.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
     let url = format!("http://{host}/anthropic/v1/messages/batches/{}/results", job.id);
     json!({

@@ -21,7 +21,9 @@ pub(crate) enum RowResult {
 
 pub(super) fn make(state: &State, provider: Provider, job: &Job, look: &Look) -> Vec<(String, RowResult)> {
     if look.phase == Phase::Failed {
-        return Vec::new();
+        // Anthropic's batches do not fail as a whole: each row tells its own end.
+        let rows = job.rows.iter().filter(|_| provider == Provider::Anthropic);
+        return rows.map(|row| (row.custom_id.clone(), RowResult::Failed(Trouble::Broken))).collect();
     }
     let behaviour = state.config.batches_of(provider);
     let mut results = Vec::with_capacity(job.rows.len());
