@@ -91,6 +91,21 @@ pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
     format!("run={run_key}/_staged/{attempt}/staged-{file:05}.parquet")
 }
 
+/// What the records of a shard's provider batches start with.
+pub fn batches(run_key: &str, shard: u32) -> String {
+    format!("run={run_key}/_batches/{shard:05}/")
+}
+
+/// How the rows of a shard were cut into provider batches; `round` counts from 0, a further one for rows that got no answer.
+pub fn batch_round(run_key: &str, shard: u32, round: u32) -> String {
+    format!("{}round-{round:02}.json", batches(run_key, shard))
+}
+
+/// A step of one provider batch: `intent-1.json`, `created.json`, `results.jsonl`.
+pub fn batch_step(run_key: &str, shard: u32, round: u32, batch: usize, step: &str) -> String {
+    format!("{}{round:02}-{batch:03}/{step}", batches(run_key, shard))
+}
+
 /// The `seq`-th claim on a logical date, counted from 1.
 pub fn claim(logical_date: &str, seq: u64) -> String {
     format!("_claims/{logical_date}/{seq:06}.json")

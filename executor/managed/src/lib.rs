@@ -4,22 +4,23 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod audit;
+pub mod batch;
 pub mod call;
 mod choice;
 pub mod conversation;
 mod dialect;
+pub mod lane;
+pub mod policy;
+pub mod pricing;
 pub mod question;
+pub mod redaction;
+pub mod secrets;
 mod structured;
 pub mod target;
 pub mod tokens;
+pub mod transport;
 mod vectors;
 
 pub use conversation::{Conversation, Step, Turn};
 pub use question::Question;
 pub use target::{Overrides, Target};
-pub mod lane;
-pub mod policy;
-pub mod pricing;
-pub mod redaction;
-pub mod secrets;
-pub mod transport;

@@ -1,0 +1,230 @@
+//! The providers' batch APIs: what is the same in all of them as one trait, what differs as one small file for each
+//! family. Builds calls and reads answers; sends nothing.
+
+mod anthropic;
+mod gemini;
+mod openai;
+
+use std::fmt;
+
+use bytes::Bytes;
+use rowmill_jobs::{Error, Result};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::machine::NeedsUpload;
+use super::reconcile::Line;
+use super::rows::{Asks, Limits};
+use super::seam::BatchCall;
+
+/// Providers whose batch API the lane speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "they are names")]
+pub enum BatchProvider {
+    Openai,
+    Azure,
+    Groq,
+    Together,
+    Mistral,
+    Anthropic,
+    Gemini,
+}
+
+impl BatchProvider {
+    /// All of them.
+    pub const ALL: [BatchProvider; 7] = [
+        BatchProvider::Openai,
+        BatchProvider::Azure,
+        BatchProvider::Groq,
+        BatchProvider::Together,
+        BatchProvider::Mistral,
+        BatchProvider::Anthropic,
+        BatchProvider::Gemini,
+    ];
+
+    /// Its name in records.
+    pub fn name(self) -> &'static str {
+        match self {
+            BatchProvider::Openai => "openai",
+            BatchProvider::Azure => "azure",
+            BatchProvider::Groq => "groq",
+            BatchProvider::Together => "together",
+            BatchProvider::Mistral => "mistral",
+            BatchProvider::Anthropic => "anthropic",
+            BatchProvider::Gemini => "gemini",
+        }
+    }
+
+    /// How much it takes in one batch.
+    pub fn limits(self) -> Limits {
+        self.api().limits()
+    }
+
+    pub(crate) fn api(self) -> &'static dyn BatchApi {
+        match self {
+            BatchProvider::Openai => &openai::OPENAI,
+            BatchProvider::Azure => &openai::AZURE,
+            BatchProvider::Groq => &openai::GROQ,
+            BatchProvider::Together => &openai::TOGETHER,
+            BatchProvider::Mistral => &openai::MISTRAL,
+            BatchProvider::Anthropic => &anthropic::Anthropic,
+            BatchProvider::Gemini => &gemini::Gemini,
+        }
+    }
+}
+
+/// A batch to be created.
+#[derive(Debug, Clone)]
+pub(crate) struct NewBatch<'a> {
+    /// Its name, which is to be found again.
+    pub(crate) name: &'a str,
+    pub(crate) model: &'a str,
+    pub(crate) asks: Asks,
+    /// The provider's name for the uploaded input, where it takes a file.
+    pub(crate) file: Option<&'a str>,
+    /// The rows in the provider's format, where it takes none.
+    pub(crate) lines: &'a [Vec<u8>],
+}
+
+/// How a batch is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    phase: Phase,
+    /// Where its results are.
+    pub(crate) sources: Vec<Source>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Ended,
+    Failed,
+}
+
+/// Where results are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// To be fetched.
+    Path(String),
+    /// They came with the status.
+    Inline(Bytes),
+}
+
+impl Status {
+    /// It has not ended.
+    pub(crate) fn running() -> Self {
+        Self { phase: Phase::Running, sources: Vec::new() }
+    }
+
+    /// It has ended, and what it did is in these places.
+    pub(crate) fn ended(sources: Vec<Source>) -> Self {
+        Self { phase: Phase::Ended, sources }
+    }
+
+    /// It failed as a whole, or is gone.
+    pub(crate) fn failed() -> Self {
+        Self { phase: Phase::Failed, sources: Vec::new() }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.phase != Phase::Running
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.phase == Phase::Failed
+    }
+}
+
+/// A batch in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) remote: String,
+    /// The name we gave it, where the provider keeps one.
+    pub(crate) name: Option<String>,
+    /// Its input, where that is a file.
+    pub(crate) file: Option<String>,
+    /// When it was created, if the list tells: milliseconds since 1970.
+    pub(crate) created_ms: Option<i64>,
+    /// Rows, where the list tells and nothing else does.
+    pub(crate) rows: Option<u64>,
+    pub(crate) has_ended: bool,
+}
+
+/// A page of a list, newest first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) items: Vec<Listed>,
+    /// What leads to the next page, if there is one.
+    pub(crate) next: Option<String>,
+}
+
+/// One family of batch APIs.
+pub(crate) trait BatchApi: Send + Sync + fmt::Debug {
+    fn limits(&self) -> Limits;
+
+    fn needs_upload(&self) -> NeedsUpload;
+
+    /// A row in the provider's format: a line of a file, or an element of a list. `body` is JSON.
+    fn line(&self, name: &str, asks: Asks, body: &[u8]) -> Result<Vec<u8>>;
+
+    /// Sends the input; for those that take a file.
+    fn upload(&self, name: &str, content: Bytes) -> BatchCall;
+
+    /// The provider's name for the input.
+    fn uploaded(&self, answer: &[u8]) -> Result<String>;
+
+    fn create(&self, batch: &NewBatch<'_>) -> Result<BatchCall>;
+
+    /// The provider's name for the batch.
+    fn created(&self, answer: &[u8]) -> Result<String>;
+
+    /// A page of all batches.
+    fn list(&self, after: Option<&str>) -> BatchCall;
+
+    fn listed(&self, answer: &[u8]) -> Result<Page>;
+
+    fn poll(&self, remote: &str) -> BatchCall;
+
+    fn status(&self, remote: &str, answer: &[u8]) -> Result<Status>;
+
+    fn cancel(&self, remote: &str) -> BatchCall;
+
+    /// The lines of one source of results.
+    fn lines(&self, content: &[u8]) -> Result<Vec<Line>>;
+}
+
+/// Reads an answer's JSON; its text stays out of the error.
+fn read<'a, T: Deserialize<'a>>(what: &str, text: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(text).map_err(|error| unreadable(what, &error))
+}
+
+/// Reads JSON lines; a last one that is cut off is no line.
+fn read_lines<T: DeserializeOwned>(content: &[u8]) -> Result<Vec<T>> {
+    let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    lines.map(|line| read("a line of a batch's results", line)).collect()
+}
+
+fn unreadable(what: &str, error: &serde_json::Error) -> Error {
+    Error::temporary(format!("cannot read {what}"))
+        .with("line", error.line())
+        .with("column", error.column())
+        .hint("the provider's answer has another shape than it is documented to have")
+}
+
+/// A word that a provider may have for an error; anything else could hold content and is forgotten.
+fn plain_word(text: &str) -> Option<String> {
+    const LENGTH_MAX: usize = 64;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    (!text.is_empty() && text.len() <= LENGTH_MAX && text.bytes().all(is_plain)).then(|| text.to_owned())
+}
+
+/// Milliseconds since 1970 of what providers write: seconds as a number, or RFC 3339.
+fn milliseconds(value: &serde_json::Value) -> Option<i64> {
+    match value {
+        serde_json::Value::Number(number) => number.as_f64().map(|seconds| (seconds * 1000.0) as i64),
+        serde_json::Value::String(text) => {
+            chrono::DateTime::parse_from_rfc3339(text).ok().map(|at| at.timestamp_millis())
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,420 @@
+//! [`BatchLane`]: takes a shard's rows through a provider's batch API, a visit at a time. Does what the machine says and
+//! records what came of it; between visits it holds nothing, so any process may make the next one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rowmill_jobs::store::{Put, Store};
+use rowmill_jobs::{Error, Kind, Result};
+
+use super::api::{BatchProvider, NewBatch, Status};
+use super::find;
+use super::machine::{Action, BatchMachine, Fact, Patience, Wanted};
+use super::reconcile::{Again, Ended, Reason, RowEnd, RowResult, reconcile};
+use super::record::{Created, Intent, Records, Round, Uploaded, Void};
+use super::rows::{BatchJob, Limits, cut, ranges, row_name, rows_of};
+use super::seam::{BatchCall, BatchWire, did_nothing};
+use crate::call::{CallError, Class, Estimate};
+
+/// A shard's way through a provider's batch API.
+pub struct BatchLane {
+    provider: BatchProvider,
+    wire: Arc<dyn BatchWire>,
+    records: Records,
+    job: BatchJob,
+    /// The process, as records name it.
+    executor: String,
+    patience: Patience,
+    limits: Limits,
+}
+
+/// What a visit came to.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// Nothing can be done before this time (milliseconds since 1970): come again.
+    Wait(i64),
+    /// Every row has its end, in the order of the rows.
+    Done(Vec<RowEnd>),
+}
+
+/// One batch of a round.
+struct Batch<'a> {
+    round: u32,
+    index: usize,
+    name: String,
+    rows: Vec<u32>,
+    plan: &'a Round,
+}
+
+impl std::fmt::Debug for BatchLane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BatchLane").field("provider", &self.provider).field("records", &self.records).finish()
+    }
+}
+
+impl BatchLane {
+    /// A lane for a shard whose records are in `store`, its run's; `executor` names this process and no other.
+    pub fn new(
+        provider: BatchProvider,
+        wire: Arc<dyn BatchWire>,
+        store: Arc<dyn Store>,
+        job: BatchJob,
+        executor: &str,
+        patience: Patience,
+    ) -> Self {
+        let records = Records::new(store, &job.run_key, job.shard);
+        Self { provider, wire, records, job, executor: executor.to_owned(), patience, limits: provider.limits() }
+    }
+
+    /// With smaller batches than the provider takes: accounts may have lower quotas than the documentation says.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = Limits {
+            rows_max: limits.rows_max.clamp(1, self.limits.rows_max),
+            bytes_max: limits.bytes_max.min(self.limits.bytes_max),
+        };
+        self
+    }
+
+    /// Does everything that can be done now. `now_ms` tells the time: milliseconds since 1970.
+    ///
+    /// # Errors
+    /// The store does not answer ([`Kind::Temporary`]); the provider refuses the lane itself: keys, money, a model that it
+    /// does not know, the job's own cap. All can be tried again: nothing is lost.
+    pub async fn advance(&self, wanted: Wanted, now_ms: &(dyn Fn() -> i64 + Sync)) -> Result<Progress> {
+        let mut ends: Vec<Option<RowEnd>> = vec![None; self.job.rows.len()];
+        let mut rows: Vec<u32> = (0..u32::try_from(self.job.rows.len()).unwrap_or(u32::MAX)).collect();
+        let mut not_before_ms = 0;
+        for round in 0.. {
+            if rows.is_empty() {
+                break;
+            }
+            let plan = self.plan(round, &rows, not_before_ms).await?;
+            if let Some(until_ms) = self.visit_round(round, &plan, wanted, now_ms).await? {
+                return Ok(Progress::Wait(until_ms));
+            }
+            rows.clear();
+            for batch in 0..plan.batches.len() {
+                for result in self.records.results(round, batch).await? {
+                    let row = result.row;
+                    match result.into_end() {
+                        Some(end) => *slot(&mut ends, row)? = Some(end),
+                        None => rows.push(row),
+                    }
+                }
+            }
+            rows.sort_unstable();
+            not_before_ms = now_ms() + self.patience.poll_least_ms;
+        }
+        let whole: Option<Vec<RowEnd>> = ends.into_iter().collect();
+        whole.map(Progress::Done).ok_or_else(|| Error::internal("a row has no end"))
+    }
+
+    /// How a round is cut: as recorded, or now.
+    async fn plan(&self, round: u32, rows: &[u32], not_before_ms: i64) -> Result<Round> {
+        let input_sha256 = self.job.digest();
+        let plan = match self.records.round(round).await? {
+            Some(plan) => plan,
+            None => {
+                let api = self.provider.api();
+                // What surrounds a row in the provider's format is about as long for all rows.
+                let around = api.line(&row_name("", 0), self.job.asks, b"{}")?.len() + 1;
+                let bytes_of = |row: u32| self.body(row).map_or(0, Bytes::len) + around;
+                let batches = cut(rows, self.limits, bytes_of);
+                let planned = Round {
+                    provider: self.provider.name().into(),
+                    model: self.job.model.clone(),
+                    input_sha256: input_sha256.clone(),
+                    not_before_ms,
+                    batches: batches.iter().map(|batch| ranges(batch)).collect(),
+                };
+                self.records.plan(round, planned).await?
+            }
+        };
+        if plan.input_sha256 != input_sha256 || plan.provider != self.provider.name() {
+            return Err(Error::new(
+                Kind::InputChanged,
+                "the rows of a shard are not those that its batches were made of",
+            )
+            .with("run", &self.job.run_key)
+            .with("shard", self.job.shard)
+            .hint("a shard that was sent as a batch is finished with the same input, prompt, model and provider"));
+        }
+        Ok(plan)
+    }
+
+    /// Visits all batches of a round; returns when to come again, unless all are finished.
+    async fn visit_round(
+        &self,
+        round: u32,
+        plan: &Round,
+        wanted: Wanted,
+        now_ms: &(dyn Fn() -> i64 + Sync),
+    ) -> Result<Option<i64>> {
+        let mut until_ms: Option<i64> = None;
+        for (index, rows) in plan.batches.iter().enumerate() {
+            let rows = rows_of(rows).collect();
+            let batch = Batch { round, index, name: self.job.batch_name(round, index), rows, plan };
+            if let Some(wait_ms) = self.visit(&batch, wanted, now_ms).await? {
+                until_ms = Some(until_ms.map_or(wait_ms, |until_ms| until_ms.min(wait_ms)));
+            }
+        }
+        Ok(until_ms)
+    }
+
+    /// Visits a batch; returns when to come again, unless it is finished.
+    async fn visit(&self, batch: &Batch<'_>, wanted: Wanted, now_ms: &(dyn Fn() -> i64 + Sync)) -> Result<Option<i64>> {
+        let steps = self.records.steps(batch.round, batch.index).await?;
+        let needs_upload = self.provider.api().needs_upload();
+        let mut machine = BatchMachine::new(self.patience, wanted, needs_upload, batch.plan.not_before_ms, steps);
+        loop {
+            let action = machine.next(now_ms());
+            match action {
+                Action::Finished => return Ok(None),
+                Action::Wait(until_ms) => return Ok(Some(until_ms)),
+                action => {
+                    tracing::debug!(batch = batch.name, ?action, "batch");
+                    if let Err(error) = self.perform(batch, &mut machine, action, (wanted, now_ms)).await? {
+                        return Ok(Some(now_ms() + self.pause_after(&error)?));
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long to wait after an error of the provider; those that waiting does not help are errors of the lane.
+    fn pause_after(&self, error: &CallError) -> Result<i64> {
+        match error.class {
+            Class::Throttled | Class::Transient | Class::InvalidOutput => {
+                let asked_ms = error.retry_after.map_or(0, |wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+                Ok(asked_ms
+                    .clamp(self.patience.poll_least_ms, self.patience.poll_most_ms.max(self.patience.poll_least_ms)))
+            }
+            _ => Err(self.refused(error)),
+        }
+    }
+
+    fn refused(&self, error: &CallError) -> Error {
+        let kind = match error.class {
+            Class::Billing | Class::Stopped => Kind::Incomplete,
+            Class::Throttled | Class::Transient | Class::InvalidOutput => Kind::Temporary,
+            Class::Refused | Class::TooLong | Class::Denied => Kind::Invalid,
+        };
+        Error::new(kind, format!("the batch API of {} cannot be used", self.provider.name()))
+            .with("model", &self.job.model)
+            .caused_by(error.clone())
+    }
+
+    /// Does what the machine says and tells it what came of it. An inner error is the provider's, and leaves the batch as it
+    /// is for now.
+    async fn perform(
+        &self,
+        batch: &Batch<'_>,
+        machine: &mut BatchMachine,
+        action: Action,
+        (wanted, now_ms): (Wanted, &(dyn Fn() -> i64 + Sync)),
+    ) -> Result<std::result::Result<(), CallError>> {
+        let api = self.provider.api();
+        match action {
+            Action::Intend(number) => {
+                let intent = self.intent(batch, now_ms())?;
+                if self.write(batch, &format!("intent-{number}.json"), &intent).await? == Put::Created {
+                    machine.learn(Fact::Permitted(number));
+                }
+            }
+            Action::Upload(number) => {
+                let uploaded = self.upload(batch, number, now_ms).await?;
+                if let Err(error) = uploaded {
+                    machine.learn(Fact::Used);
+                    self.reload(batch, machine).await?;
+                    return Ok(Err(error));
+                }
+            }
+            Action::Create { intent, file } => {
+                machine.learn(Fact::Used);
+                let created = self.create(batch, intent, file, now_ms).await?;
+                self.reload(batch, machine).await?;
+                return Ok(created);
+            }
+            Action::GiveUp(number) => {
+                machine.learn(Fact::Used);
+                self.give_up(batch, number, now_ms(), ("the permission was too old", false)).await?;
+            }
+            Action::Find(number) => {
+                let Some(sought) = machine.sought(number) else { return Ok(Ok(())) };
+                match find::find(self.wire.as_ref(), api, (&batch.name, &batch.rows), &sought).await? {
+                    Ok(found) => machine.learn(Fact::Found(found)),
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+            Action::Adopt(remote) => {
+                tracing::info!(batch = batch.name, remote, "found a batch that another process created");
+                self.write(batch, "created.json", &Created { remote, at_ms: now_ms() }).await?;
+            }
+            Action::Poll(remote) => match self.send(api.poll(&remote)).await {
+                Ok(answer) => machine.learn(Fact::Status(api.status(&remote, &answer)?)),
+                // It is not kept any more: what it did is lost.
+                Err(error) if error.status == Some(404) => machine.learn(Fact::Status(Status::failed())),
+                Err(error) => return Ok(Err(error)),
+            },
+            Action::Cancel(remote) => {
+                if let Err(error) = self.send(api.cancel(&remote)).await {
+                    tracing::warn!(batch = batch.name, %error, "cannot cancel a batch");
+                }
+                machine.learn(Fact::CancelSent);
+            }
+            Action::Fetch(_) => {
+                let status = machine.status().cloned().unwrap_or_else(Status::failed);
+                let lines = match find::fetch(self.wire.as_ref(), api, &status).await? {
+                    Ok(lines) => lines,
+                    Err(error) => return Ok(Err(error)),
+                };
+                let again = if batch.round + 1 < self.patience.rounds_max { Again::Yes } else { Again::No };
+                let ended = Ended { name: &batch.name, rows: &batch.rows, lines, whole_failed: status.has_failed() };
+                let results = reconcile(ended, wanted, again);
+                self.records.write_results(batch.round, batch.index, &results).await?;
+            }
+            Action::Forgo => {
+                let results: Vec<_> = batch.rows.iter().map(|row| RowResult::failed(*row, Reason::Stopped)).collect();
+                self.records.write_results(batch.round, batch.index, &results).await?;
+            }
+            Action::Wait(_) | Action::Finished => {}
+        }
+        self.reload(batch, machine).await?;
+        Ok(Ok(()))
+    }
+
+    async fn reload(&self, batch: &Batch<'_>, machine: &mut BatchMachine) -> Result<()> {
+        machine.learn(Fact::Steps(self.records.steps(batch.round, batch.index).await?));
+        Ok(())
+    }
+
+    async fn write(&self, batch: &Batch<'_>, step: &str, value: &impl serde::Serialize) -> Result<Put> {
+        self.records.write(batch.round, batch.index, step, value).await
+    }
+
+    async fn give_up(&self, batch: &Batch<'_>, number: u32, at_ms: i64, (why, refused): (&str, bool)) -> Result<()> {
+        let void = Void { at_ms, why: why.into(), input_refused: refused };
+        self.write(batch, &format!("void-{number}.json"), &void).await.map(drop)
+    }
+
+    async fn send(&self, call: BatchCall) -> std::result::Result<Bytes, CallError> {
+        self.wire.send(call).await.map(|reply| reply.body)
+    }
+
+    fn body(&self, row: u32) -> Option<&Bytes> {
+        self.job.rows.get(row as usize).map(|row| &row.body)
+    }
+
+    /// A batch's rows in the provider's format.
+    fn lines(&self, batch: &Batch<'_>) -> Result<Vec<Vec<u8>>> {
+        let api = self.provider.api();
+        let line = |row: &u32| {
+            let body = self.body(*row).ok_or_else(|| Error::internal("a batch has a row that the shard has not"))?;
+            api.line(&row_name(&batch.name, *row), self.job.asks, body)
+        };
+        batch.rows.iter().map(line).collect()
+    }
+
+    fn intent(&self, batch: &Batch<'_>, at_ms: i64) -> Result<Intent> {
+        let bytes = self.lines(batch)?.iter().map(Vec::len).sum::<usize>();
+        Ok(Intent {
+            name: batch.name.clone(),
+            executor: self.executor.clone(),
+            at_ms,
+            rows: batch.rows.len() as u64,
+            bytes: bytes as u64,
+        })
+    }
+
+    /// Sends the input and records where it is. When that fails nothing was created for sure, and the permission is given
+    /// up: a file that nobody knows of is no harm.
+    async fn upload(
+        &self,
+        batch: &Batch<'_>,
+        number: u32,
+        now_ms: &(dyn Fn() -> i64 + Sync),
+    ) -> Result<std::result::Result<(), CallError>> {
+        let api = self.provider.api();
+        let content = Bytes::from(self.lines(batch)?.concat());
+        match self.send(api.upload(&batch.name, content)).await {
+            Ok(answer) => {
+                let uploaded = Uploaded { file: api.uploaded(&answer)?, at_ms: now_ms() };
+                self.write(batch, &format!("uploaded-{number}.json"), &uploaded).await?;
+                Ok(Ok(()))
+            }
+            Err(error) => {
+                self.give_up(batch, number, now_ms(), ("the input could not be uploaded", false)).await?;
+                Ok(Err(error))
+            }
+        }
+    }
+
+    /// Sends the creation and records what is known of it. Nothing is recorded when it is not known: then it is looked for.
+    async fn create(
+        &self,
+        batch: &Batch<'_>,
+        intent: u32,
+        file: Option<String>,
+        now_ms: &(dyn Fn() -> i64 + Sync),
+    ) -> Result<std::result::Result<(), CallError>> {
+        let api = self.provider.api();
+        let lines = if file.is_some() { Vec::new() } else { self.lines(batch)? };
+        let new = NewBatch {
+            name: &batch.name,
+            model: &self.job.model,
+            asks: self.job.asks,
+            file: file.as_deref(),
+            lines: &lines,
+        };
+        let call = BatchCall { estimate: self.estimate(batch), ..api.create(&new)? };
+        match self.send(call).await {
+            Ok(answer) => {
+                let Ok(remote) = api.created(&answer) else { return Ok(Ok(())) };
+                self.record_created(batch, remote, now_ms()).await?;
+                Ok(Ok(()))
+            }
+            Err(error) if did_nothing(&error) => {
+                let steps = self.records.steps(batch.round, batch.index).await?;
+                // Files are kept for a time only: one that an earlier permission sent may be gone.
+                let is_old = steps.uploaded.is_some_and(|(number, _)| number != intent);
+                let input_refused = is_old && matches!(error.class, Class::Refused | Class::Denied);
+                self.give_up(batch, intent, now_ms(), ("the provider did not create the batch", input_refused)).await?;
+                Ok(if input_refused { Ok(()) } else { Err(error) })
+            }
+            Err(error) => {
+                tracing::warn!(batch = batch.name, %error, "it is not known whether a batch was created; looking for it");
+                Ok(Ok(()))
+            }
+        }
+    }
+
+    async fn record_created(&self, batch: &Batch<'_>, remote: String, at_ms: i64) -> Result<()> {
+        let created = Created { remote, at_ms };
+        if self.write(batch, "created.json", &created).await? == Put::Created {
+            return Ok(());
+        }
+        let standing: Option<Created> = self.records.read(batch.round, batch.index, "created.json").await?;
+        if standing.is_some_and(|standing| standing.remote != created.remote) {
+            // Another process took this one's permission for lost and made the batch itself: this one is too much.
+            tracing::warn!(batch = batch.name, remote = created.remote, "cancelling a batch that was created twice");
+            if let Err(error) = self.send(self.provider.api().cancel(&created.remote)).await {
+                tracing::warn!(batch = batch.name, %error, "cannot cancel a batch");
+            }
+        }
+        Ok(())
+    }
+
+    fn estimate(&self, batch: &Batch<'_>) -> Estimate {
+        let rows = batch.rows.iter().filter_map(|row| self.job.rows.get(*row as usize));
+        rows.fold(Estimate::default(), |sum, row| Estimate {
+            input_tokens: sum.input_tokens + row.estimate.input_tokens,
+            output_tokens: sum.output_tokens + row.estimate.output_tokens,
+            nano_usd_max: sum.nano_usd_max + row.estimate.nano_usd_max,
+        })
+    }
+}
+
+fn slot(ends: &mut [Option<RowEnd>], row: u32) -> Result<&mut Option<RowEnd>> {
+    ends.get_mut(row as usize).ok_or_else(|| Error::internal("a result of a row that the shard has not"))
+}

@@ -1,0 +1,153 @@
+//! A shard's rows on their way into batches: identities, and cutting by a provider's limits. Pure.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::call::Estimate;
+
+/// Bytes of the names that rows and batches have at a provider; all of them are allowed everywhere.
+const NAME_DIGITS: usize = 32;
+
+/// A row's request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchRow {
+    /// JSON body of the request that a dialect made, as it would be sent online.
+    pub body: Bytes,
+    /// What it will take.
+    pub estimate: Estimate,
+}
+
+/// What a shard sends in batches: one model, one kind of request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchJob {
+    /// The run.
+    pub run_key: String,
+    /// The shard.
+    pub shard: u32,
+    /// Model, as the provider names it.
+    pub model: String,
+    /// What the rows ask for.
+    pub asks: Asks,
+    /// The rows, in an order that is the same in every process.
+    pub rows: Vec<BatchRow>,
+}
+
+/// The kind of request that all rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Asks {
+    /// A model's words.
+    Text,
+    /// Vectors.
+    Vectors,
+}
+
+impl BatchJob {
+    /// A digest of all requests in their order: another process must have the same ones to go on.
+    pub fn digest(&self) -> String {
+        let mut hasher = Sha256::new();
+        hasher.update(self.model.as_bytes());
+        for row in &self.rows {
+            hasher.update((row.body.len() as u64).to_le_bytes());
+            hasher.update(&row.body);
+        }
+        hex(&hasher.finalize(), 64)
+    }
+
+    /// Name of a batch at the provider: of this run and shard, this round, this batch.
+    pub fn batch_name(&self, round: u32, batch: usize) -> String {
+        let text = format!("{}\n{}\n{round}\n{batch}", self.run_key, self.shard);
+        format!("rowmill-{}", hex(&Sha256::digest(text.as_bytes()), NAME_DIGITS))
+    }
+}
+
+/// Name of a row in a batch. Tells nothing of its content.
+pub fn row_name(batch_name: &str, row: u32) -> String {
+    hex(&Sha256::digest(format!("{batch_name}\n{row}").as_bytes()), NAME_DIGITS)
+}
+
+fn hex(bytes: &[u8], digits: usize) -> String {
+    let mut text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    text.truncate(digits);
+    text
+}
+
+/// How much a provider takes in one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows.
+    pub rows_max: usize,
+    /// Bytes of the input, in the provider's own format.
+    pub bytes_max: usize,
+}
+
+/// Rows that follow each other: from the first to before the second.
+pub type Range = (u32, u32);
+
+/// Rows as few ranges; `rows` must be sorted.
+pub fn ranges(rows: &[u32]) -> Vec<Range> {
+    let mut ranges: Vec<Range> = Vec::new();
+    for &row in rows {
+        match ranges.last_mut() {
+            Some((_, end)) if *end == row => *end += 1,
+            _ => ranges.push((row, row + 1)),
+        }
+    }
+    ranges
+}
+
+/// The rows of ranges.
+pub fn rows_of(ranges: &[Range]) -> impl Iterator<Item = u32> + '_ {
+    ranges.iter().flat_map(|(start, end)| *start..*end)
+}
+
+/// Cuts rows into batches that respect the limits; `bytes_of` tells the size of a row in the provider's format. A row too
+/// large for any batch gets one of its own: the provider shall refuse it.
+pub fn cut(rows: &[u32], limits: Limits, bytes_of: impl Fn(u32) -> usize) -> Vec<Vec<u32>> {
+    let mut batches: Vec<Vec<u32>> = Vec::new();
+    let mut bytes = 0usize;
+    for &row in rows {
+        let more = bytes_of(row);
+        match batches.last_mut() {
+            Some(batch) if batch.len() < limits.rows_max && bytes + more <= limits.bytes_max => {
+                batch.push(row);
+                bytes += more;
+            }
+            _ => {
+                batches.push(vec![row]);
+                bytes = more;
+            }
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_respect_both_limits_and_hold_every_row_once() {
+        let rows: Vec<u32> = (0..1000).collect();
+        let limits = Limits { rows_max: 70, bytes_max: 1000 };
+        let bytes_of = |row: u32| (row as usize * 7919) % 97;
+        let batches = cut(&rows, limits, bytes_of);
+        assert!(batches.iter().all(|batch| batch.len() <= 70));
+        assert!(batches.iter().all(|batch| batch.iter().map(|row| bytes_of(*row)).sum::<usize>() <= 1000));
+        assert_eq!(batches.concat(), rows);
+        // As few as can be: no batch could take the first row of the next.
+        for pair in batches.windows(2) {
+            let bytes: usize = pair[0].iter().map(|row| bytes_of(*row)).sum();
+            assert!(pair[0].len() == 70 || bytes + bytes_of(pair[1][0]) > 1000);
+        }
+        assert_eq!(cut(&[3, 4], Limits { rows_max: 9, bytes_max: 1 }, |_| 50), [[3], [4]]);
+    }
+
+    #[test]
+    fn ranges_are_the_rows() {
+        let rows = [0, 1, 2, 5, 7, 8];
+        assert_eq!(ranges(&rows), [(0, 3), (5, 6), (7, 9)]);
+        assert_eq!(rows_of(&ranges(&rows)).collect::<Vec<_>>(), rows);
+    }
+}

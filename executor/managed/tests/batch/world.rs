@@ -1,0 +1,261 @@
+//! A provider, a store and the processes that come and go: a shard's batches from the first visit to the last, in the
+//! simulator's time.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rowmill_jobs::store::Store;
+use rowmill_managed::batch::{
+    Asks, BatchBody, BatchCall, BatchJob, BatchLane, BatchProvider, BatchRow, BatchWire, Limits, Patience, Progress,
+    Reason, RowEnd, Wanted,
+};
+use rowmill_managed::call::{CallError, Class, Estimate, Reply};
+use rowmill_provider_simulator::{Config, Provider, Simulator};
+use serde_json::{Value, json};
+
+use crate::memory::{Life, MemoryStore, Mortal};
+
+/// Visits after which a shard that is not done hangs.
+const VISITS_MAX: usize = 3_000;
+
+/// Sends over HTTP, with no policy of any kind.
+pub struct PlainWire {
+    client: reqwest::Client,
+    base: String,
+}
+
+#[async_trait]
+impl BatchWire for PlainWire {
+    async fn send(&self, call: BatchCall) -> Result<Reply, CallError> {
+        let url = format!("{}{}", self.base, call.path);
+        let request = match call.body {
+            BatchBody::Get => self.client.get(url),
+            BatchBody::Empty => self.client.post(url),
+            BatchBody::Json(body) => self.client.post(url).header("content-type", "application/json").body(body),
+            BatchBody::Form { fields, name, content } => {
+                let part = reqwest::multipart::Part::stream(content).file_name(name);
+                let form = reqwest::multipart::Form::new().part("file", part);
+                let form = fields.into_iter().fold(form, |form, (name, value)| form.text(name, value));
+                self.client.post(url).multipart(form)
+            }
+        };
+        let error = |class, status, message: &str| CallError {
+            class,
+            status,
+            code: None,
+            message: message.into(),
+            retry_after: None,
+            request_id: None,
+        };
+        let request = request.bearer_auth("k").header("anthropic-version", "2023-06-01");
+        let answer = request.send().await.map_err(|_| error(Class::Transient, None, "no answer"))?;
+        let status = answer.status().as_u16();
+        let body = answer.bytes().await.map_err(|_| error(Class::Transient, None, "a cut answer"))?;
+        match status {
+            200..300 => Ok(Reply { body, request_id: None, first_byte: Duration::ZERO }),
+            429 | 503 | 529 => Err(error(Class::Throttled, Some(status), "throttled")),
+            401 | 403 | 404 => Err(error(Class::Denied, Some(status), "denied")),
+            400..500 => Err(error(Class::Refused, Some(status), "refused")),
+            _ => Err(error(Class::Transient, Some(status), "server error")),
+        }
+    }
+}
+
+/// Everything but the processes.
+pub struct World {
+    pub provider: BatchProvider,
+    pub simulator: Simulator,
+    pub store: Arc<MemoryStore>,
+    wire: Arc<dyn BatchWire>,
+    rows: usize,
+    pub patience: Patience,
+    pub limits: Option<Limits>,
+}
+
+pub fn peer(provider: BatchProvider) -> Provider {
+    match provider {
+        BatchProvider::Openai => Provider::Openai,
+        BatchProvider::Azure => Provider::Azure,
+        BatchProvider::Groq => Provider::Groq,
+        BatchProvider::Together => Provider::Together,
+        BatchProvider::Mistral => Provider::Mistral,
+        BatchProvider::Anthropic => Provider::Anthropic,
+        BatchProvider::Gemini => Provider::Gemini,
+    }
+}
+
+impl World {
+    pub async fn new(provider: BatchProvider, rows: usize, config: Config) -> Self {
+        let config = Config { clock_speed: 0, ..config };
+        let simulator = Simulator::start(config).await.expect("a free port");
+        let base = simulator.base(peer(provider));
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().expect("a client");
+        Self {
+            provider,
+            simulator,
+            store: Arc::default(),
+            wire: Arc::new(PlainWire { client, base }),
+            rows,
+            patience: Patience { rounds_max: 8, ..Patience::default() },
+            limits: None,
+        }
+    }
+
+    pub fn job(&self) -> BatchJob {
+        let body = |row: usize| match self.provider {
+            BatchProvider::Anthropic => json!({"model": "m", "max_tokens": 500, "messages": turn(row)}),
+            BatchProvider::Gemini => json!({"contents": [{"parts": [{"text": format!("row {row}")}]}]}),
+            _ => json!({"model": "m", "messages": turn(row)}),
+        };
+        let row = |row| BatchRow { body: Bytes::from(body(row).to_string()), estimate: Estimate::default() };
+        BatchJob {
+            run_key: "k".into(),
+            shard: 7,
+            model: "m".into(),
+            asks: Asks::Text,
+            rows: (0..self.rows).map(row).collect(),
+        }
+    }
+
+    pub fn now_ms(&self) -> i64 {
+        self.simulator.time().now_ms()
+    }
+
+    pub fn pass(&self, time: Duration) {
+        self.simulator.time().advance(time);
+    }
+
+    /// A visit of a new process; `None` if it died.
+    pub async fn visit(&self, name: &str, wanted: Wanted, life: &Arc<Life>) -> Option<rowmill_jobs::Result<Progress>> {
+        let wire = Arc::new(Mortal { life: Arc::clone(life), inner: Arc::clone(&self.wire) });
+        let store: Arc<dyn Store> = Arc::new(Mortal { life: Arc::clone(life), inner: Arc::clone(&self.store) });
+        let lane = BatchLane::new(self.provider, wire, store, self.job(), name, self.patience);
+        let lane = if let Some(limits) = self.limits { lane.with_limits(limits) } else { lane };
+        let now_ms = || self.now_ms();
+        tokio::select! {
+            progress = lane.advance(wanted, &now_ms) => Some(progress),
+            () = life.end() => None,
+        }
+    }
+
+    /// Goes on until every row has its end, with a new process for every visit.
+    pub async fn finish(&self, wanted: Wanted, life: &Arc<Life>) -> Vec<RowEnd> {
+        for visit in 0..VISITS_MAX {
+            let progress = self.visit(&format!("process {visit}"), wanted, life).await.expect("an endless life");
+            match progress {
+                Ok(Progress::Done(ends)) => return ends,
+                Ok(Progress::Wait(until_ms)) => {
+                    let wait_ms = until_ms - self.now_ms();
+                    assert!(wait_ms > 0, "a wait until now");
+                    self.pass(Duration::from_millis(wait_ms.unsigned_abs()));
+                }
+                Err(error) => {
+                    assert!(error.retryable(), "{}", error.report());
+                    self.pass(Duration::from_secs(30));
+                }
+            }
+        }
+        panic!("{:?} hangs; records: {:#?}", self.provider, self.store.names());
+    }
+
+    /// Batches at the provider.
+    pub async fn remote_batches(&self) -> usize {
+        let path = match self.provider {
+            BatchProvider::Anthropic => "/messages/batches?limit=1000",
+            BatchProvider::Gemini => "/batches?pageSize=1000",
+            BatchProvider::Mistral => "/batch/jobs?page_size=1000",
+            _ => "/batches?limit=1000",
+        };
+        // Faults strike here, too.
+        for _ in 0..1000 {
+            if let Ok(reply) = self.wire.send(BatchCall::get(path)).await {
+                let list: Value = serde_json::from_slice(&reply.body).expect("JSON");
+                let list = ["data", "operations"].iter().find_map(|name| list[*name].as_array()).or(list.as_array());
+                return list.map_or(0, Vec::len);
+            }
+        }
+        panic!("the list of batches cannot be had");
+    }
+
+    /// What must hold at any end: one end for every row, no answer of another row, no batch but those that are recorded.
+    pub async fn check(&self, ends: &[RowEnd]) {
+        assert_eq!(ends.len(), self.rows);
+        let names = self.store.names();
+        let recorded = names.iter().filter(|name| name.ends_with("/created.json")).count();
+        assert_eq!(self.remote_batches().await, recorded, "{:?} has other batches: {names:#?}", self.provider);
+        let mut ends_of: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
+        let results: Vec<String> =
+            names.iter().filter(|name| name.ends_with("results.jsonl")).map(|name| self.store.text(name)).collect();
+        for line in results.iter().flat_map(|text| text.lines()) {
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            let kinds = ["answered", "failed", "resubmitted"].into_iter().filter(|kind| !line[*kind].is_null());
+            ends_of.entry(line["row"].as_u64().expect("a row")).or_default().extend(kinds);
+        }
+        for row in 0..self.rows as u64 {
+            let ends = &ends_of[&row];
+            let (last, before) = ends.split_last().expect("an end");
+            let last_is_end = *last != "resubmitted" && before.iter().all(|end| *end == "resubmitted");
+            // Rounds are read in the order of their names, so the last end comes last.
+            assert!(last_is_end, "row {row} ended as {ends:?}");
+        }
+        for (row, end) in ends.iter().enumerate() {
+            if let RowEnd::Answered(body) = end {
+                let answer = text(&serde_json::from_str(body.get()).expect("JSON"));
+                assert_eq!(answer, expected(self.provider, row).await, "row {row}");
+            }
+        }
+    }
+
+    /// What the provider answers to a row online.
+    async fn answer_online(&self, row: usize) -> Value {
+        let path = match self.provider {
+            BatchProvider::Anthropic => "/messages",
+            BatchProvider::Gemini => "/models/m:generateContent",
+            _ => "/chat/completions",
+        };
+        let body = self.job().rows[row].body.clone();
+        let reply = self.wire.send(BatchCall::json(path, body)).await.expect("an answer");
+        serde_json::from_slice(&reply.body).expect("JSON")
+    }
+}
+
+/// The text that a provider in no trouble answers to a row online; asked for once.
+async fn expected(provider: BatchProvider, row: usize) -> String {
+    static KNOWN: Mutex<BTreeMap<(&str, usize), String>> = Mutex::new(BTreeMap::new());
+    let known = |row| KNOWN.lock().expect("a lock").get(&(provider.name(), row)).cloned();
+    if let Some(text) = known(row) {
+        return text;
+    }
+    let alone = World::new(provider, row + 1, Config::default()).await;
+    let text = text(&alone.answer_online(row).await);
+    KNOWN.lock().expect("a lock").insert((provider.name(), row), text.clone());
+    text
+}
+
+fn turn(row: usize) -> Value {
+    json!([{"role": "user", "content": format!("row {row}")}])
+}
+
+/// The text of an answer, whatever its dialect.
+fn text(answer: &Value) -> String {
+    let places = ["/choices/0/message/content", "/content/0/text", "/candidates/0/content/parts/0/text"];
+    let found = places.iter().find_map(|place| answer.pointer(place)?.as_str());
+    found.unwrap_or_else(|| panic!("no text in {answer}")).to_owned()
+}
+
+pub fn answered(ends: &[RowEnd]) -> usize {
+    ends.iter().filter(|end| matches!(end, RowEnd::Answered(_))).count()
+}
+
+pub fn reasons(ends: &[RowEnd]) -> BTreeMap<Reason, usize> {
+    let mut reasons = BTreeMap::new();
+    for end in ends {
+        if let RowEnd::Failed(failed) = end {
+            *reasons.entry(failed.reason).or_default() += 1;
+        }
+    }
+    reasons
+}
