@@ -110,7 +110,7 @@ async fn executors_share_a_limit() {
     };
     let served: Vec<usize> = futures::future::join_all(executors.iter().map(serve)).await;
     let all: usize = served.iter().sum();
-    assert!((165..=184).contains(&all), "{served:?} of 100 + 4 · 20");
+    assert!((150..=184).contains(&all), "{served:?} of 100 + 4 · 20");
     assert!(executors.iter().all(RedisAllowance::is_shared));
 }
 
@@ -195,11 +195,13 @@ async fn a_lease_saves_round_trips() {
         };
         calls("cmdstat_evalsha:calls=") + calls("cmdstat_eval:calls=")
     };
-    let before = scripts().await;
+    let (before, began) = (scripts().await, Instant::now());
     for _ in 0..10_000 {
         assert_eq!(allowance.reserve(CALL, Duration::ZERO).await, Grant::After(Duration::ZERO));
         allowance.settle(CALL, CALL);
     }
     let trips = scripts().await - before;
-    assert!(trips <= 100, "{trips} round trips for 10,000 calls");
+    // Leases of 1,000 calls, and what is settled is told ten times a second.
+    let expected = 12 + began.elapsed().as_millis() / 100;
+    assert!(u128::from(trips) <= expected && trips < 1_000, "{trips} round trips for 10,000 calls, not {expected}");
 }

@@ -1,6 +1,6 @@
 //! The one AWS configuration of the process: region, endpoint and credentials from the standard `AWS_*` variables and
-//! profiles, loaded once. Every client of S3 is made from it and every other request to
-//! AWS is signed with it, so that one set of keys opens everything.
+//! profiles, loaded once. Every client of AWS is made from it and every other request to AWS is
+//! signed with it, so that one set of keys opens everything.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,8 +9,6 @@ pub use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::{ProvideCredentials, SharedCredentialsProvider};
 use tokio::sync::{Mutex, OnceCell};
-
-use crate::{Error, Result};
 
 use crate::{Error, Result};
 
