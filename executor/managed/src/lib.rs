@@ -5,6 +5,7 @@
 
 pub mod audit;
 pub mod call;
+mod hex;
 pub mod lane;
 pub mod policy;
 pub mod pricing;
