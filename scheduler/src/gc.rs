@@ -110,10 +110,13 @@ async fn is_garbage(store: &dyn Store, run_key: &str, now: i64, keep: Retention)
     }
 }
 
-/// Deletes all of a run but its plan and outcome, which say for ever what it was.
+/// Deletes all of a run but its plan and outcome, which say for ever what it was, and the audit of what left the house: laws
+/// ask for it long after the data is gone.
 async fn erase(eraser: &dyn Eraser, run_key: &str, objects: &[ObjectInfo], done: &mut Collected) -> Result<()> {
     let kept = [layout::plan(run_key), layout::outcome(run_key)];
-    let gone: Vec<&ObjectInfo> = objects.iter().filter(|object| !kept.contains(&object.name)).collect();
+    let audits = layout::audits(run_key);
+    let is_kept = |object: &&ObjectInfo| kept.contains(&object.name) || object.name.starts_with(&audits);
+    let gone: Vec<&ObjectInfo> = objects.iter().filter(|object| !is_kept(object)).collect();
     for object in &gone {
         eraser.erase(&object.name).await?;
         done.objects += 1;

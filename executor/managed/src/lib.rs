@@ -9,6 +9,7 @@ pub mod call;
 mod choice;
 pub mod conversation;
 mod dialect;
+mod hex;
 pub mod lane;
 pub mod policy;
 pub mod pricing;

@@ -331,3 +331,23 @@ async fn eight_executors_on_a_folder_stop_within_one_request_of_the_cap() {
     println!("{billed} of {} billed, {} entries in the log", world.cap, last.seq);
     assert!(store.head(&layout::spend_entry(FOLDER, last.seq)).await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn within_a_lease_nothing_is_asked_of_the_store() {
+    const REQUESTS: u32 = 100_000;
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(folder.path().to_path_buf()));
+    let pace = Pace { look_every: Duration::from_secs(3_600), ..Pace::default() };
+    let ledger = Ledger::new(Arc::clone(&store), FOLDER.into(), "e".into(), u64::from(REQUESTS) * 64 * 10, pace);
+    let started = std::time::Instant::now();
+    for _ in 0..REQUESTS {
+        let Reserve::Granted(reservation) = ledger.reserve(10).await.unwrap() else { panic!("the cap is far") };
+        reservation.settle(3);
+    }
+    println!("{:.0} reserved and settled a second", f64::from(REQUESTS) / started.elapsed().as_secs_f64());
+    assert_eq!(super::last(store.as_ref(), FOLDER).await.unwrap().unwrap().seq, 1);
+    assert_eq!(ledger.spent(), 3 * u64::from(REQUESTS));
+    ledger.give_back().await.unwrap();
+    let last = super::last(store.as_ref(), FOLDER).await.unwrap().unwrap();
+    assert_eq!((last.seq, last.out, last.held.len()), (2, 3 * u64::from(REQUESTS), 0));
+}

@@ -21,6 +21,8 @@ use rowmill_jobs::{Error, Result, layout};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::hex;
+
 pub use record::{Ending, Intent, Opening, Record, Said};
 pub use verify::{Broken, FileReport, Report, verify, verify_copies, verify_lines};
 
@@ -117,7 +119,7 @@ impl Audit {
 
     /// HMAC-SHA256 of a body, in hex, for [`Intent::payload_hmac`].
     pub fn sign(&self, body: &[u8]) -> String {
-        hmac::sign(&self.key, body).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(hmac::sign(&self.key, body))
     }
 
     /// Writes that something is about to be sent. It is on disk when this returns.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::call::Class;
+use crate::hex;
 use crate::lane::Lane;
 
 /// Bytes of a line's hash.
@@ -136,7 +137,7 @@ pub(super) fn write(record: &Record, before: &Hash) -> serde_json::Result<(Strin
     // In place of the closing bracket.
     line.pop();
     line.push_str(BEFORE_HASH);
-    hash.iter().for_each(|byte| line.push_str(&format!("{byte:02x}")));
+    line.push_str(&hex::encode(hash));
     line.push_str(AFTER_HASH);
     line.push('\n');
     Ok((line, hash))
@@ -148,8 +149,7 @@ pub(super) fn read(line: &str, before: &Hash) -> Result<(Record, Hash), &'static
     let (body, told) = inner.rsplit_once(BEFORE_HASH).ok_or("the line has no hash")?;
     let body = format!("{body}}}");
     let hash = chain(before, &body);
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    if told != hex {
+    if told != hex::encode(hash) {
         return Err("the line was changed, or is not the one that followed the line before");
     }
     let record = serde_json::from_str(&body).map_err(|_| "the line is none that Rowmill writes")?;

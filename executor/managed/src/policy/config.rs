@@ -104,7 +104,7 @@ pub struct Provider {
     /// Where it is, if not at the kind's own address. A program of one's own has no other.
     #[serde(default)]
     pub base_url: Option<BaseUrl>,
-    /// Region in the address, for Bedrock and Vertex.
+    /// Region in the address, for Bedrock, Vertex, and hosts of one region elsewhere: prices are looked up for it.
     #[serde(default)]
     pub region: Option<String>,
     /// Resource in the address, for Azure.

@@ -15,6 +15,7 @@ use std::path::Path;
 use rowmill_jobs::{Error, Result};
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::pricing::{Catalogue, LanePrice, ModelPrice, PricedModel, Prices, Rates};
 use config::{Config, LanePrices, Price, Provider};
 pub use decide::{EgressRequest, Permit, Reason, Refusal, Storage, Who};
@@ -102,10 +103,8 @@ impl Policy {
     /// None is known, or there is no such provider.
     pub fn price(&self, prices: &Prices, alias: &str, model: &str) -> Result<ModelPrice> {
         let provider = self.provider(alias).ok_or_else(|| Error::invalid(format!("there is no provider {alias:?}")))?;
-        let region = provider.region.as_deref().or(match provider.facts.regions.as_slice() {
-            [only] => Some(only.as_str()),
-            _ => None,
-        });
+        // Not the regions of the facts: only an address of a region is billed as one.
+        let region = provider.region.as_deref();
         let named = provider.priced_as.get(model).map_or(model, String::as_str);
         let asked = PricedModel { alias, kind: provider.kind.as_str(), model: named, region };
         if let Some(own) = prices.own(alias, model) {
@@ -122,7 +121,7 @@ impl Policy {
 /// sha256 of the configuration in one form: fields in order, tables sorted, no comments and no spaces.
 fn hash(config: &Config) -> Result<String> {
     let text = serde_json::to_vec(config).map_err(|error| Error::internal("cannot write JSON").caused_by(error))?;
-    Ok(Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex::encode(Sha256::digest(text)))
 }
 
 fn model_price(price: &Price) -> ModelPrice {

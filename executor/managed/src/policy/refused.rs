@@ -351,6 +351,11 @@ fn the_example_is_read_and_its_prices_hold() {
     assert_eq!(policy.price(&prices, "house", "anything").unwrap().most(u64::MAX, 1, Lane::Online), 0);
     assert!(policy.price(&prices, "claude", "eu.anthropic.claude-sonnet-4-6").unwrap().source.contains("litellm"));
     assert!(policy.price(&prices, "openai", "text-embedding-3-nano").is_err());
+    let regional = EXAMPLE.replace("kind = \"openai\"", "kind = \"openai\"\nregion = \"eu\"");
+    let regional = Policy::parse(&regional, "x").unwrap().price(&prices, "openai", "gpt-5.4-mini").unwrap();
+    let global = policy.price(&prices, "openai", "gpt-5.4-mini").unwrap();
+    let most = |price: &ModelPrice| price.most(1_000_000, 0, Lane::Online);
+    assert_eq!(most(&regional), most(&global) * 11 / 10);
     let tickets = EgressRequest { redacts: true, ..fine() };
     assert_eq!(policy.decide(&tickets).unwrap().per_day().usd, Some(Usd { nano_usd: 500_000_000_000 }));
 }
