@@ -28,7 +28,7 @@ pub(super) async fn find(
     let (mut after, mut found) = (None, Found::Nothing);
     for _ in 0..PAGES_MAX {
         let page = match wire.send(api.list(after.as_deref())).await {
-            Ok(reply) => api.listed(&reply.body)?,
+            Ok(reply) => api.listed(after.as_deref(), &reply.body)?,
             Err(error) => return Ok(Err(error)),
         };
         for listed in &page.items {

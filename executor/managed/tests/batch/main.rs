@@ -119,6 +119,23 @@ async fn nothing_is_lost_or_made_twice_by_errors_cuts_throttling_and_lost_answer
 }
 
 #[tokio::test]
+async fn a_batch_whose_creation_was_not_answered_is_found_among_many() {
+    let in_body = [BatchProvider::Anthropic, BatchProvider::Gemini];
+    for provider in BatchProvider::ALL {
+        let world = World::new(provider, ROWS, Config::default()).await;
+        // Dies as the creation arrives: after the round, the intent, and for most the upload and its record.
+        let life = Life::of(if in_body.contains(&provider) { 2 } else { 4 }, Moment::After);
+        assert!(world.visit("first", Wanted::Everything, &life).await.is_none());
+        assert_eq!(world.remote_batches().await, 1, "{provider:?}");
+        world.others(3, ROWS).await;
+        world.others(120, 1).await;
+        let ends = world.finish(Wanted::Everything, &Life::endless()).await;
+        let intents = world.store.names().iter().filter(|name| name.contains("/intent-")).count();
+        assert_eq!((answered(&ends), intents, world.remote_batches().await), (ROWS, 1, 124), "{provider:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_shard_is_cut_into_batches_of_the_size_that_is_allowed() {
     for provider in [BatchProvider::Openai, BatchProvider::Gemini] {
         let mut world = World::new(provider, 25, Config::default()).await;

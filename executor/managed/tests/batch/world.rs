@@ -141,6 +141,18 @@ impl World {
         }
     }
 
+    /// Others' shards of this size begin their batches at the same provider.
+    pub async fn others(&self, count: usize, rows: usize) {
+        for other in 0..count {
+            let job = BatchJob { run_key: format!("other {rows} {other}"), ..self.job() };
+            let job = BatchJob { rows: job.rows.into_iter().take(rows).collect(), ..job };
+            let store: Arc<MemoryStore> = Arc::default();
+            let lane = BatchLane::new(self.provider, Arc::clone(&self.wire), store, job, "other", self.patience);
+            let now_ms = || self.now_ms();
+            assert!(matches!(lane.advance(Wanted::Everything, &now_ms).await, Ok(Progress::Wait(_))));
+        }
+    }
+
     /// Goes on until every row has its end, with a new process for every visit.
     pub async fn finish(&self, wanted: Wanted, life: &Arc<Life>) -> Vec<RowEnd> {
         for visit in 0..VISITS_MAX {

@@ -69,7 +69,7 @@ impl BatchApi for Anthropic {
         BatchCall::get(format!("/messages/batches?limit={PAGE}{after}"))
     }
 
-    fn listed(&self, answer: &[u8]) -> Result<Page> {
+    fn listed(&self, _after: Option<&str>, answer: &[u8]) -> Result<Page> {
         #[derive(Deserialize)]
         struct List {
             data: Vec<Batch>,

@@ -111,7 +111,7 @@ impl BatchApi for Gemini {
         BatchCall::get(format!("/batches?pageSize={PAGE}{after}"))
     }
 
-    fn listed(&self, answer: &[u8]) -> Result<Page> {
+    fn listed(&self, _after: Option<&str>, answer: &[u8]) -> Result<Page> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct List {

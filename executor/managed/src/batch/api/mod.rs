@@ -181,7 +181,8 @@ pub(crate) trait BatchApi: Send + Sync + fmt::Debug {
     /// A page of all batches.
     fn list(&self, after: Option<&str>) -> BatchCall;
 
-    fn listed(&self, answer: &[u8]) -> Result<Page>;
+    /// Reads a page; `after` is what led to it.
+    fn listed(&self, after: Option<&str>, answer: &[u8]) -> Result<Page>;
 
     fn poll(&self, remote: &str) -> BatchCall;
 

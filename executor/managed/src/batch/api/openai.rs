@@ -169,7 +169,7 @@ impl BatchApi for OpenAiLike {
         BatchCall::get(format!("{}{query}", self.batches_path))
     }
 
-    fn listed(&self, answer: &[u8]) -> Result<Page> {
+    fn listed(&self, after: Option<&str>, answer: &[u8]) -> Result<Page> {
         #[derive(Deserialize)]
         struct List {
             #[serde(default)]
@@ -181,7 +181,14 @@ impl BatchApi for OpenAiLike {
             Spelling::Together => List { data: read("a list of batches", answer)?, has_more: false },
             _ => read("a list of batches", answer)?,
         };
-        let next = list.data.last().filter(|_| list.has_more).map(|job| job.id.clone());
+        let next = match self.spelling {
+            // Its pages have numbers, and none says that it is the last.
+            Spelling::Mistral => {
+                let number: u64 = after.and_then(|after| after.parse().ok()).unwrap_or(0);
+                (list.data.len() == PAGE).then(|| (number + 1).to_string())
+            }
+            _ => list.data.last().filter(|_| list.has_more).map(|job| job.id.clone()),
+        };
         let items = list.data.into_iter().map(|job| Listed {
             has_ended: job.status.as_deref().is_some_and(has_ended),
             name: job.metadata[NAME_KEY].as_str().map(str::to_owned),
