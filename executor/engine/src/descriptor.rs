@@ -1,9 +1,12 @@
 //! Which architecture a model is, by the name its weights give it, and who computes it. The decoder and the encoder are each
-//! written once and driven by a shape, which their own folders read. Refuses names it does not know.
+//! written once and driven by a shape, which their own folders read; what they lack, candle-transformers computes. Refuses
+//! names it does not know.
 
 use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
+use crate::compatible;
+use crate::compatible::shape::CompatibleShape;
 use crate::config::text;
 use crate::decoder::{self, shape::DecoderShape};
 use crate::encoder::families;
@@ -14,6 +17,8 @@ use crate::encoder::shape::EncoderShape;
 pub(crate) enum Descriptor {
     /// Writes text.
     Decoder(DecoderShape),
+    /// Writes text, computed by candle-transformers.
+    Compatible(CompatibleShape),
     /// Makes vectors with a decoder's hidden states.
     Embedder(DecoderShape),
     /// Makes vectors, or chooses labels.
@@ -27,6 +32,8 @@ pub enum ComputedBy {
     PackedDecoder,
     /// The encoder of this engine: packed rows.
     PackedEncoder,
+    /// candle-transformers: one row at a time, slower.
+    Compatible,
 }
 
 impl ComputedBy {
@@ -35,6 +42,7 @@ impl ComputedBy {
         match self {
             Self::PackedDecoder => "packed decoder",
             Self::PackedEncoder => "packed encoder",
+            Self::Compatible => "candle-transformers (one row at a time)",
         }
     }
 }
@@ -65,6 +73,9 @@ pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
     if families::ARCHITECTURES.contains(&architecture.as_str()) {
         return families::from_config(&architecture, config).map(Descriptor::Encoder);
     }
+    if compatible::ARCHITECTURES.contains(&architecture.as_str()) {
+        return compatible::from_config(&architecture, config).map(Descriptor::Compatible);
+    }
     Err(unsupported(&architecture))
 }
 
@@ -77,6 +88,7 @@ pub fn architectures() -> Vec<Architecture> {
     };
     let mut all = of(&decoder::ARCHITECTURES, ComputedBy::PackedDecoder);
     all.extend(of(&families::ARCHITECTURES, ComputedBy::PackedEncoder));
+    all.extend(of(&compatible::ARCHITECTURES, ComputedBy::Compatible));
     all.sort_by_key(|architecture| architecture.name);
     all
 }
@@ -93,8 +105,9 @@ pub(crate) fn unsupported(architecture: &str) -> Error {
     let known = [&decoder::ARCHITECTURES[..], &families::ARCHITECTURES[..]].concat();
     let in_files = decoder::GGUF_FAMILIES.map(|(family, _)| family);
     Error::invalid(format!("the engine does not know the architecture {architecture}")).hint(format!(
-        "it knows {} and GGUF files of {}",
+        "it knows {}; through candle-transformers, one row at a time, {}; and GGUF files of {}",
         known.join(", "),
+        compatible::ARCHITECTURES.join(", "),
         in_files.join(", ")
     ))
 }
@@ -114,12 +127,15 @@ mod tests {
         assert_eq!(named("MistralModel"), Some(("Mistral", ComputedBy::PackedDecoder)));
         assert_eq!(named("GPTBigCodeForCausalLM"), Some(("GPTBigCode", ComputedBy::PackedDecoder)));
         assert_eq!(named("BertModel"), Some(("Bert", ComputedBy::PackedEncoder)));
+        assert_eq!(named("SmolLM3ForCausalLM"), Some(("SmolLM3", ComputedBy::Compatible)));
     }
 
     #[test]
     fn unknown_architectures_are_refused_with_the_known_ones() {
-        let error = from_config(&json!({"architectures": ["MambaForCausalLM"]})).unwrap_err();
-        assert!(error.to_string().contains("MambaForCausalLM"));
-        assert!(error.hint_text().unwrap().contains("Qwen3ForCausalLM"));
+        let error = from_config(&json!({"architectures": ["RwkvForCausalLM"]})).unwrap_err();
+        assert!(error.to_string().contains("RwkvForCausalLM"));
+        for known in ["Qwen3ForCausalLM", "PhiForCausalLM"] {
+            assert!(error.hint_text().unwrap().contains(known), "{known}");
+        }
     }
 }

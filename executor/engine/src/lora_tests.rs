@@ -15,6 +15,7 @@ use crate::alone::{errors, last_logits, range};
 use crate::model::{EngineOptions, Model, Network, inspect_adapted};
 use crate::safetensors::SafetensorsFiles;
 use crate::synthetic::tensor;
+use crate::writer::Writer;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -50,7 +51,7 @@ fn adapted_models_answer_as_peft_merges_them() {
         let (name, folder) = (adapter["name"].as_str().unwrap(), folder(adapter));
         let ids: Vec<u32> = floats(&adapter["ids"]).into_iter().map(|id| id as u32).collect();
         match load(adapter["base"].as_str().unwrap(), folder.path()).network {
-            Network::Decoder { decoder, shape } => {
+            Network::Writer(Writer::Packed { decoder, shape }) => {
                 let logits = last_logits(&decoder, &shape, &ids);
                 for error in errors(&logits, &adapter["top_logits"], range(&logits)) {
                     assert!(error < 1e-3, "{name}: a logit is {error} of the range off");

@@ -10,7 +10,7 @@ use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
 use crate::chat::ChatTemplate;
-use crate::decoder::shape::DecoderShape;
+use crate::compatible::Compatible;
 use crate::decoder::{self, Decoder, Embedder as DecoderEmbedder};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
@@ -25,6 +25,7 @@ use crate::safetensors::SafetensorsFiles;
 use crate::source::{Folder, Source, read_json_if_there, unreadable};
 use crate::tokens::Tokens;
 use crate::weights::{Kept, Weights};
+use crate::writer::Writer;
 
 /// What a model folder or GGUF file is, from its headers alone (no weights are read).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +101,7 @@ pub fn inspect_adapted(source: &Path, adapter: Option<&Path>) -> Result<ModelFac
         Descriptor::Decoder(shape) => {
             (vec![Ability::Complete, Ability::Choose], None, shape.clone().used_with(None).context, None)
         }
+        Descriptor::Compatible(shape) => (vec![Ability::Complete, Ability::Choose], None, shape.context, None),
         Descriptor::Embedder(shape) => {
             let context = shape.clone().used_with(None).context;
             let settings = EncoderSettings::read(opened.folder.as_ref(), context, shape.hidden)?;
@@ -159,6 +161,7 @@ fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
 fn check_tensors(opened: &Opened) -> Result<()> {
     match &opened.descriptor {
         Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => Decoder::check(shape, &opened.weights),
+        Descriptor::Compatible(shape) => Compatible::check(shape, &opened.weights),
         Descriptor::Encoder(shape) => {
             Encoder::check(shape, &opened.weights)?;
             shape.head.as_ref().map_or(Ok(()), |head| Classifier::check(shape, head, &opened.weights))
@@ -184,7 +187,7 @@ pub(crate) struct Model {
 /// What computes.
 #[derive(Debug)]
 pub(crate) enum Network {
-    Decoder { decoder: Box<Decoder>, shape: Box<DecoderShape> },
+    Writer(Writer),
     Embedder(Box<Embedder>),
     DecoderEmbedder(Box<DecoderEmbedder>),
     Classifier(Box<Classifier>),
@@ -225,7 +228,17 @@ impl Model {
                 let shape = shape.clone().used_with(asked);
                 let decoder = Box::new(Decoder::load(&shape, &opened.weights, dtype)?);
                 let (vocab, context) = (shape.vocab, shape.context);
-                (Network::Decoder { decoder, shape: Box::new(shape) }, vocab, context, false)
+                let writer = Writer::Packed { decoder, shape: Box::new(shape) };
+                (Network::Writer(writer), vocab, context, false)
+            }
+            Descriptor::Compatible(shape) => {
+                if matches!(options.dtype, Dtype::Bf16 | Dtype::F16) {
+                    return Err(Error::invalid(format!("{} is computed in f32 only", opened.architecture))
+                        .hint("leave `dtype` out: candle-transformers computes this architecture, one row at a time"));
+                }
+                let shape = shape.clone().used_with(asked);
+                let writer = Writer::Compatible(Box::new(Compatible::load(&shape, &opened.weights)?));
+                (Network::Writer(writer), shape.vocab, shape.context, false)
             }
             Descriptor::Embedder(shape) => {
                 let shape = shape.clone().used_with(asked);
