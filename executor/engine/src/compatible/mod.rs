@@ -85,7 +85,7 @@ impl Compatible {
         positions: usize,
     ) -> Result<Box<dyn Running>> {
         let config = shape.config(positions);
-        with_tensors(weights, shape.instead(), reading, |tensors, given| build(shape.family, &config, tensors, given))
+        with_tensors(weights, shape.manner(reading), |tensors, given| build(shape.family, &config, tensors, given))
     }
 
     /// Size of the vocabulary.

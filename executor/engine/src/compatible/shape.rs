@@ -1,10 +1,12 @@
 //! Which architectures candle-transformers computes for us, and what is known of a model before its weights are read.
 //! Reads no keys of one family only: that is [`super::families`]'.
 
+use half::bf16;
 use rowmill_jobs::Result;
 use serde_json::{Map, Value};
 
 use super::families::{glm4, granite_hybrid, helium, lfm2, mamba, olmo, phi, recurrent_gemma, smollm3, stablelm};
+use super::tensors::{Instead, Manner, Reading};
 use crate::config::{size, unsupported_value};
 
 /// What candle-transformers has a model for.
@@ -122,15 +124,24 @@ impl CompatibleShape {
         Value::Object(config)
     }
 
-    /// Names of tensors that stand for others.
-    pub(super) fn instead(&self) -> super::tensors::Instead {
-        match self.family {
+    /// How its tensors are read.
+    pub(super) fn manner(&self, reading: Reading) -> Manner {
+        let instead: Instead = match self.family {
             // These two read an output matrix even where it is the embedding.
             Family::Phi | Family::StableLm if self.config.get("tie_word_embeddings") == Some(&Value::Bool(true)) => {
                 &[("lm_head.weight", "model.embed_tokens.weight")]
             }
             Family::Mamba => &[("backbone.embedding.weight", "backbone.embeddings.weight")],
             _ => &[],
-        }
+        };
+        let embedding = match self.family {
+            // The library multiplies by the root of the hidden size, the authors by that in bf16.
+            Family::RecurrentGemma => {
+                let root = self.config.get("hidden_size").and_then(Value::as_f64).unwrap_or(1.0).sqrt();
+                (bf16::from_f64(root).to_f64() / root) as f32
+            }
+            _ => 1.0,
+        };
+        Manner { instead, embedding, reading }
     }
 }

@@ -27,10 +27,18 @@ pub(super) enum Reading {
 /// The tensors that a model was given, by the names it asked with: for one that must be built again to be emptied.
 pub(super) type Given = Arc<Mutex<HashMap<String, Tensor>>>;
 
+/// How a family's tensors are read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manner {
+    pub(super) instead: Instead,
+    /// Multiplies what tokens are embedded as, and leaves the logits of the same matrix as they are.
+    pub(super) embedding: f32,
+    pub(super) reading: Reading,
+}
+
 struct Backend<'a> {
     weights: &'a Weights,
-    instead: Instead,
-    reading: Reading,
+    manner: Manner,
     refused: &'a Mutex<Option<Error>>,
     given: Given,
 }
@@ -39,12 +47,11 @@ struct Backend<'a> {
 /// configuration.
 pub(super) fn with_tensors<T>(
     weights: &Weights,
-    instead: Instead,
-    reading: Reading,
+    manner: Manner,
     build: impl FnOnce(VarBuilder<'_>, &Given) -> candle_core::Result<T>,
 ) -> Result<T> {
     let (refused, given) = (Mutex::new(None), Given::default());
-    let backend = Backend { weights, instead, reading, refused: &refused, given: Arc::clone(&given) };
+    let backend = Backend { weights, manner, refused: &refused, given: Arc::clone(&given) };
     let built = build(VarBuilder::from_backend(Box::new(backend), DType::F32, Device::Cpu), &given);
     let tensor = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
     built.map_err(|error| match tensor {
@@ -57,22 +64,37 @@ pub(super) fn with_tensors<T>(
 
 impl Backend<'_> {
     fn stored<'b>(&self, name: &'b str) -> &'b str {
-        let other = self.instead.iter().find(|(asked, _)| *asked == name && !self.weights.has(name));
+        let other = self.manner.instead.iter().find(|(asked, _)| *asked == name && !self.weights.has(name));
         other.map_or(name, |(_, stored)| stored)
     }
 
     fn tensor(&self, name: &str, shape: &Shape) -> Result<Tensor> {
         let name = self.stored(name);
-        match self.reading {
+        match self.manner.reading {
             Reading::Checks => {
                 self.weights.check(name, shape.dims())?;
                 let zero = Tensor::zeros((), DType::F32, &Device::Cpu).map_err(internal)?;
                 zero.broadcast_as(shape).map_err(internal)
             }
             Reading::Reads => {
-                let values = self.weights.read(name, shape.dims())?;
+                let mut values = self.weights.read(name, shape.dims())?;
+                self.scale(name, &mut values);
                 Tensor::from_vec(values, shape, &Device::Cpu).map_err(internal)
             }
+        }
+    }
+}
+
+impl Backend<'_> {
+    /// The library has no place for a factor of the embedding alone: what the matrix, which is also the output's, has too
+    /// much, the last norm's weights, to which it adds 1, have too little.
+    fn scale(&self, name: &str, values: &mut [f32]) {
+        let factor = self.manner.embedding;
+        match name {
+            _ if factor == 1.0 => {}
+            "model.embed_tokens.weight" => values.iter_mut().for_each(|x| *x *= factor),
+            "model.final_norm.weight" => values.iter_mut().for_each(|x| *x = (*x + 1.0) / factor - 1.0),
+            _ => {}
         }
     }
 }
