@@ -2,8 +2,10 @@
 //! that leave it out. Everything that the library would misread, compute otherwise than the model's authors or panic on is
 //! refused here, by its key.
 
+use candle_nn::Activation;
 use candle_transformers::models::lfm2::{Config as Lfm2Config, LayerType};
 use rowmill_jobs::{Error, Result};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config::{number, optional_size, size, text, unsupported_value};
@@ -57,7 +59,7 @@ fn attention(config: &Value, family: Attention) -> Result<Map<String, Value>> {
         "max_position_embeddings": size(config, "max_position_embeddings")?,
         "rope_theta": rope.theta,
         "partial_rotary_factor": partial,
-        "hidden_act": text(config, "hidden_act").unwrap_or(family.activation),
+        "hidden_act": activation(config, "hidden_act", family.activation)?,
         "tie_word_embeddings": flag(config, "tie_word_embeddings", family.tied),
     });
     let mut read = object(read);
@@ -65,6 +67,15 @@ fn attention(config: &Value, family: Attention) -> Result<Map<String, Value>> {
         read.insert("intermediate_size".to_owned(), inner.into());
     }
     Ok(read)
+}
+
+/// The name of an activation that the library has.
+fn activation(config: &Value, key: &str, default: &str) -> Result<Value> {
+    let name: Value = text(config, key).unwrap_or(default).into();
+    match Activation::deserialize(&name) {
+        Ok(_) => Ok(name),
+        Err(error) => Err(unsupported_value(key, text(config, key).unwrap_or(default)).caused_by(error)),
+    }
 }
 
 fn object(value: Value) -> Map<String, Value> {
@@ -234,6 +245,9 @@ pub(super) fn lfm2(config: &Value) -> Result<Map<String, Value>> {
     if flag(config, "block_auto_adjust_ff_dim", true) {
         let multiple = optional_size(config, "block_multiple_of").unwrap_or(256);
         let multiplier = number(config, "block_ffn_dim_multiplier").unwrap_or(1.0);
+        if !(0.0..=64.0).contains(&multiplier) {
+            return Err(unsupported_value("block_ffn_dim_multiplier", &multiplier.to_string()));
+        }
         inner = (multiplier * (2 * inner / 3) as f64) as usize;
         inner = inner.div_ceil(multiple) * multiple;
     }
@@ -340,7 +354,7 @@ pub(super) fn recurrent_gemma(config: &Value) -> Result<Map<String, Value>> {
             "max_seq_len": window,
             "conv1d_width": optional_size(config, "conv1d_width").unwrap_or(4),
             "logits_soft_cap": cap,
-            "hidden_activation": text(config, "hidden_activation").unwrap_or("gelu_pytorch_tanh"),
+            "hidden_activation": activation(config, "hidden_activation", "gelu_pytorch_tanh")?,
             "rms_norm_eps": epsilon(config, "rms_norm_eps", 1e-6)?,
             "block_types": kinds,
             "attention_bias": flag(config, "attention_bias", false),

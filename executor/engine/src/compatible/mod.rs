@@ -7,6 +7,8 @@ mod families;
 mod models;
 pub(crate) mod shape;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 use candle_core::{DType, Device, Tensor};
 use rowmill_jobs::{Error, Result};
@@ -39,6 +41,8 @@ pub(crate) struct Compatible {
     kept: Vec<Place>,
     /// The model after all of them. None of these has seen another token than `fed`'s: they may write into the same memory.
     last: Option<Box<dyn Running>>,
+    #[cfg(test)]
+    tokens_fed: usize,
 }
 
 struct Place {
@@ -69,6 +73,8 @@ impl Compatible {
             fed: Vec::new(),
             kept: Vec::new(),
             last: None,
+            #[cfg(test)]
+            tokens_fed: 0,
         };
         this.next(&[0]).map_err(|error| {
             Error::invalid("candle-transformers cannot compute the model")
@@ -176,6 +182,10 @@ impl Compatible {
             let ids = Tensor::new(piece, &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).map_err(internal)?;
             logits = Some(model.feed(&ids, before).map_err(internal)?);
             before += piece.len();
+        }
+        #[cfg(test)]
+        {
+            self.tokens_fed += row.len() - from;
         }
         self.fed = row.to_vec();
         self.last = Some(model);

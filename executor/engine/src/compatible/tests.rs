@@ -1,0 +1,150 @@
+//! What the compatible path feeds its models, and that no configuration makes them panic.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::attention::BLOCK;
+use crate::model::{EngineOptions, Model, Network};
+use crate::safetensors::SafetensorsFiles;
+use crate::synthetic::{checkpoint, fixtures};
+use crate::writer::Writer;
+
+fn load(fixture: &Value) -> Result<Box<Compatible>> {
+    let folder = checkpoint(fixture);
+    match Model::load(folder.path(), &EngineOptions::default())?.network {
+        Network::Writer(Writer::Compatible(model)) => Ok(model),
+        network => panic!("not of the compatible path: {network:?}"),
+    }
+}
+
+fn named(name: &str) -> Box<Compatible> {
+    load(&fixtures("compatible").into_iter().find(|(found, _)| found == name).unwrap().1).unwrap()
+}
+
+/// Rows one after the other, `unwanted` of each in a batch of its own first, as a beginning that rows share is.
+fn run(model: &mut Compatible, rows: &[Vec<u32>], unwanted: usize) -> Vec<Vec<f32>> {
+    let mut cache = KvCache::of(KvCache::ID_HEADS, 1, crate::kv::KvForm::Ids, 4096);
+    let mut answers = Vec::new();
+    for row in rows {
+        let mut table = Vec::new();
+        cache.grow(&mut table, row.len()).unwrap();
+        for (from, to) in [(0, unwanted), (unwanted, row.len())] {
+            let mut pack = Pack::new();
+            pack.push(&row[from..to], from, &table, to == row.len());
+            pack.finish();
+            let logits = model.logits(&pack, &mut cache).unwrap();
+            if to == row.len() {
+                answers.push(logits);
+            }
+        }
+    }
+    answers
+}
+
+/// A template of 40 tokens, then rows of 10.
+fn rows() -> Vec<Vec<u32>> {
+    (0..6u32).map(|row| (3..43).chain((0..10).map(|i| 50 + row * 10 + i)).collect()).collect()
+}
+
+#[test]
+fn what_rows_share_is_fed_once_where_the_model_can_go_back() {
+    let rows = rows();
+    let distinct = rows.iter().flat_map(|row| (1..=row.len()).map(|end| &row[..end])).collect::<HashSet<_>>().len();
+    for name in ["compatible-smollm3", "compatible-glm4", "compatible-olmo", "compatible-mamba"] {
+        let mut model = named(name);
+        model.tokens_fed = 0;
+        let answers = run(&mut model, &rows, 40);
+        assert_eq!(model.tokens_fed, distinct, "{name}");
+        assert!(model.kept.len() <= KEPT_MAX, "{name}");
+        for (row, answer) in rows.iter().zip(&answers) {
+            let alone = run(&mut named(name), std::slice::from_ref(row), 40).remove(0);
+            let near = alone.iter().zip(answer).all(|(a, b)| (a - b).abs() < 1e-4);
+            assert!(near, "{name}: a row is not what it is alone");
+        }
+    }
+    // These read a row from its beginning each time: for them what nobody asks for is not computed.
+    for name in ["compatible-phi", "compatible-lfm2", "compatible-stablelm"] {
+        let mut model = named(name);
+        model.tokens_fed = 0;
+        run(&mut model, &rows, 40);
+        assert_eq!(model.tokens_fed, rows.len() * 50, "{name}");
+    }
+}
+
+#[test]
+fn a_row_is_written_on_by_feeding_its_last_token() {
+    for (name, _) in fixtures("compatible") {
+        let mut model = named(&name);
+        let mut row = rows().remove(0);
+        run(&mut model, &[row.clone()], 40);
+        model.tokens_fed = 0;
+        for id in [9, 8, 7] {
+            row.push(id);
+            let next = model.next(&row).unwrap();
+            assert_eq!(next.len(), model.vocab());
+        }
+        assert_eq!(model.tokens_fed, 3, "{name}");
+    }
+}
+
+#[test]
+fn a_label_may_reach_beyond_the_context_and_what_is_longer_is_refused() {
+    let mut model = named("compatible-olmo");
+    let long: Vec<u32> = (0..).map(|i| 3 + i % 100).take(512 + 3).collect();
+    assert!(model.next(&long).unwrap().iter().all(|logit| logit.is_finite()));
+    let longer: Vec<u32> = (0..).map(|i| 3 + i % 100).take(512 + 2000).collect();
+    assert!(model.next(&longer).is_err());
+    // And it goes on.
+    assert!(model.next(&long[..BLOCK]).is_ok());
+}
+
+/// Values that no model has, for every key of every fixture: each configuration loads, and then computes, or is refused.
+#[test]
+fn no_configuration_panics() {
+    let odd = [
+        json!(0),
+        json!(1),
+        json!(2),
+        json!(3),
+        json!(-1),
+        json!(0.5),
+        json!(1e300),
+        json!(u32::MAX),
+        json!(u64::MAX),
+        json!(null),
+        json!(true),
+        json!(false),
+        json!("odd"),
+        json!([]),
+        json!(["odd", 1, 1]),
+        json!({}),
+    ];
+    let (mut loaded, mut refused) = (0, 0);
+    for (name, fixture) in fixtures("compatible") {
+        let folder = checkpoint(&fixture);
+        let files = SafetensorsFiles::open(&[folder.path().join("model.safetensors")]).unwrap();
+        let weights = Weights::Safetensors { files, prefix: "", adapter: None };
+        let architecture = fixture["config"]["architectures"][0].as_str().unwrap();
+        let keys: Vec<String> = fixture["config"].as_object().unwrap().keys().cloned().collect();
+        for (key, value) in keys.iter().flat_map(|key| odd.iter().map(move |value| (key, value))) {
+            let mut config = fixture["config"].clone();
+            config[key] = value.clone();
+            let opened = from_config(architecture, &config)
+                .and_then(|shape| Compatible::check(&shape, &weights).map(|()| shape))
+                .and_then(|shape| Compatible::load(&shape.used_with(Some(64)), &weights));
+            let Ok(mut model) = opened else {
+                refused += 1;
+                continue;
+            };
+            loaded += 1;
+            for row in [&[3, 4, 5][..], &[3, 4, 5, 6], &[3, 7]] {
+                assert!(model.next(row).is_ok(), "{name} with {key} = {value} loads but does not compute");
+            }
+        }
+    }
+    assert!(loaded > 100 && refused > 100, "{loaded} loaded, {refused} refused");
+}
