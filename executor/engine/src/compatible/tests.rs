@@ -129,11 +129,16 @@ fn no_configuration_panics() {
         let files = SafetensorsFiles::open(&[folder.path().join("model.safetensors")]).unwrap();
         let weights = Weights::Safetensors { files, prefix: "", adapter: None };
         let architecture = fixture["config"]["architectures"][0].as_str().unwrap();
+        let as_it_is = from_config(architecture, &fixture["config"]).unwrap();
         let keys: Vec<String> = fixture["config"].as_object().unwrap().keys().cloned().collect();
         for (key, value) in keys.iter().flat_map(|key| odd.iter().map(move |value| (key, value))) {
             let mut config = fixture["config"].clone();
             config[key] = value.clone();
-            let opened = from_config(architecture, &config)
+            let shape = from_config(architecture, &config);
+            if shape.as_ref().is_ok_and(|shape| *shape == as_it_is) {
+                continue;
+            }
+            let opened = shape
                 .and_then(|shape| Compatible::check(&shape, &weights).map(|()| shape))
                 .and_then(|shape| Compatible::load(&shape.used_with(Some(64)), &weights));
             let Ok(mut model) = opened else {

@@ -14,8 +14,8 @@ use tempfile::TempDir;
 use crate::synthetic::{checkpoint, fixtures};
 use crate::{fixture, request, task};
 
-/// The tiny Llama under this name, whose texts end at any of many tokens.
-fn llama_as(architecture: &str) -> TempDir {
+/// The tiny Llama under this name, whose texts end at any of these tokens.
+fn llama_as(architecture: &str, ends: &[u32]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixture("llama-tiny")).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
         std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
@@ -24,7 +24,7 @@ fn llama_as(architecture: &str) -> TempDir {
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config["architectures"] = json!([architecture]);
     config["no_rope_layers"] = json!([1, 1, 1]);
-    config["eos_token_id"] = (0..60).map(|i| 2 + 5 * i).collect();
+    config["eos_token_id"] = json!(ends);
     std::fs::write(&path, config.to_string()).unwrap();
     folder
 }
@@ -66,10 +66,15 @@ fn alike(ours: &Outcome, theirs: &Outcome, what: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_checkpoint_answers_alike_on_both_paths() {
-    let folders = ["LlamaForCausalLM", "SmolLM3ForCausalLM"].map(llama_as);
     let options = EngineOptions { dtype: Dtype::F32, ..EngineOptions::default() };
-    let [packed, compatible] = folders.each_ref().map(|folder| load(folder.path(), &options));
+    let both = |ends: &[u32]| {
+        ["LlamaForCausalLM", "SmolLM3ForCausalLM"].map(|name| load(llama_as(name, ends).path(), &options))
+    };
+    // Untrained, it hardly ever ends a text at one token alone; tokens that end it are not to be had in a constrained one.
+    let (constrained, free) = (both(&[2]), both(&(270..320).step_by(2).collect::<Vec<_>>()));
     for kind in tasks() {
+        let is_free = matches!(kind, TaskKind::Complete { format: TextFormat::Free, .. });
+        let [packed, compatible] = if is_free { &free } else { &constrained };
         let what = format!("{kind:?}");
         let task = task(kind);
         let beginnings = ["ticket of Monday: ", "ticket of Tuesday, sent again: ", ""];
@@ -91,7 +96,7 @@ async fn one_checkpoint_answers_alike_on_both_paths() {
 /// The rows that come after one with NaN see nothing of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_that_are_not_finite_are_that_rows_error_only() {
-    let folder = llama_as("SmolLM3ForCausalLM");
+    let folder = llama_as("SmolLM3ForCausalLM", &[2]);
     let tokenizer: Value =
         serde_json::from_slice(&std::fs::read(folder.path().join("tokenizer.json")).unwrap()).unwrap();
     crate::poison(folder.path(), "model.embed_tokens.weight", tokenizer["model"]["vocab"]["%"].as_u64().unwrap());
@@ -107,7 +112,7 @@ async fn numbers_that_are_not_finite_are_that_rows_error_only() {
 
 #[test]
 fn verify_proves_it_like_any_other() {
-    let folder = llama_as("SmolLM3ForCausalLM");
+    let folder = llama_as("SmolLM3ForCausalLM", &[2]);
     let facts = inspect(folder.path()).unwrap();
     assert_eq!((facts.abilities, facts.context_tokens), (vec![Ability::Complete, Ability::Choose], 512));
     let reference = Reference::read(&fixture("llama-tiny/reference.json")).unwrap();
@@ -153,7 +158,7 @@ fn variants_that_would_be_computed_otherwise_are_refused_by_their_key() {
         ("compatible-stablelm", json!({"num_key_value_heads": 3}), "num_key_value_heads"),
         ("compatible-glm4", json!({"rms_norm_eps": -1.0}), "rms_norm_eps"),
         ("compatible-helium", json!({"attention_bias": true}), "attention_bias"),
-        ("compatible-olmo", json!({"num_attention_heads": 5}), "num_attention_heads"),
+        ("compatible-olmo", json!({"num_attention_heads": 5, "num_key_value_heads": 5}), "num_attention_heads"),
         ("compatible-olmo", json!({"num_hidden_layers": 4_000_000_000u64}), "num_hidden_layers"),
         ("compatible-smollm3", json!({"use_sliding_window": true}), "use_sliding_window"),
         ("compatible-granite-hybrid", json!({"layer_types": ["attention", "mamba"]}), "layer_types"),
