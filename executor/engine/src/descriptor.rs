@@ -42,7 +42,7 @@ impl ComputedBy {
         match self {
             Self::PackedDecoder => "packed decoder",
             Self::PackedEncoder => "packed encoder",
-            Self::Compatible => "candle-transformers (one row at a time)",
+            Self::Compatible => "candle-transformers (slower)",
         }
     }
 }

@@ -24,8 +24,13 @@ use crate::weights::Weights;
 
 /// Places of a sequence that are kept to return to. More are not needed: rows come in the order of what they share.
 const KEPT_MAX: usize = 4;
-/// Where a model takes several tokens only at the beginning, feeding so many at once takes about as long as one after others.
-const AT_ONCE: usize = 16;
+/// Tokens that a model is fed at once: its scores of attention take memory for each of them with every token before. Tests
+/// have no rows so long, and less here.
+const PIECE: usize = if cfg!(test) { 40 } else { 256 };
+/// The same where it takes several only at the beginning, and one after the other from then on.
+const PIECE_AT_FIRST: usize = if cfg!(test) { 64 } else { 2048 };
+/// Feeding so many tokens at once takes about as long as feeding one alone.
+const AS_ONE: usize = 16;
 
 /// A model of candle-transformers.
 pub(crate) struct Compatible {
@@ -163,7 +168,9 @@ impl Compatible {
         if left == 0 {
             return Ok(None);
         }
-        let again = self.pieces == Pieces::AtFirst && left > 1 && left * AT_ONCE > row.len();
+        // From the beginning, and so at once, may be faster than one by one.
+        let again =
+            self.pieces == Pieces::AtFirst && left > 1 && left * AS_ONE > row.len() && self.fed.len() < PIECE_AT_FIRST;
         let (mut model, from) = match (self.last.take(), self.kept.last()) {
             _ if again => (copied(self.empty.as_ref())?, 0),
             (Some(model), _) => (model, self.fed.len()),
@@ -172,13 +179,14 @@ impl Compatible {
         };
         // Should feeding fail, this is what is left.
         self.fed.truncate(self.kept.last().map_or(0, |place| place.tokens));
-        let at_once = match self.pieces {
-            Pieces::AtFirst if from > 0 => 1,
-            Pieces::Any | Pieces::AtFirst => row.len(),
-            Pieces::One => 1,
-        };
         let (mut before, mut logits) = (from, None);
-        for piece in row[from..].chunks(at_once) {
+        while before < row.len() {
+            let most = match self.pieces {
+                Pieces::Any => PIECE,
+                Pieces::AtFirst if before == 0 => PIECE_AT_FIRST,
+                Pieces::AtFirst | Pieces::One => 1,
+            };
+            let piece = &row[before..row.len().min(before + most)];
             let ids = Tensor::new(piece, &Device::Cpu).and_then(|ids| ids.unsqueeze(0)).map_err(internal)?;
             logits = Some(model.feed(&ids, before).map_err(internal)?);
             before += piece.len();

@@ -61,8 +61,8 @@ pub(crate) const ARCHITECTURES: [&str; FAMILIES.len()] = {
     names
 };
 
-/// Most positions that tables of angles are made for.
-const CONTEXT_MAX: usize = 1 << 17;
+/// Longest rows of this path: some of the library's models keep masks whose size grows with the square of a row's.
+const CONTEXT_MAX: usize = 1 << 15;
 /// Tokens of a label may lie beyond the context, as the last prompt token may be its last.
 const BEYOND_CONTEXT: usize = 256;
 
