@@ -5,8 +5,8 @@
 use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
-use crate::compatible;
 use crate::compatible::shape::CompatibleShape;
+use crate::compatible::{self, CompatibleEncoderShape};
 use crate::config::text;
 use crate::decoder::{self, shape::DecoderShape};
 use crate::encoder::families;
@@ -23,6 +23,8 @@ pub(crate) enum Descriptor {
     Embedder(DecoderShape),
     /// Makes vectors, or chooses labels.
     Encoder(EncoderShape),
+    /// Makes vectors, computed by candle-transformers.
+    CompatibleEncoder(CompatibleEncoderShape),
 }
 
 /// What computes an architecture.
@@ -76,6 +78,9 @@ pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
     if compatible::ARCHITECTURES.contains(&architecture.as_str()) {
         return compatible::from_config(&architecture, config).map(Descriptor::Compatible);
     }
+    if compatible::ENCODERS.contains(&architecture.as_str()) {
+        return compatible::encoder_from_config(config).map(Descriptor::CompatibleEncoder);
+    }
     Err(unsupported(&architecture))
 }
 
@@ -89,6 +94,7 @@ pub fn architectures() -> Vec<Architecture> {
     let mut all = of(&decoder::ARCHITECTURES, ComputedBy::PackedDecoder);
     all.extend(of(&families::ARCHITECTURES, ComputedBy::PackedEncoder));
     all.extend(of(&compatible::ARCHITECTURES, ComputedBy::Compatible));
+    all.extend(of(&compatible::ENCODERS, ComputedBy::Compatible));
     all.sort_by_key(|architecture| architecture.name);
     all
 }
@@ -103,11 +109,12 @@ fn family_of(name: &'static str) -> &'static str {
 /// The refusal of an architecture, with those that are known.
 pub(crate) fn unsupported(architecture: &str) -> Error {
     let known = [&decoder::ARCHITECTURES[..], &families::ARCHITECTURES[..]].concat();
+    let compatible = [&compatible::ARCHITECTURES[..], &compatible::ENCODERS[..]].concat();
     let in_files = decoder::GGUF_FAMILIES.map(|(family, _)| family);
     Error::invalid(format!("the engine does not know the architecture {architecture}")).hint(format!(
         "it knows {}; through candle-transformers, one row at a time, {}; and GGUF files of {}",
         known.join(", "),
-        compatible::ARCHITECTURES.join(", "),
+        compatible.join(", "),
         in_files.join(", ")
     ))
 }

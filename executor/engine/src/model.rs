@@ -10,12 +10,12 @@ use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
 use crate::chat::ChatTemplate;
-use crate::compatible::Compatible;
+use crate::compatible::{Compatible, CompatibleEncoder};
 use crate::decoder::{self, Decoder, Embedder as DecoderEmbedder};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
 use crate::encoder::head::Classifier;
-use crate::encoder::pool::Embedder;
+use crate::encoder::pool::{Embedder, States};
 use crate::encoder::settings::EncoderSettings;
 use crate::gemm;
 use crate::gguf::{GgufFile, tokenizer as gguf_tokenizer};
@@ -107,6 +107,10 @@ pub fn inspect_adapted(source: &Path, adapter: Option<&Path>) -> Result<ModelFac
             let settings = EncoderSettings::read(opened.folder.as_ref(), context, shape.hidden)?;
             (vec![Ability::Embed], Some(settings.dimensions as u32), settings.context, None)
         }
+        Descriptor::CompatibleEncoder(shape) => {
+            let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
+            (vec![Ability::Embed], Some(settings.dimensions as u32), settings.context, None)
+        }
         Descriptor::Encoder(shape) => {
             let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
             match &shape.head {
@@ -162,6 +166,7 @@ fn check_tensors(opened: &Opened) -> Result<()> {
     match &opened.descriptor {
         Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => Decoder::check(shape, &opened.weights),
         Descriptor::Compatible(shape) => Compatible::check(shape, &opened.weights),
+        Descriptor::CompatibleEncoder(shape) => CompatibleEncoder::check(shape, &opened.weights),
         Descriptor::Encoder(shape) => {
             Encoder::check(shape, &opened.weights)?;
             shape.head.as_ref().map_or(Ok(()), |head| Classifier::check(shape, head, &opened.weights))
@@ -232,10 +237,7 @@ impl Model {
                 (Network::Writer(writer), vocab, context, false)
             }
             Descriptor::Compatible(shape) => {
-                if matches!(options.dtype, Dtype::Bf16 | Dtype::F16) {
-                    return Err(Error::invalid(format!("{} is computed in f32 only", opened.architecture))
-                        .hint("leave `dtype` out: candle-transformers computes this architecture, one row at a time"));
-                }
+                refuse_rounding(opened, options)?;
                 let shape = shape.clone().used_with(asked);
                 let writer = Writer::Compatible(Box::new(Compatible::load(&shape, &opened.weights)?));
                 (Network::Writer(writer), shape.vocab, shape.context, false)
@@ -249,6 +251,16 @@ impl Model {
                 let network = Network::DecoderEmbedder(Box::new(embedder));
                 (network, shape.vocab, settings.context, settings.lower_case)
             }
+            Descriptor::CompatibleEncoder(shape) => {
+                refuse_rounding(opened, options)?;
+                let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
+                let embedder = Embedder {
+                    pooling: settings.pooling(options.pooling)?,
+                    dense: settings.dense(dtype)?,
+                    encoder: States::Compatible(CompatibleEncoder::load(shape, &opened.weights)?),
+                };
+                (Network::Embedder(Box::new(embedder)), shape.vocab, settings.context, settings.lower_case)
+            }
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
                 let network = match &shape.head {
@@ -256,7 +268,7 @@ impl Model {
                     None => Network::Embedder(Box::new(Embedder {
                         pooling: settings.pooling(options.pooling)?,
                         dense: settings.dense(dtype)?,
-                        encoder: Encoder::load(shape, &opened.weights, dtype)?,
+                        encoder: States::Packed(Encoder::load(shape, &opened.weights, dtype)?),
                     })),
                 };
                 (network, shape.vocab, settings.context, settings.lower_case)
@@ -269,6 +281,15 @@ impl Model {
         let prompter = prompter(tokens, texts, vocab, context, lower_case)?;
         Ok(Self { prompter, network })
     }
+}
+
+/// Number types that candle-transformers is not asked to compute in.
+fn refuse_rounding(opened: &Opened, options: &EngineOptions) -> Result<()> {
+    if !matches!(options.dtype, Dtype::Bf16 | Dtype::F16) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{} is computed in f32 only", opened.architecture))
+        .hint("leave `dtype` out: candle-transformers computes this architecture"))
 }
 
 /// What belongs to prompts beside the tokenizer itself.

@@ -12,7 +12,7 @@ use crate::config::{number, optional_size, size, text, unsupported_value};
 use crate::rope::{self, RopeScaling};
 
 /// More layers than any model has: the library takes memory for them before it looks for their tensors.
-const LAYERS_MAX: usize = 1024;
+pub(super) const LAYERS_MAX: usize = 1024;
 
 /// What the families of attention differ in, before their own keys.
 struct Attention {
@@ -105,7 +105,7 @@ fn demand(config: &Value, key: &str, fixed: usize) -> Result<()> {
 }
 
 /// The epsilon of norms.
-fn epsilon(config: &Value, key: &str, default: f64) -> Result<Value> {
+pub(super) fn epsilon(config: &Value, key: &str, default: f64) -> Result<Value> {
     let value = number(config, key).unwrap_or(default);
     if value.is_finite() && value > 0.0 { Ok(value.into()) } else { Err(unsupported_value(key, &value.to_string())) }
 }

@@ -3,6 +3,7 @@
 //! one sequence in a cache of its own, is fed whatever of them it was not fed yet. Holds the keys and values of one row and of
 //! the beginnings it shares; they grow with the row and are not counted against the KV cache's limit.
 
+mod encoder;
 mod families;
 mod models;
 pub(crate) mod shape;
@@ -13,6 +14,7 @@ mod tests;
 use candle_core::{DType, Device, Tensor};
 use rowmill_jobs::{Error, Result};
 
+pub(crate) use self::encoder::{CompatibleEncoder, CompatibleEncoderShape, ENCODERS, encoder_from_config};
 use self::models::{Running, build};
 pub(crate) use self::shape::{ARCHITECTURES, from_config};
 use self::shape::{CompatibleShape, Pieces};
