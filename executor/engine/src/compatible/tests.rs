@@ -102,54 +102,66 @@ fn a_label_may_reach_beyond_the_context_and_what_is_longer_is_refused() {
     assert!(model.next(&long[..BLOCK]).is_ok());
 }
 
-/// Values that no model has, for every key of every fixture: each configuration loads, and then computes, or is refused.
+/// Values that no model has.
+fn odd() -> Vec<Value> {
+    let numbers = [json!(0), json!(1), json!(2), json!(3), json!(-1), json!(0.5), json!(1e300)];
+    let large = [json!(u32::MAX), json!(u64::MAX)];
+    let others = [json!(null), json!(true), json!(false), json!("odd"), json!([]), json!(["odd", 1, 1]), json!({})];
+    [&numbers[..], &large, &others].concat()
+}
+
+/// Puts every odd value in the place of every key of a fixture's configuration, and counts those that `computes` refused
+/// (an error) and those that it ran.
+fn with_odd_values(fixture: &Value, computes: impl Fn(&Value, &Weights) -> Result<()>) -> (usize, usize) {
+    let folder = checkpoint(fixture);
+    let files = SafetensorsFiles::open(&[folder.path().join("model.safetensors")]).unwrap();
+    let weights = Weights::Safetensors { files, prefix: "", adapter: None };
+    let keys: Vec<String> = fixture["config"].as_object().unwrap().keys().cloned().collect();
+    let (mut refused, mut ran) = (0, 0);
+    for (key, value) in keys.iter().flat_map(|key| odd().into_iter().map(move |value| (key, value))) {
+        let mut config = fixture["config"].clone();
+        config[key] = value;
+        let count = if computes(&config, &weights).is_ok() { &mut ran } else { &mut refused };
+        *count += 1;
+    }
+    (refused, ran)
+}
+
 #[test]
-fn no_configuration_panics() {
-    let odd = [
-        json!(0),
-        json!(1),
-        json!(2),
-        json!(3),
-        json!(-1),
-        json!(0.5),
-        json!(1e300),
-        json!(u32::MAX),
-        json!(u64::MAX),
-        json!(null),
-        json!(true),
-        json!(false),
-        json!("odd"),
-        json!([]),
-        json!(["odd", 1, 1]),
-        json!({}),
-    ];
-    let (mut loaded, mut refused) = (0, 0);
+fn no_configuration_panics_and_what_loads_computes() {
     for (name, fixture) in fixtures("compatible") {
-        let folder = checkpoint(&fixture);
-        let files = SafetensorsFiles::open(&[folder.path().join("model.safetensors")]).unwrap();
-        let weights = Weights::Safetensors { files, prefix: "", adapter: None };
         let architecture = fixture["config"]["architectures"][0].as_str().unwrap();
         let as_it_is = from_config(architecture, &fixture["config"]).unwrap();
-        let keys: Vec<String> = fixture["config"].as_object().unwrap().keys().cloned().collect();
-        for (key, value) in keys.iter().flat_map(|key| odd.iter().map(move |value| (key, value))) {
-            let mut config = fixture["config"].clone();
-            config[key] = value.clone();
-            let shape = from_config(architecture, &config);
-            if shape.as_ref().is_ok_and(|shape| *shape == as_it_is) {
-                continue;
+        let (refused, ran) = with_odd_values(&fixture, |config, weights| {
+            let shape = from_config(architecture, config)?;
+            if shape == as_it_is {
+                return Ok(());
             }
-            let opened = shape
-                .and_then(|shape| Compatible::check(&shape, &weights).map(|()| shape))
-                .and_then(|shape| Compatible::load(&shape.used_with(Some(64)), &weights));
-            let Ok(mut model) = opened else {
-                refused += 1;
-                continue;
-            };
-            loaded += 1;
+            Compatible::check(&shape, weights)?;
+            let mut model = Compatible::load(&shape.used_with(Some(64)), weights)?;
             for row in [&[3, 4, 5][..], &[3, 4, 5, 6], &[3, 7]] {
-                assert!(model.next(row).is_ok(), "{name} with {key} = {value} loads but does not compute");
+                assert!(model.next(row).is_ok(), "{name} loads with {config} but does not compute");
             }
-        }
+            Ok(())
+        });
+        assert!(refused > 20 && ran > 20, "{name}: {refused} refused, {ran} ran");
     }
-    assert!(loaded > 100 && refused > 100, "{loaded} loaded, {refused} refused");
+    let encoders = fixtures("encoder").into_iter();
+    let encoders: Vec<_> = encoders.filter(|(_, one)| one["config"]["architectures"][0] == ENCODERS[0]).collect();
+    assert!(!encoders.is_empty());
+    for (name, fixture) in encoders {
+        let as_it_is = encoder_from_config(&fixture["config"]).unwrap();
+        let (refused, ran) = with_odd_values(&fixture, |config, weights| {
+            let shape = encoder_from_config(config)?;
+            if shape == as_it_is {
+                return Ok(());
+            }
+            CompatibleEncoder::check(&shape, weights)?;
+            let model = CompatibleEncoder::load(&shape, weights)?;
+            let long: Vec<u32> = (0..100).collect();
+            assert!(model.states(&[&[3], &long]).is_ok(), "{name} loads with {config} but does not compute");
+            Ok(())
+        });
+        assert!(refused > 20 && ran > 20, "{name}: {refused} refused, {ran} ran");
+    }
 }

@@ -127,7 +127,8 @@ fn verify_proves_it_like_any_other() {
 
 /// The checkpoint of a parity fixture with some keys of its configuration changed.
 fn changed(name: &str, changes: &Value) -> TempDir {
-    let mut fixture = fixtures("compatible").into_iter().find(|(found, _)| found == name).unwrap().1;
+    let kind = if name.starts_with("encoder") { "encoder" } else { "compatible" };
+    let mut fixture = fixtures(kind).into_iter().find(|(found, _)| found == name).unwrap().1;
     for (key, value) in changes.as_object().unwrap() {
         fixture["config"][key] = value.clone();
     }
@@ -171,6 +172,9 @@ fn variants_that_would_be_computed_otherwise_are_refused_by_their_key() {
         ("compatible-mamba", json!({"time_step_rank": 5}), "time_step_rank"),
         ("compatible-mamba", json!({"layer_norm_epsilon": 0.1}), "layer_norm_epsilon"),
         ("compatible-mamba", json!({"tie_word_embeddings": false}), "tie_word_embeddings"),
+        ("encoder-t5", json!({"feed_forward_proj": "gated-swoosh"}), "gated-swoosh"),
+        ("encoder-t5", json!({"relative_attention_num_buckets": 2}), "relative_attention_num_buckets"),
+        ("encoder-t5", json!({"num_layers": 70_000}), "num_layers"),
         ("compatible-recurrent-gemma", json!({"block_types": []}), "block_types"),
         ("compatible-recurrent-gemma", json!({"lru_width": 50}), "lru_width"),
     ] {
@@ -184,10 +188,30 @@ fn variants_that_would_be_computed_otherwise_are_refused_by_their_key() {
 
 #[test]
 fn number_types_that_are_not_computed_are_refused() {
-    let folder = changed("compatible-olmo", &json!({}));
-    for dtype in [Dtype::Bf16, Dtype::F16] {
-        let options = EngineOptions { dtype, ..EngineOptions::default() };
-        let report = CandleEngine::load("m", folder.path(), &options).unwrap_err().report();
-        assert!(report.contains("OlmoForCausalLM is computed in f32 only") && report.contains("hint:"), "{report}");
+    for (name, architecture) in [("compatible-olmo", "OlmoForCausalLM"), ("encoder-t5", "T5EncoderModel")] {
+        let folder = changed(name, &json!({}));
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            let options = EngineOptions { dtype, ..EngineOptions::default() };
+            let report = CandleEngine::load("m", folder.path(), &options).unwrap_err().report();
+            let words = format!("{architecture} is computed in f32 only");
+            assert!(report.contains(&words) && report.contains("hint:"), "{report}");
+        }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_get_vectors_of_t5() {
+    let folder = changed("encoder-t5", &json!({}));
+    let facts = inspect(folder.path()).unwrap();
+    assert_eq!((facts.abilities, facts.dimensions, facts.context_tokens), (vec![Ability::Embed], Some(48), 256));
+    let engine = load(folder.path(), &EngineOptions::default());
+    // Ids of the tokenizer beside it are of another vocabulary, of which the first 160 are letters.
+    let outcomes =
+        engine.infer(&task(TaskKind::Embed), vec![request("ab"), request("ba"), request("ab")]).await.unwrap();
+    let vectors = outcomes.into_iter().map(|outcome| match outcome.unwrap().answer {
+        Answer::Vector(vector) => vector,
+        other => panic!("{other:?}"),
+    });
+    let vectors: Vec<Vec<f32>> = vectors.collect();
+    assert!(vectors[0].len() == 48 && vectors[0] == vectors[2] && vectors[0] != vectors[1]);
 }
