@@ -281,16 +281,20 @@ fn full() -> Error {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::synthetic::{checkpoint, fixtures};
     use std::sync::Mutex;
 
     /// What `begun` was told.
     type Begun = Vec<(Work, usize, (usize, usize))>;
 
     fn measured(model: &str, load: &Load) -> (Result<Vec<Measurement>>, Begun) {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model);
+        measured_at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model), load)
+    }
+
+    fn measured_at(source: &Path, load: &Load) -> (Result<Vec<Measurement>>, Begun) {
         let begun: Mutex<Begun> = Mutex::default();
         let note = |work, rows, done| begun.lock().unwrap().push((work, rows, done));
-        let result = bench(&source, &EngineOptions { threads: Some(2), ..EngineOptions::default() }, load, &note);
+        let result = bench(source, &EngineOptions { threads: Some(2), ..EngineOptions::default() }, load, &note);
         (result, begun.into_inner().unwrap())
     }
 
@@ -319,6 +323,19 @@ mod tests {
         let (measurements, _) = measured("bert-tiny", &short(30, &[5]));
         let one = measurements.unwrap()[0];
         assert!(one.work == Work::Embedding && one.tokens > 0 && one.tokens % 150 == 0, "{one:?}");
+    }
+
+    #[test]
+    fn a_model_that_holds_one_row_is_measured_row_after_row() {
+        let (_, fixture) = fixtures("compatible").remove(0);
+        let folder = checkpoint(&fixture);
+        let measurements = measured_at(folder.path(), &short(100, &[1, 3])).0.unwrap();
+        assert_eq!(measurements.len(), 4);
+        for one in &measurements {
+            assert!(one.tokens > 0 && one.seconds > 0.0, "{one:?}");
+        }
+        // A step of prompts has those of one row, a step of writing one token.
+        assert!(measurements[1].tokens.is_multiple_of(100), "{:?}", measurements[1]);
     }
 
     #[test]

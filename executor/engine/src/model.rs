@@ -268,7 +268,7 @@ impl Model {
                     None => Network::Embedder(Box::new(Embedder {
                         pooling: settings.pooling(options.pooling)?,
                         dense: settings.dense(dtype)?,
-                        encoder: States::Packed(Encoder::load(shape, &opened.weights, dtype)?),
+                        encoder: States::Packed(Box::new(Encoder::load(shape, &opened.weights, dtype)?)),
                     })),
                 };
                 (network, shape.vocab, settings.context, settings.lower_case)

@@ -26,7 +26,7 @@ pub(crate) struct Embedder {
 /// What computes token vectors.
 #[derive(Debug)]
 pub(crate) enum States {
-    Packed(Encoder),
+    Packed(Box<Encoder>),
     /// candle-transformers, each row alone.
     Compatible(CompatibleEncoder),
 }
