@@ -99,11 +99,11 @@ pub fn architectures() -> Vec<Architecture> {
     all
 }
 
-/// `LlamaForCausalLM` and `LlamaModel` are of the family `Llama`.
+/// `LlamaForCausalLM` and `LlamaModel` are of the family `Llama`, `T5EncoderModel` is of `T5`.
 fn family_of(name: &'static str) -> &'static str {
     let head = name.split_once("For").map_or(name, |(family, _)| family);
     let head = head.strip_suffix("Model").unwrap_or(head);
-    head.strip_suffix("Text").unwrap_or(head)
+    ["Text", "Encoder"].iter().find_map(|part| head.strip_suffix(part)).unwrap_or(head)
 }
 
 /// The refusal of an architecture, with those that are known.
@@ -134,6 +134,7 @@ mod tests {
         assert_eq!(named("MistralModel"), Some(("Mistral", ComputedBy::PackedDecoder)));
         assert_eq!(named("GPTBigCodeForCausalLM"), Some(("GPTBigCode", ComputedBy::PackedDecoder)));
         assert_eq!(named("BertModel"), Some(("Bert", ComputedBy::PackedEncoder)));
+        assert_eq!(named("T5EncoderModel"), Some(("T5", ComputedBy::Compatible)));
         assert_eq!(named("SmolLM3ForCausalLM"), Some(("SmolLM3", ComputedBy::Compatible)));
     }
 

@@ -54,7 +54,8 @@ const WIDENED_BYTES_MAX: usize = 4 << 30;
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
     /// Number type to compute in. `Auto`, where the processor multiplies tiles: weights that are `bf16` or quantised are
-    /// multiplied as `bf16`, all others with 16 bits of each number. Elsewhere it is `F32`.
+    /// multiplied as `bf16`, all others with 16 bits of each number. Elsewhere it is `F32`, as everywhere for models that
+    /// candle-transformers computes: they refuse `F16` and `Bf16`.
     pub dtype: Dtype,
     /// Longest prompt plus output, if it is to be less than the model's own context. Models with LongRoPE (Phi-3) are used up
     /// to their original context unless more is asked for here: then all rows get the factors for long ones.
@@ -66,7 +67,8 @@ pub struct EngineOptions {
     /// Folder of a LoRA adapter in the layout of PEFT, merged into the weights.
     pub adapter: Option<PathBuf>,
     /// Most memory for the keys and values of rows that run, in bytes; [`KV_BYTES_DEFAULT`] if not given. It is taken when
-    /// it is needed. With less, fewer rows run at a time; a row that does not fit alone is a row error.
+    /// it is needed. With less, fewer rows run at a time; a row that does not fit alone is a row error. Models that
+    /// candle-transformers computes hold those of one row, and of up to four beginnings of it, outside of this limit.
     pub kv_bytes_max: Option<usize>,
 }
 

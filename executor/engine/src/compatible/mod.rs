@@ -1,7 +1,8 @@
 //! The compatible path: architectures that the engine's own decoder lacks, computed by candle-transformers, one row at a time.
 //! Slower, and the same to everything above it: what the KV cache keeps of a row is its token ids, and a model, which holds
 //! one sequence in a cache of its own, is fed whatever of them it was not fed yet. Holds the keys and values of one row and of
-//! the beginnings it shares; they grow with the row and are not counted against the KV cache's limit.
+//! the beginnings it shares; they grow with the row and are not counted against the KV cache's limit. Encoders of the library,
+//! which hold nothing, are in [`encoder`].
 
 mod encoder;
 mod families;
