@@ -75,6 +75,44 @@ fn what_rows_share_is_fed_once_where_the_model_can_go_back() {
     }
 }
 
+/// Beginnings within beginnings, rows that leave them early, others that return: what was kept of one row's tokens, and what
+/// it wrote into the memory that it shares, is not in another's answer.
+#[test]
+fn rows_that_part_and_meet_again_are_what_they_are_alone() {
+    let tokens = |from: u32, count: u32| (0..count).map(move |i| 3 + (from + i * 7) % 150).collect::<Vec<u32>>();
+    let (a, b) = (tokens(0, 40), tokens(60, 30));
+    let longer = [&a[..], &tokens(90, 20)].concat();
+    let row = |beginning: &[u32], own: u32| [beginning, &tokens(own, 9)].concat();
+    // Each row with so many tokens of it as a beginning.
+    let order = [
+        (row(&a, 1), 40),
+        (row(&longer, 2), 60),
+        (row(&longer, 3), 60),
+        (row(&longer[..55], 4), 40),
+        (row(&longer, 5), 60),
+        (row(&a, 6), 40),
+        (row(&a[..30], 7), 30),
+        (row(&b, 8), 30),
+        (row(&b, 9), 20),
+        (row(&longer, 10), 60),
+        (row(&a, 1), 40),
+    ];
+    for (name, fixture) in fixtures("compatible") {
+        let mut model = load(&fixture).unwrap();
+        let mut most_kept = 0;
+        for (at, (row, beginning)) in order.iter().enumerate() {
+            let rows = std::slice::from_ref(row);
+            let answer = run(&mut model, rows, *beginning).remove(0);
+            let alone = run(&mut load(&fixture).unwrap(), rows, row.len() - 1).remove(0);
+            let near = alone.iter().zip(&answer).all(|(a, b)| (a - b).abs() < 1e-4);
+            assert!(near, "{name}: row {at} is not what it is alone");
+            most_kept = most_kept.max(model.kept.len());
+        }
+        let goes_back = model.pieces != Pieces::AtFirst && !name.contains("stablelm");
+        assert_eq!(most_kept, if goes_back { 2 } else { 0 }, "{name}");
+    }
+}
+
 #[test]
 fn a_row_is_written_on_by_feeding_its_last_token() {
     for (name, _) in fixtures("compatible") {
