@@ -108,6 +108,11 @@ fn architectures_are_listed_with_what_computes_them() {
     let line = |name: &str| said.stdout.lines().find(|line| line.starts_with(name)).map(str::to_owned);
     assert!(line("Qwen3ForCausalLM").is_some_and(|line| line.ends_with("packed decoder")), "{}", said.stdout);
     assert!(line("BertModel").is_some_and(|line| line.ends_with("packed encoder")), "{}", said.stdout);
+    assert!(
+        line("PhiForCausalLM").is_some_and(|line| line.ends_with("candle-transformers (slower)")),
+        "{}",
+        said.stdout
+    );
     let summary = say(&["models", "list", "--architectures", "--json"]).ok().summary();
     assert!(summary["architectures"].as_array().is_some_and(|all| all.len() == said.stdout.lines().count() - 1));
     assert_eq!(say(&["models", "list"]).code, Some(2), "neither a job nor --architectures");

@@ -1,4 +1,4 @@
-//! Answers prompts with a decoder: what is asked of the rows, the beginning that outlives a call, and what their ends mean.
+//! Answers prompts with what writes text: what is asked of the rows, the beginning that outlives a call, and what their ends mean.
 //! It computes nothing itself: [`Drive`] runs the rows.
 
 use std::collections::VecDeque;
@@ -7,8 +7,6 @@ use std::sync::Arc;
 use rowmill_jobs::infer::{Answer, Answered, Outcome, RowError, RowErrorCode, TaskKind, TextFormat, Usage};
 use rowmill_jobs::{Error, Result};
 
-use crate::decoder::Decoder;
-use crate::decoder::shape::DecoderShape;
 #[cfg(test)]
 use crate::drive::Observer;
 use crate::drive::{Beginning, Drive};
@@ -18,16 +16,17 @@ use crate::labels::{LabelTrie, calibrated};
 use crate::pack::common_prefix;
 use crate::prompt::Prompter;
 use crate::row::{Ask, End, Row, choice};
+use crate::writer::Writer;
 
 /// Tasks whose guides and priors are kept: those of a job, whose calls take turns.
 const TASKS_KEPT: usize = 8;
 /// A common beginning shorter than this is not worth a pass of its own.
 const PREFIX_TOKENS_MIN: usize = 4;
 
-/// Answers for one decoder.
+/// Answers for one model.
 #[derive(Debug)]
 pub(crate) struct Answerer {
-    pub(crate) decoder: Decoder,
+    pub(crate) writer: Writer,
     prompter: Arc<Prompter>,
     pub(crate) cache: KvCache,
     /// The beginning that the last prompts shared, with its pages.
@@ -67,13 +66,11 @@ pub(crate) struct Answers {
 
 impl Answerer {
     /// `kv_bytes_max` bounds the memory for keys and values; it is taken when it is needed.
-    pub(crate) fn new(decoder: Decoder, shape: &DecoderShape, prompter: Arc<Prompter>, kv_bytes_max: usize) -> Self {
-        let heads = Decoder::heads(shape);
-        let (form, layers) = (decoder.kv_form(), shape.layers.len());
-        let pages_max = (kv_bytes_max / KvCache::page_bytes(heads, layers, form)).max(1);
-        let cache = KvCache::of(heads, layers, form, pages_max);
+    pub(crate) fn new(writer: Writer, prompter: Arc<Prompter>, kv_bytes_max: usize) -> Self {
+        let pages_max = (kv_bytes_max / writer.page_bytes()).max(1);
+        let cache = writer.cache(pages_max);
         Self {
-            decoder,
+            writer,
             prompter,
             cache,
             prefix: Vec::new(),
@@ -188,7 +185,7 @@ impl Answerer {
             table: std::mem::take(&mut self.prefix_table),
         };
         let mut drive = Drive {
-            decoder: &self.decoder,
+            writer: &mut self.writer,
             prompter: &self.prompter,
             pages: self.cache.available(),
             cache: &mut self.cache,
@@ -224,7 +221,7 @@ impl Answerer {
                 if trie.branches.is_empty() {
                     return Err(Error::invalid("a choice needs two labels at least"));
                 }
-                let head = self.decoder.output.select(&trie.tokens())?;
+                let head = self.writer.head(&trie.tokens())?;
                 Ok((Ask::Labels { trie, head }, None))
             }
             TaskKind::Complete { tokens_max, format } => {

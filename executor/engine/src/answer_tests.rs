@@ -11,8 +11,6 @@ use rowmill_jobs::infer::{Answer, Piece, Request, RowErrorCode, Task, TaskKind, 
 use serde_json::json;
 
 use crate::answer::Answerer;
-use crate::decoder::Decoder;
-use crate::kv::KvCache;
 use crate::model::{EngineOptions, Model, Network};
 use crate::prompt::Prompter;
 use crate::row::End;
@@ -23,10 +21,10 @@ const MANY: usize = 4096;
 fn tiny(pages: usize) -> (Answerer, Arc<Prompter>) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny");
     let model = Model::load(&source, &EngineOptions::default()).unwrap();
-    let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
+    let Network::Writer(writer) = model.network else { panic!("writes no text") };
     let prompter = Arc::new(model.prompter);
-    let bytes = pages * KvCache::page_bytes(Decoder::heads(&shape), shape.layers.len(), decoder.kv_form());
-    (Answerer::new(*decoder, &shape, Arc::clone(&prompter), bytes), prompter)
+    let bytes = pages * writer.page_bytes();
+    (Answerer::new(writer, Arc::clone(&prompter), bytes), prompter)
 }
 
 fn write(tokens_max: u32) -> TaskKind {

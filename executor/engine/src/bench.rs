@@ -7,14 +7,12 @@ use std::time::{Duration, Instant};
 use rowmill_jobs::{Error, Result};
 
 use crate::attention::BLOCK;
-use crate::decoder::Decoder;
-use crate::decoder::shape::DecoderShape;
-use crate::drive::STEP;
 use crate::encoder::rows::TOKENS as ENCODER_TOKENS;
 use crate::engine::threads;
 use crate::kv::{KvCache, PageId};
 use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
 use crate::pack::{Pack, batches};
+use crate::writer::{Head, Writer};
 
 /// What is to be measured.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,8 +90,8 @@ pub fn bench(
         return Err(Error::invalid("a measurement needs rows, prompt tokens and output tokens: 1 at least"));
     }
     threads("engine", options.threads.unwrap_or(0))?.install(|| {
-        let model = Model::load(source, options)?;
-        let decodes = matches!(model.network, Network::Decoder { .. });
+        let mut model = Model::load(source, options)?;
+        let decodes = matches!(model.network, Network::Writer(_));
         let works: &[Work] = if decodes { &[Work::Prefill, Work::Decode] } else { &[Work::Embedding] };
         let tokens = load.prompt_tokens + if decodes { load.output_tokens } else { 0 };
         if tokens > model.prompter.context {
@@ -108,7 +106,7 @@ pub fn bench(
             for rows in &load.rows {
                 begun(*work, *rows, (measured.len(), all));
                 let texts: Vec<Vec<u32>> = (0..*rows).map(|row| ids.row(row, load.prompt_tokens)).collect();
-                let (tokens, seconds) = match &model.network {
+                let (tokens, seconds) = match &mut model.network {
                     Network::Embedder(embedder) => clock.measure(|| texts_once(&texts, |rows| embedder.embed(rows)))?,
                     Network::DecoderEmbedder(embedder) => {
                         clock.measure(|| texts_once(&texts, |rows| embedder.embed(rows)))?
@@ -116,9 +114,9 @@ pub fn bench(
                     Network::Classifier(classifier) => {
                         clock.measure(|| texts_once(&texts, |rows| classifier.logits(rows)))?
                     }
-                    Network::Decoder { decoder, shape } => {
+                    Network::Writer(writer) => {
                         let room = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
-                        let mut running = Running::new(decoder, shape, *rows, (load, room), ids)?;
+                        let mut running = Running::new(writer, *rows, (load, room), ids)?;
                         match work {
                             Work::Prefill => clock.measure(|| running.prefill_step())?,
                             _ => clock.measure(|| running.decode_step())?,
@@ -181,29 +179,24 @@ fn texts_once<T>(texts: &[Vec<u32>], run: impl Fn(&[&[u32]]) -> Result<T>) -> Re
     Ok(lengths.iter().sum())
 }
 
-/// Rows of a decoder, with their keys and values.
+/// Rows of a model that writes, with their pages.
 struct Running<'a> {
-    decoder: &'a Decoder,
+    writer: &'a mut Writer,
     cache: KvCache,
     prompts: Vec<Vec<u32>>,
     tables: Vec<Vec<PageId>>,
     /// The next row to prefill, and its first token.
     next: (usize, usize),
     output_tokens: usize,
+    /// The first of the rows that are written at this time.
+    writing: usize,
     written: usize,
 }
 
 impl<'a> Running<'a> {
-    fn new(
-        decoder: &'a Decoder,
-        shape: &DecoderShape,
-        rows: usize,
-        (load, room): (&Load, usize),
-        ids: Ids,
-    ) -> Result<Self> {
-        let (heads, layers, form) = (Decoder::heads(shape), shape.layers.len(), decoder.kv_form());
+    fn new(writer: &'a mut Writer, rows: usize, (load, room): (&Load, usize), ids: Ids) -> Result<Self> {
         let pages = rows * (load.prompt_tokens + load.output_tokens).div_ceil(BLOCK);
-        let room = room / KvCache::page_bytes(heads, layers, form);
+        let room = room / writer.page_bytes();
         if pages > room {
             return Err(Error::invalid(format!(
                 "{rows} rows need {pages} pages of KV cache; there is room for {room}"
@@ -211,12 +204,13 @@ impl<'a> Running<'a> {
             .hint("ask for fewer rows or tokens"));
         }
         let mut running = Self {
-            decoder,
-            cache: KvCache::of(heads, layers, form, pages),
+            cache: writer.cache(pages),
+            writer,
             prompts: (0..rows).map(|row| ids.row(row, load.prompt_tokens)).collect(),
             tables: vec![Vec::new(); rows],
             next: (0, 0),
             output_tokens: load.output_tokens,
+            writing: 0,
             written: 0,
         };
         // Pages that come up again are written over; fresh ones would all be the system's one page of zeros until then.
@@ -230,10 +224,11 @@ impl<'a> Running<'a> {
     /// As many prompt tokens as a job's step has, from where the last step ended. Returns how many.
     fn prefill_step(&mut self) -> Result<usize> {
         let mut pack = Pack::new();
-        while pack.tokens() < STEP.tokens && self.next.0 < self.prompts.len() {
+        let limits = self.writer.limits();
+        while pack.tokens() < limits.tokens && pack.tables.len() < limits.rows && self.next.0 < self.prompts.len() {
             let (row, from) = self.next;
             let prompt = &self.prompts[row];
-            let to = prompt.len().min(from + STEP.tokens - pack.tokens());
+            let to = prompt.len().min(from + limits.tokens - pack.tokens());
             self.cache.grow(&mut self.tables[row], to).ok_or_else(full)?;
             pack.push(&prompt[from..to], from, &self.tables[row], to == prompt.len());
             self.next = if to == prompt.len() { (row + 1, 0) } else { (row, to) };
@@ -246,10 +241,13 @@ impl<'a> Running<'a> {
         Ok(pack.tokens())
     }
 
-    /// One more token for each row. The prompts' keys and values are zeros: what they are costs nothing.
+    /// One more token for each row. The prompts' keys and values are zeros: what they are costs nothing. Of a model that holds
+    /// one row at a time, one more token for one of them, whose prompt it reads with the first.
     fn decode_step(&mut self) -> Result<usize> {
         let mut pack = Pack::new();
-        for (prompt, table) in self.prompts.iter().zip(&mut self.tables) {
+        let to = self.prompts.len().min(self.writing + self.writer.limits().rows);
+        for row in self.writing..to {
+            let (prompt, table) = (&self.prompts[row], &mut self.tables[row]);
             let before = prompt.len() + self.written;
             self.cache.grow(table, before + 1).ok_or_else(full)?;
             pack.push(&prompt[self.written % prompt.len()..][..1], before, table, true);
@@ -257,16 +255,15 @@ impl<'a> Running<'a> {
         self.forward(&mut pack)?;
         // At its end, an answer is written again over itself.
         self.written = (self.written + 1) % self.output_tokens;
+        if self.written == 0 {
+            self.writing = if to == self.prompts.len() { 0 } else { to };
+        }
         Ok(pack.tokens())
     }
 
     fn forward(&mut self, pack: &mut Pack) -> Result<()> {
         pack.finish();
-        let hidden = self.decoder.forward(pack, &mut self.cache)?;
-        if !pack.wanted.is_empty() {
-            self.decoder.logits(hidden, &self.decoder.output)?;
-        }
-        Ok(())
+        self.writer.logits(pack, &mut self.cache, &Head::Whole).map(drop)
     }
 
     fn give_back(&mut self) {
@@ -284,16 +281,20 @@ fn full() -> Error {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::synthetic::{checkpoint, fixtures};
     use std::sync::Mutex;
 
     /// What `begun` was told.
     type Begun = Vec<(Work, usize, (usize, usize))>;
 
     fn measured(model: &str, load: &Load) -> (Result<Vec<Measurement>>, Begun) {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model);
+        measured_at(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model), load)
+    }
+
+    fn measured_at(source: &Path, load: &Load) -> (Result<Vec<Measurement>>, Begun) {
         let begun: Mutex<Begun> = Mutex::default();
         let note = |work, rows, done| begun.lock().unwrap().push((work, rows, done));
-        let result = bench(&source, &EngineOptions { threads: Some(2), ..EngineOptions::default() }, load, &note);
+        let result = bench(source, &EngineOptions { threads: Some(2), ..EngineOptions::default() }, load, &note);
         (result, begun.into_inner().unwrap())
     }
 
@@ -322,6 +323,19 @@ mod tests {
         let (measurements, _) = measured("bert-tiny", &short(30, &[5]));
         let one = measurements.unwrap()[0];
         assert!(one.work == Work::Embedding && one.tokens > 0 && one.tokens % 150 == 0, "{one:?}");
+    }
+
+    #[test]
+    fn a_model_that_holds_one_row_is_measured_row_after_row() {
+        let (_, fixture) = fixtures("compatible").remove(0);
+        let folder = checkpoint(&fixture);
+        let measurements = measured_at(folder.path(), &short(100, &[1, 3])).0.unwrap();
+        assert_eq!(measurements.len(), 4);
+        for one in &measurements {
+            assert!(one.tokens > 0 && one.seconds > 0.0, "{one:?}");
+        }
+        // A step of prompts has those of one row, a step of writing one token.
+        assert!(measurements[1].tokens.is_multiple_of(100), "{:?}", measurements[1]);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Which architecture a model is, by the name its weights give it, and who computes it. The decoder and the encoder are each
-//! written once and driven by a shape, which their own folders read. Refuses names it does not know.
+//! written once and driven by a shape, which their own folders read; what they lack, candle-transformers computes. Refuses
+//! names it does not know.
 
 use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
+use crate::compatible::shape::CompatibleShape;
+use crate::compatible::{self, CompatibleEncoderShape};
 use crate::config::text;
 use crate::decoder::{self, shape::DecoderShape};
 use crate::encoder::families;
@@ -14,10 +17,14 @@ use crate::encoder::shape::EncoderShape;
 pub(crate) enum Descriptor {
     /// Writes text.
     Decoder(DecoderShape),
+    /// Writes text, computed by candle-transformers.
+    Compatible(CompatibleShape),
     /// Makes vectors with a decoder's hidden states.
     Embedder(DecoderShape),
     /// Makes vectors, or chooses labels.
     Encoder(EncoderShape),
+    /// Makes vectors, computed by candle-transformers.
+    CompatibleEncoder(CompatibleEncoderShape),
 }
 
 /// What computes an architecture.
@@ -27,6 +34,8 @@ pub enum ComputedBy {
     PackedDecoder,
     /// The encoder of this engine: packed rows.
     PackedEncoder,
+    /// candle-transformers: one row at a time, slower.
+    Compatible,
 }
 
 impl ComputedBy {
@@ -35,6 +44,7 @@ impl ComputedBy {
         match self {
             Self::PackedDecoder => "packed decoder",
             Self::PackedEncoder => "packed encoder",
+            Self::Compatible => "candle-transformers (slower)",
         }
     }
 }
@@ -65,6 +75,12 @@ pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
     if families::ARCHITECTURES.contains(&architecture.as_str()) {
         return families::from_config(&architecture, config).map(Descriptor::Encoder);
     }
+    if compatible::ARCHITECTURES.contains(&architecture.as_str()) {
+        return compatible::from_config(&architecture, config).map(Descriptor::Compatible);
+    }
+    if compatible::ENCODERS.contains(&architecture.as_str()) {
+        return compatible::encoder_from_config(config).map(Descriptor::CompatibleEncoder);
+    }
     Err(unsupported(&architecture))
 }
 
@@ -77,24 +93,28 @@ pub fn architectures() -> Vec<Architecture> {
     };
     let mut all = of(&decoder::ARCHITECTURES, ComputedBy::PackedDecoder);
     all.extend(of(&families::ARCHITECTURES, ComputedBy::PackedEncoder));
+    all.extend(of(&compatible::ARCHITECTURES, ComputedBy::Compatible));
+    all.extend(of(&compatible::ENCODERS, ComputedBy::Compatible));
     all.sort_by_key(|architecture| architecture.name);
     all
 }
 
-/// `LlamaForCausalLM` and `LlamaModel` are of the family `Llama`.
+/// `LlamaForCausalLM` and `LlamaModel` are of the family `Llama`, `T5EncoderModel` is of `T5`.
 fn family_of(name: &'static str) -> &'static str {
     let head = name.split_once("For").map_or(name, |(family, _)| family);
     let head = head.strip_suffix("Model").unwrap_or(head);
-    head.strip_suffix("Text").unwrap_or(head)
+    ["Text", "Encoder"].iter().find_map(|part| head.strip_suffix(part)).unwrap_or(head)
 }
 
 /// The refusal of an architecture, with those that are known.
 pub(crate) fn unsupported(architecture: &str) -> Error {
     let known = [&decoder::ARCHITECTURES[..], &families::ARCHITECTURES[..]].concat();
+    let compatible = [&compatible::ARCHITECTURES[..], &compatible::ENCODERS[..]].concat();
     let in_files = decoder::GGUF_FAMILIES.map(|(family, _)| family);
     Error::invalid(format!("the engine does not know the architecture {architecture}")).hint(format!(
-        "it knows {} and GGUF files of {}",
+        "it knows {}; through candle-transformers, one row at a time, {}; and GGUF files of {}",
         known.join(", "),
+        compatible.join(", "),
         in_files.join(", ")
     ))
 }
@@ -114,12 +134,16 @@ mod tests {
         assert_eq!(named("MistralModel"), Some(("Mistral", ComputedBy::PackedDecoder)));
         assert_eq!(named("GPTBigCodeForCausalLM"), Some(("GPTBigCode", ComputedBy::PackedDecoder)));
         assert_eq!(named("BertModel"), Some(("Bert", ComputedBy::PackedEncoder)));
+        assert_eq!(named("T5EncoderModel"), Some(("T5", ComputedBy::Compatible)));
+        assert_eq!(named("SmolLM3ForCausalLM"), Some(("SmolLM3", ComputedBy::Compatible)));
     }
 
     #[test]
     fn unknown_architectures_are_refused_with_the_known_ones() {
-        let error = from_config(&json!({"architectures": ["MambaForCausalLM"]})).unwrap_err();
-        assert!(error.to_string().contains("MambaForCausalLM"));
-        assert!(error.hint_text().unwrap().contains("Qwen3ForCausalLM"));
+        let error = from_config(&json!({"architectures": ["RwkvForCausalLM"]})).unwrap_err();
+        assert!(error.to_string().contains("RwkvForCausalLM"));
+        for known in ["Qwen3ForCausalLM", "PhiForCausalLM"] {
+            assert!(error.hint_text().unwrap().contains(known), "{known}");
+        }
     }
 }

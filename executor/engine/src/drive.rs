@@ -5,17 +5,14 @@ use rayon::prelude::*;
 use rowmill_jobs::{Error, Result};
 
 use crate::attention::BLOCK;
-use crate::decoder::Decoder;
 use crate::kv::{KvCache, PageId};
 use crate::line::{Demand, Line};
 use crate::pack::Pack;
 use crate::prefixes::Prefixes;
 use crate::prompt::Prompter;
 use crate::row::{Ask, End, Row, advance, numeric, out_of_memory};
-use crate::schedule::{Limits, Relief, Scheduler, Slice, Work, pages_needed};
-
-/// Tokens in one step's batch: enough to keep the matrix products busy, few enough to stay in the processor's caches.
-pub(crate) const STEP: Limits = Limits { tokens: 512, rows: 128 };
+use crate::schedule::{Relief, Scheduler, Slice, Work, pages_needed};
+use crate::writer::{Head, Writer};
 
 /// A beginning that rows share, with its pages while it is in use.
 #[derive(Debug)]
@@ -29,7 +26,7 @@ pub(crate) struct Beginning {
 
 /// Rows on their way, and what computes them.
 pub(crate) struct Drive<'a> {
-    pub(crate) decoder: &'a Decoder,
+    pub(crate) writer: &'a mut Writer,
     pub(crate) prompter: &'a Prompter,
     pub(crate) cache: &'a mut KvCache,
     pub(crate) ask: &'a Ask,
@@ -145,7 +142,7 @@ impl Drive<'_> {
             row: node.row,
             table: Vec::new(),
         }));
-        Scheduler::new(&line.nodes, computed, line.rows, self.pages, STEP)
+        Scheduler::new(&line.nodes, computed, line.rows, self.pages, self.writer.limits())
     }
 
     /// Tokens that one row can have, alone with the first beginning.
@@ -163,20 +160,17 @@ impl Drive<'_> {
                 .caused_by(std::io::Error::other("CUDA_ERROR_OUT_OF_MEMORY"))
                 .into());
         }
-        let hidden = self.decoder.forward(&pack, self.cache)?;
+        let head = match self.ask {
+            Ask::Labels { head, .. } => head,
+            Ask::Text { .. } => &Head::Whole,
+        };
+        let logits = self.writer.logits(&pack, self.cache, head)?;
         #[cfg(test)]
         {
             self.observer.computed += pack.tokens();
             self.observer.steps += 1;
         }
-        if hidden.is_empty() {
-            return Ok(Vec::new());
-        }
-        let head = match self.ask {
-            Ask::Labels { head, .. } => head,
-            Ask::Text { .. } => &self.decoder.output,
-        };
-        Ok(self.decoder.logits(hidden, head)?)
+        Ok(logits)
     }
 
     fn pack(&mut self, slices: &[Slice]) -> Result<Pack, Failure> {
@@ -228,13 +222,14 @@ impl Drive<'_> {
         let completing: Vec<usize> = completed(slices).map(|(row, _)| row).collect();
         match self.ask {
             Ask::Labels { trie, head } => {
-                for (row, logits) in completing.iter().zip(logits.chunks_exact(trie.branches.len() * head.outputs)) {
-                    let branches: Vec<&[f32]> = logits.chunks_exact(head.outputs).collect();
+                let outputs = self.writer.outputs(head);
+                for (row, logits) in completing.iter().zip(logits.chunks_exact(trie.branches.len() * outputs)) {
+                    let branches: Vec<&[f32]> = logits.chunks_exact(outputs).collect();
                     self.rows[*row].end = Some(trie.scores(&branches).map_or_else(numeric, End::Scored));
                 }
             }
             Ask::Text { .. } => {
-                let (vocab, ask) = (self.decoder.output.outputs, self.ask);
+                let (vocab, ask) = (self.writer.outputs(&Head::Whole), self.ask);
                 let (context, ends) = (self.prompter.context, &self.prompter.ends);
                 let mut place = vec![None; self.rows.len()];
                 for (at, row) in completing.iter().enumerate() {

@@ -60,7 +60,7 @@ struct Ready {
 
 /// What answers on the computing thread.
 enum Worker {
-    Decoder(Box<Answerer>),
+    Writer(Box<Answerer>),
     Embedder(Box<Embedder>),
     DecoderEmbedder(Box<DecoderEmbedder>),
     Classifier(Box<Classifier>),
@@ -96,15 +96,15 @@ impl CandleEngine {
         let model = pool.install(|| Model::load(source, options)).map_err(|e| e.with("model", name))?;
         let prompter = Arc::new(model.prompter);
         let worker = match model.network {
-            Network::Decoder { decoder, shape } => {
-                Worker::Decoder(Box::new(Answerer::new(*decoder, &shape, Arc::clone(&prompter), kv_bytes_max)))
+            Network::Writer(writer) => {
+                Worker::Writer(Box::new(Answerer::new(writer, Arc::clone(&prompter), kv_bytes_max)))
             }
             Network::Embedder(embedder) => Worker::Embedder(embedder),
             Network::DecoderEmbedder(embedder) => Worker::DecoderEmbedder(embedder),
             Network::Classifier(classifier) => Worker::Classifier(classifier),
         };
         let skill = match &worker {
-            Worker::Decoder(_) => Skill::Writes,
+            Worker::Writer(_) => Skill::Writes,
             Worker::Embedder(_) | Worker::DecoderEmbedder(_) => Skill::Embeds,
             Worker::Classifier(classifier) => Skill::Chooses(classifier.labels().to_vec()),
         };
@@ -281,8 +281,8 @@ fn answer_distinct(
     let outcomes = match (worker, neutral) {
         _ if distinct.is_empty() => Some(Vec::new()),
         // What cannot be read without a text cannot be read with one, which is longer.
-        (Worker::Decoder(_), Some(Err(error))) => Some(distinct.iter().map(|_| Err(error.clone())).collect()),
-        (Worker::Decoder(answerer), neutral) => {
+        (Worker::Writer(_), Some(Err(error))) => Some(distinct.iter().map(|_| Err(error.clone())).collect()),
+        (Worker::Writer(answerer), neutral) => {
             let neutral = neutral.and_then(|prompt| prompt.as_deref().ok());
             answerer.answer(kind, neutral, &distinct, stopped)?
         }

@@ -70,6 +70,8 @@ pub(crate) enum KvForm {
     Floats,
     /// `bf16`, in the order of tile instructions.
     Tiles,
+    /// None are kept: a page holds its tokens' ids, from which the compatible path computes them again.
+    Ids,
 }
 
 /// The pages' numbers: each page is `[layers, block]`.
@@ -85,9 +87,13 @@ pub(crate) struct KvCache {
 enum Pages {
     Floats(Vec<Box<[f32]>>),
     Tiles(Vec<Box<[bf16]>>),
+    Ids(Vec<Box<[u32]>>),
 }
 
 impl KvCache {
+    /// Of a cache of ids, which has no heads.
+    pub(crate) const ID_HEADS: Heads = Heads { heads: 1, kv_heads: 1, head_dim: 1, value_dim: 1 };
+
     /// A cache of at most `pages_max` pages of `f32`.
     #[cfg(test)]
     pub(crate) fn new(heads: Heads, layers: usize, pages_max: usize) -> Self {
@@ -99,6 +105,7 @@ impl KvCache {
         let pages = match form {
             KvForm::Floats => Pages::Floats(Vec::new()),
             KvForm::Tiles => Pages::Tiles(Vec::new()),
+            KvForm::Ids => Pages::Ids(Vec::new()),
         };
         Self { heads, layers, ledger: PageLedger::new(pages_max), pages }
     }
@@ -120,6 +127,7 @@ impl KvCache {
             * match form {
                 KvForm::Floats => heads.block_floats() * size_of::<f32>(),
                 KvForm::Tiles => heads.block_numbers() * size_of::<bf16>(),
+                KvForm::Ids => BLOCK * size_of::<u32>(),
             }
     }
 
@@ -145,6 +153,7 @@ impl KvCache {
         match &mut self.pages {
             Pages::Floats(pages) => empty(pages, page, self.heads.block_floats() * self.layers, 0.0),
             Pages::Tiles(pages) => empty(pages, page, self.heads.block_numbers() * self.layers, bf16::ZERO),
+            Pages::Ids(pages) => empty(pages, page, BLOCK, 0),
         }
         Some(page)
     }
@@ -171,6 +180,7 @@ impl KvCache {
                         self.heads.clear_tiles(block, tokens % BLOCK);
                     }
                 }
+                Pages::Ids(pages) => pages[copy] = pages[table[whole]].clone(),
             }
             fork.push(copy);
         }
@@ -185,7 +195,7 @@ impl KvCache {
     }
 
     /// Writes keys (`[tokens, kv_heads * head_dim]`) and values (`[tokens, kv_heads * value_dim]`) of one layer, `writes`
-    /// sorted by page.
+    /// sorted by page. A cache of ids keeps none.
     pub(crate) fn write(&mut self, layer: usize, keys: &[f32], values: &[f32], writes: &[KvWrite]) {
         let heads = self.heads;
         let (width, value_width) = (heads.kv_heads * heads.head_dim, heads.kv_heads * heads.value_dim);
@@ -209,10 +219,24 @@ impl KvCache {
                     run.iter().for_each(|write| heads.write_tiles(block, write.slot, of(write).0, of(write).1));
                 });
             }
+            Pages::Ids(_) => {}
         }
     }
 
-    /// One layer's part of the first `tokens` tokens' pages.
+    /// Writes token ids, `[tokens]`. A cache of keys and values keeps none.
+    pub(crate) fn write_ids(&mut self, ids: &[u32], writes: &[KvWrite]) {
+        if let Pages::Ids(pages) = &mut self.pages {
+            writes.iter().for_each(|write| pages[write.page][write.slot] = ids[write.token]);
+        }
+    }
+
+    /// The ids of the first `tokens` tokens; of a cache of keys and values none.
+    pub(crate) fn ids(&self, table: &[PageId], tokens: usize) -> Vec<u32> {
+        let Pages::Ids(pages) = &self.pages else { return Vec::new() };
+        table.iter().flat_map(|page| &pages[*page][..]).copied().take(tokens).collect()
+    }
+
+    /// One layer's part of the first `tokens` tokens' pages. A cache of ids has none.
     pub(crate) fn blocks(&self, layer: usize, table: &[PageId], tokens: usize) -> Blocks<'_> {
         let layer = self.place(layer);
         let table = &table[..tokens.div_ceil(BLOCK)];
@@ -225,6 +249,7 @@ impl KvCache {
                 let part = layer * self.heads.block_numbers()..(layer + 1) * self.heads.block_numbers();
                 Blocks::Tiles(table.iter().map(|page| &pages[*page][part.clone()]).collect())
             }
+            Pages::Ids(_) => Blocks::Floats(Vec::new()),
         }
     }
 }
@@ -299,5 +324,22 @@ mod tests {
         cache.release(&mut table);
         assert_eq!(cache.available(), 4);
         assert_eq!(cache.grow(&mut Vec::new(), 5 * BLOCK), None);
+    }
+
+    #[test]
+    fn a_cache_of_ids_gives_a_row_back_its_tokens() {
+        let mut cache = KvCache::of(KvCache::ID_HEADS, 1, KvForm::Ids, 4);
+        let (mut table, mut other) = (Vec::new(), Vec::new());
+        cache.grow(&mut other, 1).unwrap();
+        cache.grow(&mut table, BLOCK + 2).unwrap();
+        let place = |token: usize| KvWrite { token, page: table[token / BLOCK], slot: token % BLOCK };
+        let writes: Vec<KvWrite> = (0..BLOCK + 2).map(place).collect();
+        let ids: Vec<u32> = (100..).take(BLOCK + 2).collect();
+        cache.write_ids(&ids, &writes);
+        assert_eq!(cache.ids(&table, BLOCK + 2), ids);
+        let fork = cache.fork(&table, BLOCK + 1).unwrap();
+        cache.write_ids(&[7], &[KvWrite { token: 0, page: fork[1], slot: 1 }]);
+        assert_eq!(cache.ids(&fork, BLOCK + 2)[BLOCK - 1..], [131, 132, 7]);
+        assert_eq!(cache.ids(&table, BLOCK + 2), ids);
     }
 }

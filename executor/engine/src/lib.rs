@@ -7,6 +7,7 @@ mod attention;
 pub mod bench;
 mod buffers;
 mod chat;
+mod compatible;
 mod config;
 mod decoder;
 mod descriptor;
@@ -34,6 +35,7 @@ mod source;
 mod tokens;
 pub mod verify;
 mod weights;
+mod writer;
 
 pub use descriptor::{Architecture, ComputedBy, architectures};
 pub use engine::CandleEngine;
@@ -51,3 +53,5 @@ mod parity_tests;
 mod schedule_tests;
 #[cfg(test)]
 mod synthetic;
+#[cfg(test)]
+mod writer_tests;

@@ -13,8 +13,10 @@ use tempfile::TempDir;
 use super::Adapter;
 use crate::alone::{errors, last_logits, range};
 use crate::model::{EngineOptions, Model, Network, inspect_adapted};
+use crate::pack::Pack;
 use crate::safetensors::SafetensorsFiles;
 use crate::synthetic::tensor;
+use crate::writer::{Head, Writer};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -50,7 +52,7 @@ fn adapted_models_answer_as_peft_merges_them() {
         let (name, folder) = (adapter["name"].as_str().unwrap(), folder(adapter));
         let ids: Vec<u32> = floats(&adapter["ids"]).into_iter().map(|id| id as u32).collect();
         match load(adapter["base"].as_str().unwrap(), folder.path()).network {
-            Network::Decoder { decoder, shape } => {
+            Network::Writer(Writer::Packed { decoder, shape }) => {
                 let logits = last_logits(&decoder, &shape, &ids);
                 for error in errors(&logits, &adapter["top_logits"], range(&logits)) {
                     assert!(error < 1e-3, "{name}: a logit is {error} of the range off");
@@ -63,6 +65,39 @@ fn adapted_models_answer_as_peft_merges_them() {
                 }
             }
             network => panic!("{name}: {network:?}"),
+        }
+    }
+}
+
+/// The compatible path reads through the same merging: a Llama is also a SmolLM3 whose layers all rotate.
+#[test]
+fn adapters_merge_on_the_compatible_path_too() {
+    let adapters = adapters();
+    let of_llama: Vec<&Value> = adapters.iter().filter(|adapter| adapter["base"] == "llama-tiny").collect();
+    assert!(!of_llama.is_empty());
+    let base = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "model.safetensors"] {
+        std::fs::copy(fixture("llama-tiny").join(name), base.path().join(name)).unwrap();
+    }
+    let config = std::fs::read(fixture("llama-tiny/config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["architectures"] = json!(["SmolLM3ForCausalLM"]);
+    config["no_rope_layers"] = json!([1, 1, 1]);
+    std::fs::write(base.path().join("config.json"), config.to_string()).unwrap();
+    for adapter in of_llama {
+        let (name, folder) = (adapter["name"].as_str().unwrap(), folder(adapter));
+        let ids: Vec<u32> = floats(&adapter["ids"]).into_iter().map(|id| id as u32).collect();
+        let options = EngineOptions { adapter: Some(folder.path().to_path_buf()), ..EngineOptions::default() };
+        let Network::Writer(mut writer) = Model::load(base.path(), &options).unwrap().network else {
+            panic!("writes no text")
+        };
+        let (mut cache, mut table, mut pack) = (writer.cache(8), Vec::new(), Pack::new());
+        cache.grow(&mut table, ids.len()).unwrap();
+        pack.push(&ids, 0, &table, true);
+        pack.finish();
+        let logits = writer.logits(&pack, &mut cache, &Head::Whole).unwrap();
+        for error in errors(&logits, &adapter["top_logits"], range(&logits)) {
+            assert!(error < 1e-3, "{name}: a logit is {error} of the range off");
         }
     }
 }

@@ -10,12 +10,12 @@ use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
 use crate::chat::ChatTemplate;
-use crate::decoder::shape::DecoderShape;
+use crate::compatible::{Compatible, CompatibleEncoder};
 use crate::decoder::{self, Decoder, Embedder as DecoderEmbedder};
 use crate::descriptor::{self, Descriptor};
 use crate::encoder::Encoder;
 use crate::encoder::head::Classifier;
-use crate::encoder::pool::Embedder;
+use crate::encoder::pool::{Embedder, States};
 use crate::encoder::settings::EncoderSettings;
 use crate::gemm;
 use crate::gguf::{GgufFile, tokenizer as gguf_tokenizer};
@@ -25,6 +25,7 @@ use crate::safetensors::SafetensorsFiles;
 use crate::source::{Folder, Source, read_json_if_there, unreadable};
 use crate::tokens::Tokens;
 use crate::weights::{Kept, Weights};
+use crate::writer::Writer;
 
 /// What a model folder or GGUF file is, from its headers alone (no weights are read).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +54,8 @@ const WIDENED_BYTES_MAX: usize = 4 << 30;
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
     /// Number type to compute in. `Auto`, where the processor multiplies tiles: weights that are `bf16` or quantised are
-    /// multiplied as `bf16`, all others with 16 bits of each number. Elsewhere it is `F32`.
+    /// multiplied as `bf16`, all others with 16 bits of each number. Elsewhere it is `F32`, as everywhere for models that
+    /// candle-transformers computes: they refuse `F16` and `Bf16`.
     pub dtype: Dtype,
     /// Longest prompt plus output, if it is to be less than the model's own context. Models with LongRoPE (Phi-3) are used up
     /// to their original context unless more is asked for here: then all rows get the factors for long ones.
@@ -65,7 +67,8 @@ pub struct EngineOptions {
     /// Folder of a LoRA adapter in the layout of PEFT, merged into the weights.
     pub adapter: Option<PathBuf>,
     /// Most memory for the keys and values of rows that run, in bytes; [`KV_BYTES_DEFAULT`] if not given. It is taken when
-    /// it is needed. With less, fewer rows run at a time; a row that does not fit alone is a row error.
+    /// it is needed. With less, fewer rows run at a time; a row that does not fit alone is a row error. Models that
+    /// candle-transformers computes hold those of one row, and of up to four beginnings of it, outside of this limit.
     pub kv_bytes_max: Option<usize>,
 }
 
@@ -100,9 +103,14 @@ pub fn inspect_adapted(source: &Path, adapter: Option<&Path>) -> Result<ModelFac
         Descriptor::Decoder(shape) => {
             (vec![Ability::Complete, Ability::Choose], None, shape.clone().used_with(None).context, None)
         }
+        Descriptor::Compatible(shape) => (vec![Ability::Complete, Ability::Choose], None, shape.context, None),
         Descriptor::Embedder(shape) => {
             let context = shape.clone().used_with(None).context;
             let settings = EncoderSettings::read(opened.folder.as_ref(), context, shape.hidden)?;
+            (vec![Ability::Embed], Some(settings.dimensions as u32), settings.context, None)
+        }
+        Descriptor::CompatibleEncoder(shape) => {
+            let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
             (vec![Ability::Embed], Some(settings.dimensions as u32), settings.context, None)
         }
         Descriptor::Encoder(shape) => {
@@ -159,6 +167,8 @@ fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
 fn check_tensors(opened: &Opened) -> Result<()> {
     match &opened.descriptor {
         Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => Decoder::check(shape, &opened.weights),
+        Descriptor::Compatible(shape) => Compatible::check(shape, &opened.weights),
+        Descriptor::CompatibleEncoder(shape) => CompatibleEncoder::check(shape, &opened.weights),
         Descriptor::Encoder(shape) => {
             Encoder::check(shape, &opened.weights)?;
             shape.head.as_ref().map_or(Ok(()), |head| Classifier::check(shape, head, &opened.weights))
@@ -184,7 +194,7 @@ pub(crate) struct Model {
 /// What computes.
 #[derive(Debug)]
 pub(crate) enum Network {
-    Decoder { decoder: Box<Decoder>, shape: Box<DecoderShape> },
+    Writer(Writer),
     Embedder(Box<Embedder>),
     DecoderEmbedder(Box<DecoderEmbedder>),
     Classifier(Box<Classifier>),
@@ -225,7 +235,14 @@ impl Model {
                 let shape = shape.clone().used_with(asked);
                 let decoder = Box::new(Decoder::load(&shape, &opened.weights, dtype)?);
                 let (vocab, context) = (shape.vocab, shape.context);
-                (Network::Decoder { decoder, shape: Box::new(shape) }, vocab, context, false)
+                let writer = Writer::Packed { decoder, shape: Box::new(shape) };
+                (Network::Writer(writer), vocab, context, false)
+            }
+            Descriptor::Compatible(shape) => {
+                refuse_rounding(opened, options)?;
+                let shape = shape.clone().used_with(asked);
+                let writer = Writer::Compatible(Box::new(Compatible::load(&shape, &opened.weights)?));
+                (Network::Writer(writer), shape.vocab, shape.context, false)
             }
             Descriptor::Embedder(shape) => {
                 let shape = shape.clone().used_with(asked);
@@ -236,6 +253,16 @@ impl Model {
                 let network = Network::DecoderEmbedder(Box::new(embedder));
                 (network, shape.vocab, settings.context, settings.lower_case)
             }
+            Descriptor::CompatibleEncoder(shape) => {
+                refuse_rounding(opened, options)?;
+                let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
+                let embedder = Embedder {
+                    pooling: settings.pooling(options.pooling)?,
+                    dense: settings.dense(dtype)?,
+                    encoder: States::Compatible(CompatibleEncoder::load(shape, &opened.weights)?),
+                };
+                (Network::Embedder(Box::new(embedder)), shape.vocab, settings.context, settings.lower_case)
+            }
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
                 let network = match &shape.head {
@@ -243,7 +270,7 @@ impl Model {
                     None => Network::Embedder(Box::new(Embedder {
                         pooling: settings.pooling(options.pooling)?,
                         dense: settings.dense(dtype)?,
-                        encoder: Encoder::load(shape, &opened.weights, dtype)?,
+                        encoder: States::Packed(Box::new(Encoder::load(shape, &opened.weights, dtype)?)),
                     })),
                 };
                 (network, shape.vocab, settings.context, settings.lower_case)
@@ -256,6 +283,15 @@ impl Model {
         let prompter = prompter(tokens, texts, vocab, context, lower_case)?;
         Ok(Self { prompter, network })
     }
+}
+
+/// Number types that candle-transformers is not asked to compute in.
+fn refuse_rounding(opened: &Opened, options: &EngineOptions) -> Result<()> {
+    if !matches!(options.dtype, Dtype::Bf16 | Dtype::F16) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{} is computed in f32 only", opened.architecture))
+        .hint("leave `dtype` out: candle-transformers computes this architecture"))
 }
 
 /// What belongs to prompts beside the tokenizer itself.

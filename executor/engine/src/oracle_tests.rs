@@ -15,6 +15,7 @@ use crate::decoder::Decoder;
 use crate::kv::KvCache;
 use crate::model::{EngineOptions, Model, Network};
 use crate::pack::Pack;
+use crate::writer::Writer;
 
 const PROMPTS: [&[u32]; 4] = [&[5], &[7, 8, 9, 300, 12, 12, 44], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], &[383, 0]];
 
@@ -81,7 +82,7 @@ fn config(architecture: &str, model_type: &str, head_dim: usize, kv_heads: usize
 /// Logits after each of [`PROMPTS`], all of them in one packed batch.
 fn ours(folder: &Path) -> Vec<Vec<f32>> {
     let model = Model::load(folder, &EngineOptions::default()).unwrap();
-    let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
+    let Network::Writer(Writer::Packed { decoder, shape }) = model.network else { panic!("not a decoder") };
     let mut cache = KvCache::new(Decoder::heads(&shape), shape.layers.len(), 64);
     let mut pack = Pack::new();
     for prompt in PROMPTS {

@@ -17,6 +17,7 @@ use crate::decoder::shape::DecoderShape;
 use crate::model::{EngineOptions, Model, Network};
 use crate::prompt::Prompter;
 use crate::row::End;
+use crate::writer::Writer;
 
 const DECODERS: [(&str, &str); 4] = [
     ("llama-tiny", "llama-tiny/reference.json"),
@@ -47,13 +48,15 @@ fn load(name: &str) -> Model {
 }
 
 fn decoder(model: Model) -> (Decoder, Arc<Prompter>, DecoderShape) {
-    let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
+    let Network::Writer(Writer::Packed { decoder, shape }) = model.network else { panic!("not a decoder") };
     (*decoder, Arc::new(model.prompter), *shape)
 }
 
 fn answerer(name: &str) -> (Answerer, Arc<Prompter>) {
-    let (decoder, prompter, shape) = decoder(load(name));
-    (Answerer::new(decoder, &shape, Arc::clone(&prompter), 1 << 28), prompter)
+    let model = load(name);
+    let Network::Writer(writer) = model.network else { panic!("writes no text") };
+    let prompter = Arc::new(model.prompter);
+    (Answerer::new(writer, Arc::clone(&prompter), 1 << 28), prompter)
 }
 
 fn complete(tokens_max: u32) -> TaskKind {

@@ -7,7 +7,7 @@ use crate::attention::BLOCK;
 use crate::guide::Guide;
 use crate::kv::PageId;
 use crate::labels::LabelTrie;
-use crate::linear::Linear;
+use crate::writer::Head;
 
 /// Output tokens that a row's pages are first reserved for. Most answers are shorter; a longer one gets twice as many, and
 /// again, up to its limit. So a generous limit keeps no other row waiting.
@@ -17,8 +17,8 @@ const OUTPUT_TOKENS_FIRST: usize = 256;
 pub(crate) enum Ask {
     Labels {
         trie: LabelTrie,
-        /// The output matrix's rows for the trie's tokens.
-        head: Linear,
+        /// The logits of the trie's tokens.
+        head: Head,
     },
     Text {
         tokens_max: usize,

@@ -3,6 +3,8 @@
 
 mod attention;
 mod embedder;
+#[cfg(test)]
+mod embedder_tests;
 mod experts;
 mod families;
 mod feed;
@@ -12,8 +14,6 @@ mod metadata;
 mod names;
 mod norm;
 mod order;
-#[cfg(test)]
-mod parity_tests;
 pub(crate) mod shape;
 #[cfg(test)]
 mod switch_tests;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Encoder;
 use super::feed::activate;
 use super::shape::Activation;
+use crate::compatible::CompatibleEncoder;
 use crate::config::{size, text, unsupported_value};
 use crate::kernels::{add, normalise};
 use crate::linear::Linear;
@@ -16,10 +17,18 @@ use crate::weights::{Part, Weights, fused};
 /// Makes vectors of rows.
 #[derive(Debug)]
 pub(crate) struct Embedder {
-    pub(crate) encoder: Encoder,
+    pub(crate) encoder: States,
     pub(crate) pooling: Pooling,
     /// A layer after pooling.
     pub(crate) dense: Option<Dense>,
+}
+
+/// What computes token vectors.
+#[derive(Debug)]
+pub(crate) enum States {
+    Packed(Box<Encoder>),
+    /// candle-transformers, each row alone.
+    Compatible(CompatibleEncoder),
 }
 
 /// What a `Dense` module of sentence-transformers is.
@@ -77,9 +86,16 @@ pub(crate) fn finish(mut pooled: Vec<f32>, mut width: usize, dense: Option<&Dens
 impl Embedder {
     /// Vectors of rows of token ids, each of length 1; `None` where a vector is not finite.
     pub(crate) fn embed(&self, rows: &[&[u32]]) -> Result<Vec<Option<Vec<f32>>>> {
-        let states = self.encoder.states(rows)?;
-        let width = self.encoder.shape.hidden;
-        let pooled: Vec<f32> = states.rows().flat_map(|tokens| pool(tokens, width, self.pooling)).collect();
+        let (pooled, width) = match &self.encoder {
+            States::Packed(encoder) => {
+                let (states, width) = (encoder.states(rows)?, encoder.shape.hidden);
+                (states.rows().flat_map(|tokens| pool(tokens, width, self.pooling)).collect(), width)
+            }
+            States::Compatible(encoder) => {
+                let (states, width) = (encoder.states(rows)?, encoder.hidden);
+                (states.iter().flat_map(|tokens| pool(tokens, width, self.pooling)).collect(), width)
+            }
+        };
         finish(pooled, width, self.dense.as_ref())
     }
 }

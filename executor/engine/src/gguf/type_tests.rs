@@ -17,6 +17,7 @@ use crate::alone::{errors as logit_errors, ids, last_logits, range};
 use crate::linear::from_bytes;
 use crate::model::{EngineOptions, Model, Network};
 use crate::synthetic::{noise, values};
+use crate::writer::Writer;
 use rowmill_jobs::spec::Dtype;
 
 fn fixture(name: &str) -> PathBuf {
@@ -130,7 +131,7 @@ fn model() -> TempDir {
 
 /// Errors of the 20 highest logits, as parts of the range of all.
 fn errors(model: Model) -> Vec<f32> {
-    let Network::Decoder { decoder, shape } = model.network else { panic!("not a decoder") };
+    let Network::Writer(Writer::Packed { decoder, shape }) = model.network else { panic!("not a decoder") };
     let reference = reference();
     let items = reference["model"]["items"].as_array().unwrap().iter();
     let of = |item: &Value| {

@@ -15,6 +15,7 @@ use crate::model::{KV_BYTES_DEFAULT, Model, Network};
 use crate::pack::Pack;
 use crate::prompt::Prompter;
 use crate::row::End;
+use crate::writer::Head;
 
 /// A model with what it computes.
 pub(super) struct Subject {
@@ -58,15 +59,15 @@ impl Subject {
         model.prompter.ends.clear();
         let prompter = Arc::new(model.prompter);
         let network = match (model.network, kind) {
-            (Network::Decoder { decoder, shape }, Kind::Decoder) => {
-                Computes::Decoder(Box::new(Answerer::new(*decoder, &shape, Arc::clone(&prompter), KV_BYTES_DEFAULT)))
+            (Network::Writer(writer), Kind::Decoder) => {
+                Computes::Decoder(Box::new(Answerer::new(writer, Arc::clone(&prompter), KV_BYTES_DEFAULT)))
             }
             (Network::Embedder(embedder), Kind::Encoder) => Computes::Embedder(embedder),
             (Network::DecoderEmbedder(embedder), Kind::Encoder) => Computes::DecoderEmbedder(embedder),
             (Network::Classifier(classifier), Kind::Classifier) => Computes::Classifier(classifier),
             (network, kind) => {
                 let does = match network {
-                    Network::Decoder { .. } => "writes text",
+                    Network::Writer(_) => "writes text",
                     Network::Classifier(_) => "chooses labels",
                     Network::Embedder(_) | Network::DecoderEmbedder(_) => "makes vectors",
                 };
@@ -162,12 +163,11 @@ fn last_logits(answerer: &mut Answerer, rows: &[&[u32]]) -> Result<Vec<Vec<f32>>
         tables.push(table);
     }
     pack.finish();
-    let hidden = answerer.decoder.forward(&pack, &mut answerer.cache)?;
+    let logits = answerer.writer.logits(&pack, &mut answerer.cache, &Head::Whole);
     for table in &mut tables {
         answerer.cache.release(table);
     }
-    let logits = answerer.decoder.logits(hidden, &answerer.decoder.output)?;
-    Ok(logits.chunks_exact(answerer.decoder.output.outputs).map(<[f32]>::to_vec).collect())
+    Ok(logits?.chunks_exact(answerer.writer.outputs(&Head::Whole)).map(<[f32]>::to_vec).collect())
 }
 
 /// What follows each row by argmax, through the code that writes a job's texts.

@@ -224,15 +224,7 @@ fn poisoned(name: &str, tensor: &str, token: u64) -> tempfile::TempDir {
     for entry in std::fs::read_dir(fixture(name)).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
         std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
     }
-    let path = folder.path().join("model.safetensors");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let info: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
-    let (columns, start) =
-        (info[tensor]["shape"][1].as_u64().unwrap(), info[tensor]["data_offsets"][0].as_u64().unwrap());
-    let at = 8 + header + (start + token * columns * 4) as usize;
-    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
-    std::fs::write(&path, bytes).unwrap();
+    crate::poison(folder.path(), tensor, token);
     folder
 }
 

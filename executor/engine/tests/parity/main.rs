@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod answers;
+mod compatible;
 mod encoders;
 mod refusals;
 #[expect(dead_code, reason = "the crate's own tests use the rest")]
@@ -52,4 +53,17 @@ pub fn request(value: impl Into<String>) -> Request {
 
 pub fn floats(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+}
+
+/// Makes a token's embedding NaN in a model's folder.
+pub fn poison(folder: &Path, tensor: &str, token: u64) {
+    let path = folder.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let info: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let (columns, start) =
+        (info[tensor]["shape"][1].as_u64().unwrap(), info[tensor]["data_offsets"][0].as_u64().unwrap());
+    let at = 8 + header + (start + token * columns * 4) as usize;
+    bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
 }
