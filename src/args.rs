@@ -33,6 +33,10 @@ pub(crate) struct Cli {
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
+    /// The operator's rowmill.toml: which providers there are, and which data may be sent to them. Without it nothing is
+    #[arg(long, global = true, env = "ROWMILL_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
     /// Log to standard error: error, warn, info, debug or a filter such as rowmill_executor=debug
     #[arg(
         long,
@@ -123,10 +127,25 @@ pub(crate) enum Command {
         #[command(flatten)]
         engine: EngineArgs,
     },
+    /// Look at the records of what was sent to models elsewhere
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Print a completion script for a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+}
+
+/// What can be asked about audits.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Check that no record was changed, removed, added or moved
+    ///
+    /// Exit code 1 if one was. A file whose end is cut, as kill -9 leaves it, is whole up to there and is reported.
+    Verify {
+        /// Folder of an executor's audits ([audit] folder in rowmill.toml)
+        folder: PathBuf,
     },
 }
 

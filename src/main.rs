@@ -5,6 +5,7 @@
 
 mod allocator;
 mod args;
+mod audit;
 mod bench;
 mod cancel;
 mod doctor;
@@ -25,12 +26,13 @@ mod submit;
 mod verify;
 mod work;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use rowmill_jobs::{Error, Result};
 
-use crate::args::{Cli, Command, ModelsCommand};
+use crate::args::{AuditCommand, Cli, Command, ModelsCommand};
 use crate::output::{Format, say, tell};
 
 /// Threads for blocking work end when they are idle for this long. What other threads free of an idle thread's memory stays
@@ -53,7 +55,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_keep_alive(IDLE_THREAD_MAX).build();
     let (runtime, result) = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(dispatch(cli.command, format));
+            let result = runtime.block_on(dispatch(cli.command, cli.config.as_deref(), format));
             (Some(runtime), result)
         }
         Err(error) => (None, Err(Error::internal("cannot start the runtime").caused_by(error))),
@@ -75,18 +77,22 @@ fn main() -> ExitCode {
     code
 }
 
-async fn dispatch(command: Command, format: Format) -> Result<()> {
+async fn dispatch(command: Command, config: Option<&Path>, format: Format) -> Result<()> {
     match command {
-        Command::Run(args) => run::run(args, format).await,
-        Command::Plan(job) => plan::plan(&job, format).await,
-        Command::Preview { job, rows, engine } => preview::preview(&job, rows, engine.limits(), format).await,
-        Command::Submit(args) => submit::submit(&args, format).await,
-        Command::Work(args) => work::work(&args, format).await,
+        Command::Run(args) => run::run(args, config, format).await,
+        Command::Plan(job) => plan::plan(&job, config, format).await,
+        Command::Preview { job, rows, engine } => {
+            let egress = setup::egress(config, &setup::process_name(), None)?;
+            preview::preview(&job, rows, preview::Means { limits: engine.limits(), egress }, format).await
+        }
+        Command::Submit(args) => submit::submit(&args, config, format).await,
+        Command::Work(args) => work::work(&args, config, format).await,
         Command::Serve(args) => serve::serve(&args).await,
         Command::Cancel(args) => cancel::cancel(&args, format).await,
         Command::Gc { output, abandoned_after, grace } => gc::gc(&output, abandoned_after, grace, format).await,
         Command::Isolated { order, engine } => {
-            say(&rowmill_executor::isolate::obey(&order, ISOLATED_PATIENCE, engine.limits()).await);
+            let egress = setup::egress(config, &setup::process_name(), None)?;
+            say(&rowmill_executor::isolate::obey(&order, ISOLATED_PATIENCE, engine.limits(), egress).await);
             Ok(())
         }
         Command::Resolve { output, date } => published::resolve(&output, date.as_deref(), format).await,
@@ -96,6 +102,7 @@ async fn dispatch(command: Command, format: Format) -> Result<()> {
         Command::Models(ModelsCommand::Bench(args)) => bench::bench(args, format).await,
         Command::Models(ModelsCommand::Pull(job)) => models::pull(&job, format).await,
         Command::Doctor(output) => doctor::doctor(&output, format).await,
+        Command::Audit(AuditCommand::Verify { folder }) => audit::verify(&folder, format),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rowmill", &mut std::io::stdout());
             Ok(())

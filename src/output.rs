@@ -4,7 +4,7 @@ use std::io::Write;
 
 use rowmill_jobs::infer::Usage;
 use rowmill_jobs::publish::Manifest;
-use rowmill_jobs::{Error, Kind};
+use rowmill_jobs::{Error, Kind, money};
 use serde_json::{Value, json};
 
 /// How results are printed.
@@ -68,7 +68,7 @@ impl Summary<'_> {
             "tokens": tokens(self.manifest.usage),
             "seconds": round(self.seconds),
             "rows_per_second": round(self.work.rows as f64 / self.seconds.max(1e-9)),
-            "cost_usd": Value::Null,
+            "cost_usd": cost(self.manifest.usage),
         })
     }
 
@@ -97,6 +97,14 @@ impl Summary<'_> {
 /// Tokens as JSON: `input` counts prompt tokens, of which `cached` shared their computation with other rows.
 pub(crate) fn tokens(usage: Usage) -> Value {
     json!({ "input": usage.input_tokens, "cached": usage.cached_tokens, "output": usage.output_tokens })
+}
+
+/// What managed models asked for these tokens, in dollars as decimal text that JSON takes for a number; null without any.
+fn cost(usage: Usage) -> Value {
+    match usage.nano_usd {
+        0 => Value::Null,
+        nano_usd => serde_json::from_str(&money::show(nano_usd)).unwrap_or_default(),
+    }
 }
 
 /// An error as JSON.

@@ -1,5 +1,7 @@
 //! `rowmill plan`: what a run would read and ask, before anything is spent. Reads footers and model headers only.
 
+use std::path::Path;
+
 use rowmill_jobs::Result;
 use rowmill_jobs::infer::TaskKind;
 use rowmill_jobs::plan::{TableInput, run_key};
@@ -10,16 +12,17 @@ use serde_json::{Value, json};
 use crate::args::RunIdArgs;
 use crate::footers;
 use crate::output::{Format, say, table};
-use crate::setup::{pins, plain, read_job, resolve_models};
+use crate::setup::{egress, pins, plain, process_name, read_job, resolve_models};
 
 /// Shows a run's plan.
 ///
 /// # Errors
 /// Whatever would keep the run from starting.
-pub(crate) async fn plan(args: &RunIdArgs, format: Format) -> Result<()> {
+pub(crate) async fn plan(args: &RunIdArgs, config: Option<&Path>, format: Format) -> Result<()> {
     let job = read_job(&args.job)?;
     let models = pins(&resolve_models(&job.models).await?);
     let draft = rowmill_scheduler::draft(&job, &models, footers::watch()).await?;
+    egress(config, &process_name(), None)?.permits(&job, draft.compiled.calls())?;
     let staged = match draft.compiled.source() {
         Source::Staged { why } => Some(why),
         Source::Table { .. } => None,

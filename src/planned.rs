@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rowmill_executor::{ResolvedModel, Scratch, pinned_specs};
+use rowmill_executor::{Egress, ResolvedModel, Scratch, pinned_specs};
 use rowmill_jobs::plan::{Plan, run_key};
 use rowmill_jobs::publish::Manifest;
 use rowmill_jobs::spec::JobSpec;
@@ -78,17 +78,24 @@ impl Asked {
     ///
     /// # Errors
     /// Whatever keeps the run from being planned.
-    pub(crate) async fn plan(&self, scratch: &Scratch) -> Result<Found> {
+    pub(crate) async fn plan(&self, scratch: &Scratch, egress: &Egress) -> Result<Found> {
         if let Some(plan) = record::plan(self.store.as_ref(), &self.run_key).await? {
             return Ok(Found::Stored(Box::new(plan)));
         }
         let models = resolve_models(&self.job.models).await?;
-        let planned = self.make(&pins(&models), scratch).await?;
+        let planned = self.make(&pins(&models), scratch, egress).await?;
         Ok(Found::New(Box::new(planned), models))
     }
 
-    async fn make(&self, models: &[rowmill_jobs::plan::ModelPin], scratch: &Scratch) -> Result<Planned> {
+    async fn make(
+        &self,
+        models: &[rowmill_jobs::plan::ModelPin],
+        scratch: &Scratch,
+        egress: &Egress,
+    ) -> Result<Planned> {
         let draft = rowmill_scheduler::draft(&self.job, models, footers::watch()).await?;
+        // What may not be sent is refused before anything is planned, read or paid.
+        egress.permits(&self.job, draft.compiled.calls())?;
         let staging = scratch.staging()?;
         let id = RunId { job: &self.job, run_key: &self.run_key, supersede: self.supersede };
         rowmill_scheduler::pin(self.store.as_ref(), id, draft, models, &staging).await

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
-use rowmill_executor::{EngineLimits, Engines, Router, Scratch, Watch};
-use rowmill_jobs::infer::Engine;
+use rowmill_executor::{Egress, EngineLimits, Engines, Models, Router, Scratch, Sending, Watch};
 use rowmill_jobs::progress::Counters;
 use rowmill_jobs::{Result, store};
 use rowmill_scheduler::split::bites;
@@ -16,12 +15,24 @@ use crate::footers;
 use crate::output::{Format, say};
 use crate::setup::{pins, read_job, resolve_models, temporary};
 
+/// What a preview computes with.
+#[derive(Debug)]
+pub(crate) struct Means {
+    /// What engines may take.
+    pub(crate) limits: EngineLimits,
+    /// What may be sent to models elsewhere.
+    pub(crate) egress: Arc<Egress>,
+}
+
+/// Names a preview where runs have their keys: in audits.
+const RUN: &str = "preview";
+
 /// Computes and prints a job's first `rows` output rows. Input is taken bit by bit until there are enough, since a
 /// filter may drop most of it.
 ///
 /// # Errors
 /// Whatever keeps those rows from being computed.
-pub(crate) async fn preview(args: &JobArgs, rows: u64, limits: EngineLimits, format: Format) -> Result<()> {
+pub(crate) async fn preview(args: &JobArgs, rows: u64, means: Means, format: Format) -> Result<()> {
     let job = read_job(args)?;
     let models = resolve_models(&job.models).await?;
     let pins = pins(&models);
@@ -37,7 +48,11 @@ pub(crate) async fn preview(args: &JobArgs, rows: u64, limits: EngineLimits, for
             (compile(&job, &draft.inputs, Some(&staged), &pins).await?, staged.files)
         }
     };
-    let engine: Arc<dyn Engine> = Arc::new(Router::new(models, &pins, &Engines::new(limits))?);
+    let engines = Engines::new(means.limits);
+    let found = Models { found: models, pins: &pins, engines: &engines };
+    // No store: a preview writes nothing there, so a cap is not counted over several.
+    let run = Sending { job: &job, calls: compiled.calls(), run_key: RUN, store: None };
+    let engine = Router::open(found, &means.egress, run).await?.at(0, RUN);
     let watch: Arc<dyn Observer> = Arc::new(Watch(Arc::new(Counters::default())));
     let mut batches = Vec::new();
     let mut found = 0;

@@ -1,10 +1,11 @@
 //! `rowmill run`: a scheduler and an executor in one process, with a queue in memory. It keeps nothing but what the
 //! store has, so killing it at any moment costs at most the shards in flight.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rowmill_executor::{Executor, ExecutorOptions, Router, RunContext, Scratch};
+use rowmill_executor::{Executor, ExecutorOptions, Models, Router, RunContext, Scratch, Sending};
 use rowmill_jobs::progress::Counters;
 use rowmill_jobs::publish::Manifest;
 use rowmill_jobs::queue::in_process::InProcessQueue;
@@ -19,7 +20,7 @@ use crate::args::RunArgs;
 use crate::output::{Format, Work};
 use crate::planned::{Asked, Found, models_of};
 use crate::progress::Progress;
-use crate::setup::{isolation, process_name, temporary, told_to_stop};
+use crate::setup::{egress, isolation, process_name, temporary, told_to_stop};
 
 /// News that may wait while the scheduler is busy.
 const NEWS_WAITING: usize = 256;
@@ -30,13 +31,23 @@ const PATIENCE: Duration = Duration::from_secs(120);
 ///
 /// # Errors
 /// Whatever keeps the run from being published; its kind is the exit code.
-pub(crate) async fn run(args: RunArgs, format: Format) -> Result<()> {
+pub(crate) async fn run(args: RunArgs, config: Option<&Path>, format: Format) -> Result<()> {
     let asked = Asked::new(&args.id)?;
+    let name = process_name();
+    let egress = egress(config, &name, None)?;
+    let options = ExecutorOptions {
+        name,
+        patience: PATIENCE,
+        isolation: Some(isolation(args.engine, config)),
+        ends_when_stuck: false,
+        engine_limits: args.engine.limits(),
+        egress,
+    };
     let counters = Arc::new(Counters::default());
     let work = async {
         match asked.published_before().await? {
             Some(manifest) => Ok(manifest),
-            None => compute(&args, &asked, &counters).await,
+            None => compute(&args, &asked, options, &counters).await,
         }
     };
     let manifest = tokio::select! {
@@ -52,9 +63,14 @@ pub(crate) async fn run(args: RunArgs, format: Format) -> Result<()> {
 }
 
 /// Plans the run or joins it, computes what is missing, publishes.
-async fn compute(args: &RunArgs, asked: &Asked, counters: &Arc<Counters>) -> Result<Manifest> {
+async fn compute(
+    args: &RunArgs,
+    asked: &Asked,
+    options: ExecutorOptions,
+    counters: &Arc<Counters>,
+) -> Result<Manifest> {
     let scratch = Scratch::new(&temporary())?;
-    let (Planned { plan, compiled }, models) = match asked.plan(&scratch).await? {
+    let (Planned { plan, compiled }, models) = match asked.plan(&scratch, &options.egress).await? {
         Found::New(planned, models) => (*planned, models),
         Found::Stored(plan) => {
             let models = models_of(&plan).await?;
@@ -62,16 +78,12 @@ async fn compute(args: &RunArgs, asked: &Asked, counters: &Arc<Counters>) -> Res
         }
     };
     let (news, receiver) = mpsc::channel(NEWS_WAITING);
-    let options = ExecutorOptions {
-        name: process_name(),
-        patience: PATIENCE,
-        isolation: Some(isolation(args.engine)),
-        ends_when_stuck: false,
-        engine_limits: args.engine.limits(),
-    };
     let executor = Arc::new(Executor::new(options, scratch, Arc::clone(counters), Some(news)));
-    let engine = Arc::new(Router::new(models, &plan.models, executor.runs().engines())?);
     let store = Arc::clone(&asked.store);
+    let found = Models { found: models, pins: &plan.models, engines: executor.runs().engines() };
+    // The cap of the job file as it is now: raising it goes on with a run that reached the plan's.
+    let run = Sending { job: &asked.job, calls: compiled.calls(), run_key: &plan.run_key, store: Some(&store) };
+    let engine = Router::open(found, executor.runs().egress(), run).await?;
     let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };
     executor.runs().insert(RunRef::of(store.url(), &plan), context).await;
     let queue = Arc::new(InProcessQueue::default());

@@ -4,7 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rowmill_executor::ResolvedModel;
+use rowmill_executor::policy::Policy;
+use rowmill_executor::{Accounts, Egress, ResolvedModel};
 use rowmill_jobs::plan::ModelPin;
 use rowmill_jobs::queue::redis_server::{Plaintext, RedisServer};
 use rowmill_jobs::spec::{Dtype, EngineSpec, JobSpec, ModelSpec};
@@ -14,6 +15,9 @@ use rowmill_sql::read_job_file;
 
 use crate::args::{EngineArgs, JobArgs, OutputArgs, RedisArgs, parameters};
 use crate::output::tell;
+
+/// Audits are written there, under the system's folder for temporary files, if the operator does not say where.
+const AUDIT_FOLDER: &str = "rowmill-audit";
 
 /// Reads and checks a job file.
 ///
@@ -108,11 +112,26 @@ pub(crate) fn process_name() -> String {
     format!("{}-{}-{}", host.trim(), std::process::id(), word.get(18..).unwrap_or_default())
 }
 
+/// What this process, under this name, may send to models elsewhere: what the operator's file says, or nothing. With a
+/// Redis, the limits of providers' accounts are shared with all who use it.
+///
+/// # Errors
+/// The file is wrong.
+pub(crate) fn egress(config: Option<&Path>, name: &str, redis: Option<Arc<RedisServer>>) -> Result<Arc<Egress>> {
+    let policy = match config {
+        Some(file) => Policy::load(file)?,
+        None => Policy::none()?,
+    };
+    let accounts = Accounts::new(policy, redis)?;
+    Ok(Arc::new(Egress::new(accounts, name.to_owned(), temporary().join(AUDIT_FOLDER))))
+}
+
 /// The command that computes a shard in a process of its own.
-pub(crate) fn isolation(engine: EngineArgs) -> Vec<OsString> {
+pub(crate) fn isolation(engine: EngineArgs, config: Option<&Path>) -> Vec<OsString> {
     // Where the operating system does not tell, the name we were called by will do.
     let program = std::env::current_exe().unwrap_or_else(|_| "rowmill".into());
-    [program.into_os_string(), "isolated".into()].into_iter().chain(engine.arguments()).collect()
+    let config = config.map(|file| [OsString::from("--config"), file.into()]).into_iter().flatten();
+    [program.into_os_string(), "isolated".into()].into_iter().chain(engine.arguments()).chain(config).collect()
 }
 
 /// Waits for Ctrl-C or for the signal that supervisors stop processes with.

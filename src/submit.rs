@@ -1,6 +1,8 @@
 //! `rowmill submit`: plans a run whose shards executors elsewhere compute. With `--wait` it schedules the run itself until
 //! it is over, so that cron needs no daemon; any number of them may wait for the same run.
 
+use std::path::Path;
+
 use rowmill_executor::Scratch;
 use rowmill_jobs::plan::Plan;
 use rowmill_jobs::publish::Manifest;
@@ -14,23 +16,24 @@ use crate::args::SubmitArgs;
 use crate::output::{Format, Work, say, tell};
 use crate::planned::Asked;
 use crate::progress::Watcher;
-use crate::setup::{plain, redis_server, temporary, told_to_stop};
+use crate::setup::{egress, plain, process_name, redis_server, temporary, told_to_stop};
 
 /// Submits a job's run.
 ///
 /// # Errors
 /// Whatever keeps the run from being planned or, with `--wait`, from being published; its kind is the exit code.
-pub(crate) async fn submit(args: &SubmitArgs, format: Format) -> Result<()> {
+pub(crate) async fn submit(args: &SubmitArgs, config: Option<&Path>, format: Format) -> Result<()> {
     let asked = Asked::new(&args.id)?;
     let options =
         RedisOptions { pool: asked.job.pool.clone(), patience: args.redis.patience(), ..RedisOptions::default() };
     let queue = RedisQueue::new(redis_server(&args.redis)?, options)?;
+    let egress = egress(config, &process_name(), None)?;
     let work = async {
         if let Some(manifest) = asked.published_before().await? {
             return asked.tell(&manifest, Work::default(), format).await;
         }
         let scratch = Scratch::new(&temporary())?;
-        let plan = asked.plan(&scratch).await?.plan().clone();
+        let plan = asked.plan(&scratch, egress.as_ref()).await?.plan().clone();
         drop(scratch);
         let run = RegisteredRun {
             output: asked.store.url().into(),

@@ -1,6 +1,7 @@
 //! `rowmill work`: an executor. It computes the shards that the queue brings, of whichever run, until it is told to stop.
 //! It plans nothing and publishes nothing.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use serde_json::json;
 use crate::args::WorkArgs;
 use crate::health::{self, Health, SILENCE_MAX};
 use crate::output::{Format, say, tell};
-use crate::setup::{isolation, process_name, redis_server, temporary, told_to_stop};
+use crate::setup::{egress, isolation, process_name, redis_server, temporary, told_to_stop};
 
 /// Between lines about what was done.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -23,18 +24,20 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Redis or the store stayed away for too long.
-pub(crate) async fn work(args: &WorkArgs, format: Format) -> Result<()> {
+pub(crate) async fn work(args: &WorkArgs, config: Option<&Path>, format: Format) -> Result<()> {
     let patience = args.redis.patience();
     let options = RedisOptions { pool: args.pool.clone(), lease: Duration::from_secs(args.lease), patience };
-    let queue = Arc::new(RedisQueue::new(redis_server(&args.redis)?, options)?);
+    let redis = redis_server(&args.redis)?;
+    let queue = Arc::new(RedisQueue::new(Arc::clone(&redis), options)?);
     let counters = Arc::new(Counters::default());
     let name = process_name();
     let executor_options = ExecutorOptions {
         name: name.clone(),
         patience,
-        isolation: Some(isolation(args.engine)),
+        isolation: Some(isolation(args.engine, config)),
         ends_when_stuck: true,
         engine_limits: args.engine.limits(),
+        egress: egress(config, &name, Some(redis))?,
     };
     let scratch = Scratch::new(&temporary())?;
     let executor = Arc::new(Executor::new(executor_options, scratch, Arc::clone(&counters), None));

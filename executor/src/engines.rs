@@ -123,6 +123,9 @@ async fn load(model: &ResolvedModel, limits: EngineLimits) -> Result<Arc<dyn Eng
         (EngineSpec::Candle { .. }, None) => {
             Err(Error::internal("a candle model has no files").with("model", &spec.name))
         }
+        (EngineSpec::Managed { .. }, _) => {
+            Err(Error::internal("a managed model is not loaded").with("model", &spec.name))
+        }
     }
 }
 

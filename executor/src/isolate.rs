@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use crate::attempt::{Waiting, Who};
+use crate::egress::Egress;
 use crate::engines::EngineLimits;
 use crate::runs::Runs;
 use crate::worker::{Watch, compute_part};
@@ -198,12 +199,12 @@ impl Engine for Quarantine {
 
 /// The whole life of a process that computes stretches of a shard: reads its order, writes the file, prints what became of
 /// it on one line. Returns that line. Ends the process when the parent is gone.
-pub async fn obey(order: &Path, patience: Duration, limits: EngineLimits) -> String {
+pub async fn obey(order: &Path, patience: Duration, limits: EngineLimits, egress: Arc<Egress>) -> String {
     std::thread::spawn(|| {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(1);
     });
-    let said = match compute(order, patience, limits).await {
+    let said = match compute(order, patience, limits, egress).await {
         Ok(summary) => {
             let PartSummary { rows, errors, usage, requests, bytes } = summary;
             Said::Computed { rows, errors, usage, requests, bytes }
@@ -213,22 +214,25 @@ pub async fn obey(order: &Path, patience: Duration, limits: EngineLimits) -> Str
     serde_json::to_string(&said).unwrap_or_default()
 }
 
-async fn compute(order: &Path, patience: Duration, limits: EngineLimits) -> Result<PartSummary> {
+async fn compute(order: &Path, patience: Duration, limits: EngineLimits, egress: Arc<Egress>) -> Result<PartSummary> {
     let unreadable = || Error::internal("the order cannot be read");
     let text = tokio::fs::read(order).await.map_err(|error| unreadable().caused_by(error))?;
     let order: Order = serde_json::from_slice(&text).map_err(|error| unreadable().caused_by(error))?;
     let who = Who { executor: "a process of its own".into(), patience, waiting: Waiting::default() };
-    let run = Runs::new(limits).get(&order.run, &who).await?;
+    let run = Runs::new(limits, egress).get(&order.run, &who).await?;
     let shard =
         run.plan.shards.get(order.shard as usize).ok_or_else(|| Error::internal("the plan has no such shard"))?;
     let counters = Arc::new(Counters::default());
     let mut rows = Vec::new();
     for stretch in &order.stretches {
         let slices = cut(&shard.slices, stretch.first_row, stretch.rows);
-        let engine: Arc<dyn Engine> = if stretch.quarantined { Arc::new(Quarantine) } else { Arc::clone(&run.engine) };
+        let engine: Arc<dyn Engine> =
+            if stretch.quarantined { Arc::new(Quarantine) } else { run.engine.at(order.shard, &order.attempt) };
         rows.push(run.compiled.run(&slices, engine, Arc::new(Watch(Arc::clone(&counters))))?);
     }
-    compute_part(&run, shard, &order.attempt, rows, &order.file).await
+    let computed = compute_part(&run, shard, &order.attempt, rows, &order.file).await;
+    run.engine.settle(run.store.as_ref()).await;
+    computed
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 pub mod attempt;
 mod digest;
 pub mod echo;
+pub mod egress;
 pub mod engines;
 pub mod isolate;
 pub mod models;
@@ -15,11 +16,14 @@ pub mod scratch;
 pub mod worker;
 
 pub use attempt::{Who, attempt};
+pub use egress::{Egress, Sending};
 pub use engines::{EngineLimits, Engines};
 pub use models::{ResolvedModel, resolve};
-pub use router::Router;
+pub use router::{Models, Router};
 /// What the command line asks of the engine itself, without a run.
 pub use rowmill_engine::{EngineOptions, architectures, bench, verify};
+/// What the command line asks of managed models without a run.
+pub use rowmill_managed::{Accounts, audit, policy};
 pub use runs::{RunContext, Runs, pinned_specs};
 pub use scratch::Scratch;
 pub use worker::{Executor, ExecutorOptions, Watch};

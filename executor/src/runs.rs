@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use rowmill_jobs::infer::Engine;
 use rowmill_jobs::plan::Plan;
 use rowmill_jobs::queue::RunRef;
 use rowmill_jobs::spec::{EngineSpec, ModelSpec};
@@ -13,9 +12,10 @@ use rowmill_sql::{CompiledJob, compile_plan};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::attempt::{Who, patiently};
+use crate::egress::{Egress, Sending};
 use crate::engines::{EngineLimits, Engines};
 use crate::models::{ResolvedModel, resolve};
-use crate::router::Router;
+use crate::router::{Models, Router};
 
 /// Runs kept open.
 const OPEN_MAX: usize = 4;
@@ -30,22 +30,23 @@ pub struct RunContext {
     /// Where parts go.
     pub store: Arc<dyn Store>,
     /// What answers.
-    pub engine: Arc<dyn Engine>,
+    pub engine: Arc<Router>,
 }
 
 type Opened = Arc<OnceCell<Arc<RunContext>>>;
 
 /// The runs that are open, the last used last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Runs {
     open: Mutex<Vec<(RunRef, Opened)>>,
     engines: Engines,
+    egress: Arc<Egress>,
 }
 
 impl Runs {
-    /// Runs whose engines keep to these limits.
-    pub fn new(limits: EngineLimits) -> Self {
-        Self { open: Mutex::default(), engines: Engines::new(limits) }
+    /// Runs whose engines keep to these limits, and send what `egress` may.
+    pub fn new(limits: EngineLimits, egress: Arc<Egress>) -> Self {
+        Self { open: Mutex::default(), engines: Engines::new(limits), egress }
     }
 
     /// A run that is open already.
@@ -77,7 +78,7 @@ impl Runs {
     }
 
     async fn open(&self, run: &RunRef, who: &Who) -> Result<Arc<RunContext>> {
-        let store = store::open(&run.output)?;
+        let store: Arc<dyn Store> = store::open(&run.output)?;
         let plan = patiently(who, || record::plan(store.as_ref(), &run.run_key)).await?;
         let plan = plan.ok_or_else(|| {
             Error::invalid("the run has no plan").with("run", &run.run_key).with("output", &run.output)
@@ -86,9 +87,16 @@ impl Runs {
         for spec in pinned_specs(&plan) {
             models.push(resolve(&spec, &|note| tracing::info!("{note}")).await?);
         }
-        let engine = Arc::new(Router::new(models, &plan.models, &self.engines)?);
         let compiled = compile_plan(&plan).await?;
+        let found = Models { found: models, pins: &plan.models, engines: &self.engines };
+        let run = Sending { job: &plan.job, calls: compiled.calls(), run_key: &plan.run_key, store: Some(&store) };
+        let engine = Router::open(found, &self.egress, run).await?;
         Ok(Arc::new(RunContext { plan, compiled, store, engine }))
+    }
+
+    /// What may be sent.
+    pub fn egress(&self) -> &Egress {
+        &self.egress
     }
 
     /// What is loaded.

@@ -18,6 +18,7 @@ use rowmill_sql::{Observer, PartSummary, Progress, RowStream, write_part};
 use tokio::sync::{mpsc, watch};
 
 use crate::attempt::{Begun, Ended, Waiting, Who, attempt};
+use crate::egress::Egress;
 use crate::engines::EngineLimits;
 use crate::isolate;
 use crate::runs::{RunContext, Runs};
@@ -40,6 +41,8 @@ pub struct ExecutorOptions {
     pub ends_when_stuck: bool,
     /// What its engines may take.
     pub engine_limits: EngineLimits,
+    /// What it may send to models elsewhere.
+    pub egress: Arc<Egress>,
 }
 
 /// Why an executor can do nothing any more.
@@ -73,7 +76,7 @@ impl Executor {
         news: Option<mpsc::Sender<ShardNews>>,
     ) -> Self {
         let stuck = watch::Sender::new(None);
-        let runs = Runs::new(options.engine_limits);
+        let runs = Runs::new(options.engine_limits, Arc::clone(&options.egress));
         Self { options, runs, scratch, counters, news, waiting: Waiting::default(), stuck }
     }
 
@@ -117,7 +120,7 @@ impl Executor {
                 }
                 _ => {
                     let watch = Arc::new(Watch(Arc::clone(counters)));
-                    let rows = run.compiled.run(&planned.slices, Arc::clone(&run.engine), watch)?;
+                    let rows = run.compiled.run(&planned.slices, run.engine.at(shard.shard, &begun.attempt), watch)?;
                     compute_part(run, planned, &begun.attempt, vec![rows], &file).await?
                 }
             };
@@ -133,6 +136,7 @@ impl Executor {
             Ok(Payload::File(file))
         };
         let ended = attempt(run.store.as_ref(), &run.plan.run_key, shard.shard, &who, compute).await;
+        run.engine.settle(run.store.as_ref()).await;
         self.remove_part_files(shard.shard).await;
         if ended.as_ref().is_ok_and(|ended| *ended == Ended::Committed) {
             self.counters.committed();

@@ -20,7 +20,9 @@ use datafusion::dataframe::DataFrameWriteOptions;
 use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
-use rowmill_executor::{EngineLimits, Executor, ExecutorOptions, Router, RunContext, Scratch};
+use rowmill_executor::{
+    Accounts, Egress, EngineLimits, Executor, ExecutorOptions, Models, Router, RunContext, Scratch, Sending,
+};
 use rowmill_jobs::plan::run_key;
 use rowmill_jobs::progress::Counters;
 use rowmill_jobs::queue::in_process::InProcessQueue;
@@ -112,9 +114,12 @@ async fn echo(job: &Path, scratch: &Path) -> f64 {
         isolation: None,
         ends_when_stuck: false,
         engine_limits: EngineLimits::default(),
+        egress: Arc::new(Egress::new(Accounts::none().unwrap(), "bench".into(), scratch.into())),
     };
     let executor = Executor::new(options, Scratch::new(scratch).unwrap(), Arc::new(Counters::default()), Some(news));
-    let engine = Arc::new(Router::new(vec![model], &pins, executor.runs().engines()).unwrap());
+    let found = Models { found: vec![model], pins: &pins, engines: executor.runs().engines() };
+    let run = Sending { job: &job, calls: compiled.calls(), run_key: &run_key, store: Some(&store) };
+    let engine = Router::open(found, executor.runs().egress(), run).await.unwrap();
     let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };
     executor.runs().insert(RunRef::of(store.url(), &plan), context).await;
     let queue = Arc::new(InProcessQueue::default());

@@ -117,9 +117,10 @@ pub struct Slice {
 pub struct ModelPin {
     /// Name in SQL.
     pub name: String,
-    /// `candle` or `echo`.
+    /// `candle`, `echo`, or a provider's kind.
     pub engine: String,
-    /// Architecture, as the weights name it (`LlamaForCausalLM`, `BertModel`); the engine's name where it has none.
+    /// Architecture, as the weights name it (`LlamaForCausalLM`, `BertModel`); the model's name at a provider; the engine's
+    /// name where it has none.
     pub architecture: String,
     /// What it can do.
     pub abilities: Vec<Ability>,
@@ -164,8 +165,8 @@ pub enum Ability {
 
 /// Names a run: the job's definition, its parameters and logical date, and a nonce that differs only when somebody asks
 /// for a rerun. Deliberately not the input: two triggers a second apart must join one run, whatever they see of the
-/// table; the first plan pins the input for both. Nor `max_error_ratio` and `pool`: they decide what is published and where
-/// it is computed, not what, so raising the ratio publishes a held-back run as it is.
+/// table; the first plan pins the input for both. Nor `max_error_ratio`, `pool` and `max_cost_usd`: they decide what is
+/// published, where it is computed and how far, not what, so raising one goes on with a held-back run as it is.
 ///
 /// Returns 26 characters of lower-case base32 (130 bits of sha256).
 pub fn run_key(job: &JobSpec, rerun_nonce: Option<&str>) -> String {
@@ -174,6 +175,7 @@ pub fn run_key(job: &JobSpec, rerun_nonce: Option<&str>) -> String {
     identity.query_start = (0, 0);
     identity.max_error_ratio = 0.0;
     identity.pool = String::new();
+    identity.nano_usd_max = None;
     let mut hasher = Sha256::new();
     // Serialising plain structs of strings, numbers and maps cannot fail; an empty string would only merge such keys.
     hasher.update(serde_json::to_vec(&identity).unwrap_or_default());

@@ -35,6 +35,15 @@ pub struct JobSpec {
     pub max_error_ratio: f64,
     /// The executors that compute it; what it computes does not depend on it.
     pub pool: String,
+    /// Columns whose values no model elsewhere may get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub never_send: Vec<String>,
+    /// How secret its data is, in the policy's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_class: Option<String>,
+    /// Most that managed models may cost in a run, in nano-dollars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nano_usd_max: Option<u64>,
     /// Parameters the file was rendered with.
     pub params: BTreeMap<String, String>,
 }
@@ -69,6 +78,28 @@ pub enum TableFormat {
     Json,
 }
 
+/// Kinds of providers: the words for `engine` in `CREATE MODEL` beside `candle` and `echo`.
+pub const PROVIDER_KINDS: [&str; 18] = [
+    "openai",
+    "azure",
+    "anthropic",
+    "bedrock",
+    "vertex",
+    "gemini",
+    "groq",
+    "deepseek",
+    "mistral",
+    "together",
+    "fireworks",
+    "openrouter",
+    "vllm",
+    "llama-server",
+    "ollama",
+    "tgi",
+    "tei",
+    "openai-compatible",
+];
+
 /// A model, from `CREATE MODEL`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,6 +132,18 @@ pub enum EngineSpec {
         /// Commit of an adapter on the hub, 40 hex digits.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         adapter_revision: Option<String>,
+    },
+    /// A model at a provider, or on a server of the operator's, over the network.
+    Managed {
+        /// The provider's kind, one of [`PROVIDER_KINDS`].
+        kind: String,
+        /// The provider's name in the operator's `rowmill.toml`.
+        provider: String,
+        /// The model, as the provider calls it.
+        name: String,
+        /// Length of its vectors, if it embeds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dimensions: Option<u32>,
     },
     /// Answers without a model, deterministically: for dry runs and for measuring the machinery.
     Echo {

@@ -309,7 +309,7 @@ impl Conversation {
 
     fn count(&mut self, spent: &Spent) {
         let Spent { input_tokens, cached_tokens, output_tokens, .. } = *spent;
-        self.usage += Usage { input_tokens, cached_tokens, output_tokens };
+        self.usage += Usage { input_tokens, cached_tokens, output_tokens, nano_usd: 0 };
     }
 
     /// Ends all rows that are being asked.

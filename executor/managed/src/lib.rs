@@ -3,12 +3,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod accounts;
 pub mod audit;
 pub mod batch;
 pub mod call;
 mod choice;
 pub mod conversation;
 mod dialect;
+pub mod engine;
 mod hex;
 pub mod lane;
 pub mod policy;
@@ -22,6 +24,8 @@ pub mod tokens;
 pub mod transport;
 mod vectors;
 
+pub use accounts::Accounts;
 pub use conversation::{Conversation, Step, Turn};
+pub use engine::{ManagedEngine, OnBehalf, RunGuard};
 pub use question::Question;
 pub use target::{Overrides, Target};

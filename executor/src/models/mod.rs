@@ -10,6 +10,7 @@ use rowmill_engine::inspect_adapted;
 use rowmill_jobs::plan::{Ability, FilePin, ModelPin};
 use rowmill_jobs::spec::{EngineSpec, ModelSpec};
 use rowmill_jobs::{Error, Result};
+use rowmill_managed::Target;
 
 use crate::digest;
 
@@ -63,6 +64,7 @@ impl<'a> Revision<'a> {
 pub async fn resolve(spec: &ModelSpec, note: &(dyn Fn(&str) + Send + Sync)) -> Result<ResolvedModel> {
     let resolved = match &spec.engine {
         EngineSpec::Echo { dimensions, .. } => Ok(echo(spec, *dimensions)),
+        EngineSpec::Managed { kind, name, dimensions, .. } => managed(spec, kind, name, *dimensions),
         EngineSpec::Candle { source, revision, adapter, adapter_revision, .. } => {
             let adapter = adapter.as_deref().map(|source| (source, adapter_revision.as_deref()));
             candle(spec, (source, revision.as_deref()), adapter, note).await
@@ -86,6 +88,36 @@ fn echo(spec: &ModelSpec, dimensions: u32) -> ResolvedModel {
         files: Vec::new(),
     };
     ResolvedModel { spec: spec.clone(), pin, path: None, adapter: None }
+}
+
+/// A model elsewhere has no files: its pin says what it is called and what it can be asked for.
+fn managed(spec: &ModelSpec, kind: &str, name: &str, dimensions: Option<u32>) -> Result<ResolvedModel> {
+    let can = Target::can(kind, name)?;
+    let mut abilities = Vec::new();
+    if can.completes {
+        abilities.extend([Ability::Complete, Ability::Choose]);
+    }
+    if can.embeds && dimensions.is_some() {
+        abilities.push(Ability::Embed);
+    }
+    if abilities.is_empty() {
+        return Err(Error::invalid(format!("how long are the vectors of {name}?"))
+            .hint("say it in CREATE MODEL: dimensions = 1536"));
+    }
+    let options = serde_json::to_vec(&spec.engine).unwrap_or_default();
+    let pin = ModelPin {
+        name: spec.name.clone(),
+        engine: kind.to_owned(),
+        architecture: name.to_owned(),
+        abilities,
+        dimensions,
+        labels: None,
+        context_tokens: None,
+        revision: None,
+        digest: digest::sha256_hex(&options),
+        files: Vec::new(),
+    };
+    Ok(ResolvedModel { spec: spec.clone(), pin, path: None, adapter: None })
 }
 
 async fn candle(

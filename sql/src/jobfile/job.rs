@@ -6,6 +6,7 @@ use std::path::Path;
 use datafusion::sql::sqlparser::ast::Query;
 use rowmill_jobs::Result;
 use rowmill_jobs::error::closest;
+use rowmill_jobs::money;
 use rowmill_jobs::queue::{POOL_DEFAULT, check_pool};
 use rowmill_jobs::spec::{JobSpec, ModelSpec, TableSpec};
 
@@ -15,7 +16,10 @@ use super::render::Rendered;
 use super::statements::JobStatement;
 
 /// Options of the design that this version lacks.
-const LATER: [&str; 5] = ["spill_to", "spill_when", "deadline", "never_send", "max_cost_usd"];
+const LATER: [&str; 3] = ["spill_to", "spill_when", "deadline"];
+/// How secret data can be: the policy's words.
+const DATA_CLASSES: [(&str, &str); 4] =
+    [("public", "public"), ("internal", "internal"), ("confidential", "confidential"), ("restricted", "restricted")];
 /// Share of rows with errors that a run may be published with, if the job does not say.
 const ERROR_RATIO_DEFAULT: f64 = 0.01;
 
@@ -53,11 +57,20 @@ pub(super) fn read(
             .error(date_at, "a logical date has letters, digits and . _ : + - only")
             .hint("for example 2026-11-20 or 2026-11-20T06"));
     }
-    let key = key(&mut options)?;
+    let key = names(&mut options, "key", "key = 'ticket_id' or key = 'shop, ticket_id'")?;
     let model = default_model(&mut options, &models)?;
     let shard_rows = options.count("shard_rows", 1)?;
     let max_error_ratio = options.ratio("max_error_ratio")?.unwrap_or(ERROR_RATIO_DEFAULT);
     let pool = pool(&mut options)?;
+    let never_send = names(&mut options, "never_send", "never_send = 'email' or never_send = 'email, phone'")?;
+    let data_class = options.word("data_class", &DATA_CLASSES)?.map(str::to_owned);
+    let nano_usd_max =
+        match options.number_text("max_cost_usd")? {
+            None => None,
+            Some((text, at)) => Some(money::nano_usd(&text).map_err(|error| {
+                options.error(at, error.to_string()).hint("max_cost_usd = 40 or max_cost_usd = 0.25")
+            })?),
+        };
     options.finish(&LATER)?;
     let spec = JobSpec {
         name: statement.name,
@@ -76,6 +89,9 @@ pub(super) fn read(
         shard_rows,
         max_error_ratio,
         pool,
+        never_send,
+        data_class,
+        nano_usd_max,
         params: params.clone(),
     };
     Ok((spec, statement.query.ast))
@@ -92,9 +108,9 @@ fn pool(options: &mut Options<'_>) -> Result<String> {
     }
 }
 
-/// `key = 'a, b'`: names of output columns; `compile` checks that they are.
-fn key(options: &mut Options<'_>) -> Result<Vec<String>> {
-    match options.text("key")? {
+/// `key = 'a, b'`: names of columns. `compile` checks that those of `key` are output columns.
+fn names(options: &mut Options<'_>, option: &str, usage: &str) -> Result<Vec<String>> {
+    match options.text(option)? {
         None => Ok(Vec::new()),
         Some((text, at)) => {
             let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
@@ -102,9 +118,13 @@ fn key(options: &mut Options<'_>) -> Result<Vec<String>> {
                 return Err(options
                     .error(
                         at,
-                        if names[index].is_empty() { "an empty name in `key`" } else { "a name stands twice in `key`" },
+                        if names[index].is_empty() {
+                            format!("an empty name in `{option}`")
+                        } else {
+                            format!("a name stands twice in `{option}`")
+                        },
                     )
-                    .hint("key = 'ticket_id' or key = 'shop, ticket_id'"));
+                    .hint(usage));
             }
             Ok(names)
         }

@@ -3,46 +3,32 @@
 use std::path::Path;
 
 use rowmill_jobs::Result;
-use rowmill_jobs::spec::{Dtype, EngineSpec, ModelSpec, Pooling};
+use rowmill_jobs::error::closest;
+use rowmill_jobs::spec::{Dtype, EngineSpec, ModelSpec, PROVIDER_KINDS, Pooling};
 
 use super::absolute_url;
 use super::options::{Options, Place};
 use super::render::Rendered;
 use super::statements::ModelStatement;
 
-/// Engines that the design has and this version lacks.
-const LATER_ENGINES: [&str; 11] = [
-    "openai",
-    "azure",
-    "anthropic",
-    "bedrock",
-    "vertex",
-    "gemini",
-    "groq",
-    "deepseek",
-    "mistral",
-    "together",
-    "compatible",
-];
-
 /// Reads one statement.
 pub(super) fn read(source: &Rendered, folder: &Path, statement: ModelStatement) -> Result<ModelSpec> {
     let owner = format!("CREATE MODEL {}", statement.name);
     let mut options = Options::new(source, owner, statement.name_at, statement.options)?;
-    let engine_hint = "engine = 'candle' runs open weights on this machine, engine = 'echo' answers without a model";
+    let engine_hint = "engine = 'candle' runs open weights on this machine, engine = 'echo' answers without a model, \
+                       engine = 'openai' and others ask a provider that the operator allows";
     let Some((engine, engine_at)) = options.text("engine")? else { return Err(options.missing("engine", engine_hint)) };
     let engine = match engine.to_lowercase().as_str() {
         "candle" => candle(&mut options, folder)?,
         "echo" => echo(&mut options)?,
-        later if LATER_ENGINES.contains(&later) => {
-            return Err(options
-                .error(engine_at, format!("engine '{engine}' is not supported by this version"))
-                .hint("this version has 'candle' and 'echo'"));
-        }
-        _ => {
-            return Err(options
-                .error(engine_at, format!("there is no engine '{engine}'"))
-                .hint("this version has 'candle' and 'echo'"));
+        kind if PROVIDER_KINDS.contains(&kind) => managed(&mut options, kind)?,
+        unknown => {
+            let error = options.error(engine_at, format!("there is no engine '{engine}'"));
+            let known = ["candle", "echo"].into_iter().chain(PROVIDER_KINDS);
+            return Err(match closest(unknown, known.clone()) {
+                Some(close) => error.hint(format!("did you mean '{close}'?")),
+                None => error.hint(format!("one of {}", known.collect::<Vec<_>>().join(", "))),
+            });
         }
     };
     options.finish(&[])?;
@@ -122,6 +108,20 @@ fn model_source(options: &Options<'_>, folder: &Path, text: &str, at: Place) -> 
         Some(path) => Ok(path.display().to_string().trim_end_matches('/').to_owned()),
         None => Ok(url),
     }
+}
+
+/// A model at a provider. Where that is and what opens it are the operator's: a job names them, it holds neither.
+fn managed(options: &mut Options<'_>, kind: &str) -> Result<EngineSpec> {
+    let Some((name, name_at)) = options.text("name")? else {
+        return Err(options.missing("name", "name = 'gpt-4o-mini', as the provider calls the model"));
+    };
+    let named = |c: char| c.is_ascii_alphanumeric() || "-_.:/@".contains(c);
+    if name.is_empty() || !name.chars().all(named) {
+        return Err(options.error(name_at, "a model's name has letters, digits and - _ . : / @ only"));
+    }
+    let provider = options.text("provider")?.map_or_else(|| kind.to_owned(), |(provider, _)| provider);
+    let dimensions = options.count("dimensions", 1)?.map(|dimensions| u32::try_from(dimensions).unwrap_or(u32::MAX));
+    Ok(EngineSpec::Managed { kind: kind.to_owned(), provider, name, dimensions })
 }
 
 fn echo(options: &mut Options<'_>) -> Result<EngineSpec> {

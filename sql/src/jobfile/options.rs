@@ -113,6 +113,15 @@ impl<'a> Options<'a> {
         }
     }
 
+    /// A number as it is written, with its place: for those that must not pass through floating point.
+    pub(crate) fn number_text(&mut self, name: &'static str) -> Result<Option<(String, Place)>> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(OptionItem { value: OptionValue::Number(digits), value_at, .. }) => Ok(Some((digits, value_at))),
+            Some(item) => Err(self.wrong_type(&item, "a number")),
+        }
+    }
+
     /// A number from 0 to 1.
     pub(crate) fn ratio(&mut self, name: &'static str) -> Result<Option<f64>> {
         let Some(item) = self.take(name) else { return Ok(None) };

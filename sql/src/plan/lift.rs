@@ -14,8 +14,8 @@ use datafusion::logical_expr::{Expr, Extension, LogicalPlan, LogicalPlanBuilder,
 
 use super::chain::{Chain, calls_of};
 use super::errors_column::ErrorsColumn;
-use super::origins;
 use super::infer_node::{Infer, InferCall, error_column, value_column};
+use super::origins;
 use crate::functions::udf::AiFunction;
 use crate::source::infer_schema::plain;
 

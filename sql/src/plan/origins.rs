@@ -78,9 +78,7 @@ fn of_column(column: &Column, plan: &LogicalPlan, found: &mut BTreeSet<String>) 
             }
             // An answer, or why there is none: both are made of the call's values.
             Some(infer) => match infer.calls.get((index - infer.input.schema().fields().len()) / 2) {
-                Some(call) => {
-                    call.values.iter().try_for_each(|value| of_expression(value, &[&infer.input], found))
-                }
+                Some(call) => call.values.iter().try_for_each(|value| of_expression(value, &[&infer.input], found)),
                 None => everything(plan, found),
             },
             None => everything(plan, found),

@@ -147,7 +147,7 @@ fn refusals_filters_and_tools_are_told_apart() {
 
     let claude = |content: Value, reason: &str| {
         let body = json!({"type": "message", "content": content, "stop_reason": reason});
-        read("bedrock-claude", &body.to_string()).unwrap()
+        read("bedrock", &body.to_string()).unwrap()
     };
     let said = claude(
         json!([{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),

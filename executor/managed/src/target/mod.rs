@@ -12,6 +12,15 @@ use url::Url;
 pub use fields::{Overrides, Target};
 pub use kinds::{Auth, BatchApi, Dialect, PatternMode, RateHeaders, SchemaSubset, StructuredMode, Tokenizer};
 
+/// What a model can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Can {
+    /// Text, JSON and labels.
+    pub completes: bool,
+    /// Vectors.
+    pub embeds: bool,
+}
+
 impl Target {
     /// The target of a provider's model: the table's layers that match the model, later ones over earlier ones, and
     /// `overrides` over all of them.
@@ -30,6 +39,16 @@ impl Target {
         target.filled(&target.chat_path)?;
         target.filled(&target.embed_path)?;
         Ok(target)
+    }
+
+    /// What a model of a provider can be asked for, as far as the table knows.
+    ///
+    /// # Errors
+    /// The provider is not in the table.
+    pub fn can(provider: &str, model: &str) -> Result<Can> {
+        let fields = table::fields(provider, model)?;
+        let completes = fields.chat_path.is_some_and(|path| !path.is_empty());
+        Ok(Can { completes, embeds: fields.embed_rows_max.is_some_and(|rows| rows > 0) })
     }
 
     /// The names of all providers.

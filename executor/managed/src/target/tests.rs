@@ -31,7 +31,7 @@ fn every_entry_resolves_and_agrees_with_itself() {
     assert!(samples.len() > 50, "{}", samples.len());
     for (provider, model) in samples {
         let mut overrides = holes();
-        if provider == "compatible" {
+        if provider == "openai-compatible" {
             let error = Target::resolve(&provider, &model, &overrides).unwrap_err();
             assert!(error.to_string().contains("needs `base_url`"), "{error}");
             overrides.base_url = Some("https://models.example/v1".to_owned());
@@ -73,10 +73,10 @@ fn every_entry_resolves_and_agrees_with_itself() {
 fn all_providers_of_the_product_are_there() {
     let expected = [
         "anthropic",
-        "azure-openai",
-        "azure-openai-deployments",
-        "bedrock-claude",
-        "compatible",
+        "azure",
+        "azure-deployments",
+        "bedrock",
+        "openai-compatible",
         "deepseek",
         "fireworks",
         "gemini",
@@ -89,7 +89,7 @@ fn all_providers_of_the_product_are_there() {
         "tei",
         "tgi",
         "together",
-        "vertex-claude",
+        "vertex",
         "vllm",
     ];
     assert_eq!(Target::providers().unwrap(), expected);
@@ -120,7 +120,7 @@ fn models_refine_their_provider_and_overrides_win() {
         assert!(target.thinking_tokens == 0 || !target.structured.contains(&StructuredMode::Tools), "{model}");
         assert_eq!(target.thinking_tokens > 0, model.contains("-5"), "{model}");
     }
-    let bedrock = resolve("bedrock-claude", "eu.anthropic.claude-sonnet-4-5-20250929-v1:0");
+    let bedrock = resolve("bedrock", "eu.anthropic.claude-sonnet-4-5-20250929-v1:0");
     assert_eq!(bedrock.completion_path().unwrap(), "/model/eu.anthropic.claude-sonnet-4-5-20250929-v1%3A0/invoke");
     assert!(bedrock.temperature && bedrock.structured.contains(&StructuredMode::JsonSchema));
     let overrides = Overrides {
@@ -141,13 +141,13 @@ fn what_cannot_be_reached_safely_is_refused() {
     for (provider, overrides, word) in [
         ("opnai", Overrides::default(), "there is no provider"),
         ("defaults", Overrides::default(), "there is no provider"),
-        ("azure-openai", Overrides::default(), "needs `resource`"),
-        ("compatible", at("http://models.example/v1"), "no TLS"),
+        ("azure", Overrides::default(), "needs `resource`"),
+        ("openai-compatible", at("http://models.example/v1"), "no TLS"),
         ("openai", at("http://10.0.0.1/v1"), "no TLS"),
-        ("compatible", at("ftp://models.example"), "neither https nor http"),
-        ("compatible", at("models"), "not a URL"),
-        ("compatible", at("https://user:secret@models.example/v1"), "nothing else"),
-        ("compatible", at("https://models.example/v1?key=1"), "nothing else"),
+        ("openai-compatible", at("ftp://models.example"), "neither https nor http"),
+        ("openai-compatible", at("models"), "not a URL"),
+        ("openai-compatible", at("https://user:secret@models.example/v1"), "nothing else"),
+        ("openai-compatible", at("https://models.example/v1?key=1"), "nothing else"),
     ] {
         let error = Target::resolve(provider, "m", &overrides).unwrap_err();
         assert!(error.kind() == Kind::Invalid && error.to_string().contains(word), "{error}");
@@ -158,8 +158,8 @@ fn what_cannot_be_reached_safely_is_refused() {
         holes: Some([("region".to_owned(), region.to_owned())].into()),
         ..Overrides::default()
     };
-    assert!(Target::resolve("bedrock-claude", "m", &region("eu-central-1")).is_ok());
-    assert!(Target::resolve("bedrock-claude", "m", &region("evil.example/")).is_err());
+    assert!(Target::resolve("bedrock", "m", &region("eu-central-1")).is_ok());
+    assert!(Target::resolve("bedrock", "m", &region("evil.example/")).is_err());
     for own in ["http://127.0.0.1:9/v1", "http://localhost:9/v1", "http://[::1]:9/v1/"] {
         let target = Target::resolve("openai", "m", &at(own)).unwrap();
         assert!(!target.base_url.ends_with('/') && !target.self_hosted);

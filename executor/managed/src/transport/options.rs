@@ -62,6 +62,9 @@ pub struct TransportOptions {
 }
 
 impl TransportOptions {
+    /// Calls under way at once, if the operator does not say.
+    pub const CONCURRENCY: usize = 256;
+
     /// The defaults for a provider.
     pub fn new(base_url: &str, authentication: Authentication, allowance: Arc<dyn Allowance>) -> Self {
         Self {
@@ -71,7 +74,7 @@ impl TransportOptions {
             headers: HeaderMap::new(),
             timeouts: Timeouts::default(),
             retry: RetryPolicy::default(),
-            concurrency_max: 256,
+            concurrency_max: Self::CONCURRENCY,
             answer_max: 64 << 20,
             windows: Windows::default(),
             allowance,

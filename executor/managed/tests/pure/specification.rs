@@ -28,7 +28,7 @@ fn without_extensions(provider: &str, mut body: Value) -> Value {
     for name in own {
         fields.shift_remove(*name);
     }
-    if provider == "azure-openai-deployments" {
+    if provider == "azure-deployments" {
         assert!(fields.insert("model".to_owned(), json!("deployment")).is_none());
     }
     body

@@ -1,0 +1,184 @@
+//! [`Accounts`]: the providers' accounts of this process: targets as the operator set them up, keys fetched, connections and
+//! limits shared by all runs. It decides nothing: whether something may be sent is the policy's.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use rowmill_jobs::allowance::{Allowance, Firmness, Limit, LocalAllowance, RedisAllowance, Resource};
+use rowmill_jobs::queue::redis_server::RedisServer;
+use rowmill_jobs::{Error, Result};
+use secrecy::SecretString;
+use tokio::sync::Mutex;
+
+use crate::policy::config::{Limits, Provider};
+use crate::policy::{Permit, Policy, Storage};
+use crate::pricing::{Catalogue, ModelPrice, Prices};
+use crate::secrets::SecretRef;
+use crate::target::{Auth, Overrides, RateHeaders, Target};
+use crate::transport::{Authentication, GoogleCredentials, Place, Transport, TransportOptions, Windows};
+
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+/// The accounts.
+#[derive(Debug)]
+pub struct Accounts {
+    policy: Policy,
+    prices: Prices,
+    redis: Option<Arc<RedisServer>>,
+    /// Open connections, by provider alias and model.
+    open: Mutex<HashMap<(String, String), Transport>>,
+}
+
+impl Accounts {
+    /// The accounts of a policy. With a Redis, all processes that use it share an account's limits.
+    ///
+    /// # Errors
+    /// The prices that come with Rowmill cannot be read.
+    pub fn new(policy: Policy, redis: Option<Arc<RedisServer>>) -> Result<Self> {
+        let prices = policy.prices(Catalogue::built_in()?);
+        Ok(Self { policy, prices, redis, open: Mutex::default() })
+    }
+
+    /// No accounts: nothing leaves.
+    ///
+    /// # Errors
+    /// As [`Accounts::new`].
+    pub fn none() -> Result<Self> {
+        Self::new(Policy::none()?, None)
+    }
+
+    /// The operator's policy.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// What a model costs; `None` where no price is known.
+    pub fn price(&self, permit: &Permit) -> Result<ModelPrice> {
+        self.policy.price(&self.prices, permit.provider(), permit.model())
+    }
+
+    /// The model that a permit is for, as the operator set its provider up.
+    ///
+    /// # Errors
+    /// The policy has no such provider, or something in its address is missing.
+    pub fn target(&self, permit: &Permit) -> Result<Arc<Target>> {
+        let provider = self.provider(permit.provider())?;
+        let holes = [("region", &provider.region), ("resource", &provider.resource), ("project", &provider.project)];
+        let holes = holes.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+        let mut overrides = Overrides {
+            base_url: provider.base_url.as_ref().map(|base| base.url().to_string()),
+            holes: Some(holes.collect::<BTreeMap<_, _>>()),
+            self_hosted: provider.self_hosted.then_some(true),
+            ..Overrides::default()
+        };
+        // Those who know the field keep what they are sent unless they are told not to.
+        if permit.storage() == Storage::Forbidden && matches!(provider.kind.as_str(), "openai" | "azure") {
+            overrides.body = Some([("store".to_owned(), false.into())].into_iter().collect());
+        }
+        Target::resolve(provider.kind.as_str(), permit.model(), &overrides).map(Arc::new)
+    }
+
+    /// Calls that may be under way at once.
+    pub fn concurrency(&self, permit: &Permit) -> usize {
+        let limit = self.policy.provider(permit.provider()).and_then(|provider| provider.limits.concurrency);
+        limit.map_or(TransportOptions::CONCURRENCY, |limit| limit.max(1) as usize)
+    }
+
+    /// The connection to a target, opened when it is first asked for.
+    ///
+    /// # Errors
+    /// The key cannot be had, or TLS cannot be set up.
+    pub async fn transport(&self, permit: &Permit, target: &Target) -> Result<Transport> {
+        let key = (permit.provider().to_owned(), permit.model().to_owned());
+        let mut open = self.open.lock().await;
+        if let Some(transport) = open.get(&key) {
+            return Ok(transport.clone());
+        }
+        let opened = self.connect(permit, target).await;
+        let transport = opened.map_err(|error| error.with("provider", permit.provider()))?;
+        Ok(open.entry(key).or_insert(transport).clone())
+    }
+
+    async fn connect(&self, permit: &Permit, target: &Target) -> Result<Transport> {
+        let provider = self.provider(permit.provider())?;
+        let place = if provider.self_hosted { Place::Own } else { Place::Provider };
+        let limits = limits(&provider.limits);
+        let allowance: Arc<dyn Allowance> = match &self.redis {
+            Some(server) => {
+                let account = format!("{}/{}", permit.provider(), permit.model());
+                Arc::new(RedisAllowance::new(Arc::clone(server), &account, &limits)?)
+            }
+            None => Arc::new(LocalAllowance::new(&limits)?),
+        };
+        let authentication = authentication(provider, target, place).await?;
+        let mut options = TransportOptions::new(&target.base_url, authentication, allowance);
+        options.place = place;
+        options.headers = headers(&target.headers)?;
+        options.concurrency_max = self.concurrency(permit);
+        options.windows = match (provider.kind.as_str(), target.rate_headers) {
+            ("groq", _) => Windows::GROQ,
+            (_, RateHeaders::Together) => Windows::TOGETHER,
+            _ => Windows::default(),
+        };
+        Transport::new(options)
+    }
+
+    fn provider(&self, alias: &str) -> Result<&Provider> {
+        self.policy.provider(alias).ok_or_else(|| Error::internal(format!("there is no provider {alias}")))
+    }
+}
+
+/// The operator's limits as the allowance counts them.
+fn limits(limits: &Limits) -> Vec<Limit> {
+    let minute = Duration::from_secs(60);
+    let named = [
+        (Resource::Requests, limits.requests_per_minute, minute),
+        (Resource::InputTokens, limits.input_tokens_per_minute, minute),
+        (Resource::OutputTokens, limits.output_tokens_per_minute, minute),
+        (Resource::Requests, limits.requests_per_day, DAY),
+        (Resource::InputTokens, limits.input_tokens_per_day, DAY),
+        (Resource::OutputTokens, limits.output_tokens_per_day, DAY),
+    ];
+    let set = named.into_iter().filter_map(|(resource, amount, window)| Some((resource, amount?, window)));
+    set.map(|(resource, amount, window)| Limit { resource, amount, window, firmness: Firmness::Firm }).collect()
+}
+
+async fn authentication(provider: &Provider, target: &Target, place: Place) -> Result<Authentication> {
+    let usual = (!target.key_env.is_empty()).then(|| SecretRef::Env(target.key_env.clone()));
+    let key = match (&provider.secret, usual) {
+        (Some(secret), _) => Some(secret.resolve().await?),
+        (None, Some(usual)) if target.key_needed => Some(usual.resolve().await?),
+        (None, _) => None,
+    };
+    let region = || provider.region.clone().unwrap_or_default();
+    Ok(match (target.auth, key) {
+        // Bedrock is opened with the machine's AWS credentials, unless it has a key of its own.
+        (Auth::Sigv4, None) => Authentication::AwsSignature { region: region(), service: "bedrock".into() },
+        (Auth::Sigv4 | Auth::Bearer, Some(key)) => Authentication::Bearer(key),
+        (Auth::XApiKey, Some(key)) => Authentication::XApiKey(key),
+        (Auth::ApiKey, Some(key)) => Authentication::ApiKey(key),
+        (Auth::XGoogApiKey, Some(key)) => Authentication::GoogleApiKey(key),
+        (Auth::GoogleOauth, Some(key)) => google(&key, place)?,
+        (Auth::None, _) => Authentication::None,
+        (_, None) if target.key_needed => {
+            return Err(Error::invalid("the provider needs a key").hint("name it in rowmill.toml: secret = \"env:…\""));
+        }
+        (_, None) => Authentication::None,
+    })
+}
+
+fn google(key: &SecretString, place: Place) -> Result<Authentication> {
+    Ok(Authentication::Google(Arc::new(GoogleCredentials::parse(key, place)?)))
+}
+
+fn headers(named: &BTreeMap<String, String>) -> Result<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in named {
+        let wrong = || Error::invalid(format!("`{name}` is no header"));
+        let name = HeaderName::try_from(name.as_str()).map_err(|_| wrong())?;
+        headers.insert(name, HeaderValue::try_from(value.as_str()).map_err(|_| wrong())?);
+    }
+    Ok(headers)
+}
