@@ -22,6 +22,8 @@ pub struct BatchLane {
     wire: Arc<dyn BatchWire>,
     records: Records,
     job: BatchJob,
+    /// Of the job's requests.
+    digest: String,
     /// The process, as records name it.
     executor: String,
     patience: Patience,
@@ -63,7 +65,8 @@ impl BatchLane {
         patience: Patience,
     ) -> Self {
         let records = Records::new(store, &job.run_key, job.shard);
-        Self { provider, wire, records, job, executor: executor.to_owned(), patience, limits: provider.limits() }
+        let (digest, limits) = (job.digest(), provider.limits());
+        Self { provider, wire, records, job, digest, executor: executor.to_owned(), patience, limits }
     }
 
     /// With smaller batches than the provider takes: accounts may have lower quotas than the documentation says.
@@ -112,7 +115,6 @@ impl BatchLane {
 
     /// How a round is cut: as recorded, or now.
     async fn plan(&self, round: u32, rows: &[u32], not_before_ms: i64) -> Result<Round> {
-        let input_sha256 = self.job.digest();
         let plan = match self.records.round(round).await? {
             Some(plan) => plan,
             None => {
@@ -124,14 +126,14 @@ impl BatchLane {
                 let planned = Round {
                     provider: self.provider.name().into(),
                     model: self.job.model.clone(),
-                    input_sha256: input_sha256.clone(),
+                    input_sha256: self.digest.clone(),
                     not_before_ms,
                     batches: batches.iter().map(|batch| ranges(batch)).collect(),
                 };
                 self.records.plan(round, planned).await?
             }
         };
-        if plan.input_sha256 != input_sha256 || plan.provider != self.provider.name() {
+        if plan.input_sha256 != self.digest || plan.provider != self.provider.name() {
             return Err(Error::new(
                 Kind::InputChanged,
                 "the rows of a shard are not those that its batches were made of",
@@ -217,7 +219,7 @@ impl BatchLane {
         let api = self.provider.api();
         match action {
             Action::Intend(number) => {
-                let intent = self.intent(batch, now_ms())?;
+                let intent = self.intent(batch, now_ms());
                 if self.write(batch, &format!("intent-{number}.json"), &intent).await? == Put::Created {
                     machine.learn(Fact::Permitted(number));
                 }
@@ -265,14 +267,9 @@ impl BatchLane {
             }
             Action::Fetch(_) => {
                 let status = machine.status().cloned().unwrap_or_else(Status::failed);
-                let lines = match find::fetch(self.wire.as_ref(), api, &status).await? {
-                    Ok(lines) => lines,
-                    Err(error) => return Ok(Err(error)),
-                };
-                let again = if batch.round + 1 < self.patience.rounds_max { Again::Yes } else { Again::No };
-                let ended = Ended { name: &batch.name, rows: &batch.rows, lines, whole_failed: status.has_failed() };
-                let results = reconcile(ended, wanted, again);
-                self.records.write_results(batch.round, batch.index, &results).await?;
+                if let Err(error) = self.fetch(batch, &status, wanted).await? {
+                    return Ok(Err(error));
+                }
             }
             Action::Forgo => {
                 let results: Vec<_> = batch.rows.iter().map(|row| RowResult::failed(*row, Reason::Stopped)).collect();
@@ -282,6 +279,23 @@ impl BatchLane {
         }
         self.reload(batch, machine).await?;
         Ok(Ok(()))
+    }
+
+    /// Fetches what a batch did and records every row's end.
+    async fn fetch(
+        &self,
+        batch: &Batch<'_>,
+        status: &Status,
+        wanted: Wanted,
+    ) -> Result<std::result::Result<(), CallError>> {
+        let lines = match find::fetch(self.wire.as_ref(), self.provider.api(), status).await? {
+            Ok(lines) => lines,
+            Err(error) => return Ok(Err(error)),
+        };
+        let again = if batch.round + 1 < self.patience.rounds_max { Again::Yes } else { Again::No };
+        let ended = Ended { name: &batch.name, rows: &batch.rows, lines, whole_failed: status.has_failed() };
+        let results = reconcile(ended, wanted, again);
+        self.records.write_results(batch.round, batch.index, &results).await.map(|_| Ok(()))
     }
 
     async fn reload(&self, batch: &Batch<'_>, machine: &mut BatchMachine) -> Result<()> {
@@ -316,15 +330,15 @@ impl BatchLane {
         batch.rows.iter().map(line).collect()
     }
 
-    fn intent(&self, batch: &Batch<'_>, at_ms: i64) -> Result<Intent> {
-        let bytes = self.lines(batch)?.iter().map(Vec::len).sum::<usize>();
-        Ok(Intent {
+    fn intent(&self, batch: &Batch<'_>, at_ms: i64) -> Intent {
+        let bytes: usize = batch.rows.iter().filter_map(|row| self.body(*row)).map(Bytes::len).sum();
+        Intent {
             name: batch.name.clone(),
             executor: self.executor.clone(),
             at_ms,
             rows: batch.rows.len() as u64,
             bytes: bytes as u64,
-        })
+        }
     }
 
     /// Sends the input and records where it is. When that fails nothing was created for sure, and the permission is given

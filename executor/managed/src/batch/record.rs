@@ -50,7 +50,7 @@ pub struct Intent {
     pub at_ms: i64,
     /// Rows in the batch.
     pub rows: u64,
-    /// Bytes of its input.
+    /// Bytes of its rows' requests.
     pub bytes: u64,
 }
 
