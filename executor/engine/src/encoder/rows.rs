@@ -8,8 +8,8 @@ use crate::drive::is_out_of_memory;
 use crate::pack::batches;
 use crate::row::choice;
 
-/// Tokens an encoder computes at a time.
-pub(crate) const TOKENS: usize = 2048;
+/// Tokens an encoder computes before it looks whether it is to stop.
+pub(crate) const TOKENS: usize = 8192;
 
 /// Vectors of a batch's rows, one for each; `None` where one is not finite.
 type Vectors<'a> = &'a dyn Fn(&[&[u32]]) -> Result<Vec<Option<Vec<f32>>>>;
