@@ -4,7 +4,7 @@
 use half::bf16;
 
 use super::{Attention, BLOCK, Heads, Query, RowView};
-use crate::gemm::band::{Band, Kernel, Pair};
+use crate::gemm::band::{Band, Kernel, Lines, Pair};
 use crate::gemm::round;
 use crate::gemm::tiles::{DEPTH, SIDE, TILE, place};
 use crate::kernels::{simd, softmax, tanh};
@@ -133,7 +133,8 @@ fn attend_tile(
     let mut band = Band::whole(&mut scratch.scores, line);
     for (b, block) in blocks[first..last].iter().enumerate() {
         let (left, right) = block[head..head + shape.key_numbers()].split_at(across);
-        band.add(kernel, &[Pair { rows: [upper, lower], outputs: [left, right] }], [0, offset + b * BLOCK], true);
+        let pair = Pair { rows: Lines { high: [upper, lower], low: None }, outputs: Lines { high: [left, right], low: None } };
+        band.add(kernel, &[pair], [0, offset + b * BLOCK], true);
     }
     scratch.weights.resize(2 * (last - first) * TILE, bf16::ZERO);
     let (upper, lower) = scratch.weights.split_at_mut((last - first) * TILE);
@@ -167,8 +168,8 @@ fn attend_tile(
             .iter()
             .zip(upper.chunks_exact(TILE).zip(lower.chunks_exact(TILE)))
             .map(|(block, (upper, lower))| Pair {
-                rows: [upper, lower],
-                outputs: [&block[at(block, left)][..TILE], &block[at(block, left + 1)][..TILE]],
+                rows: Lines { high: [upper, lower], low: None },
+                outputs: Lines { high: [&block[at(block, left)][..TILE], &block[at(block, left + 1)][..TILE]], low: None },
             })
             .collect();
         band.add(kernel, &pairs, [0, left * SIDE], true);

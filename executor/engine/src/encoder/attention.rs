@@ -173,7 +173,7 @@ impl SelfAttention {
 
     /// Attention over states `x` (`[tokens, hidden]`), each row over itself. `blocks` is memory for keys and values, which
     /// layers use one after the other.
-    pub(crate) fn apply(&self, x: Vec<f32>, packed: &Packed, blocks: &mut Vec<f32>) -> Result<Vec<f32>> {
+    pub(crate) fn apply(&self, x: &[f32], packed: &Packed, blocks: &mut Vec<f32>) -> Result<Vec<f32>> {
         let hidden = self.heads.heads * self.heads.head_dim;
         let mut queries = vec![0f32; x.len()];
         blocks.resize(packed.blocks.len() * self.heads.block_floats(), 0.0);

@@ -17,6 +17,8 @@ pub(crate) mod rows;
 pub(crate) mod settings;
 pub(crate) mod shape;
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 use rowmill_jobs::Result;
 
@@ -122,6 +124,8 @@ impl Encoder {
         token_type.truncate(hidden);
         let words = named.module(names.words);
         let words = Part { module: &words, rows: shape.vocab };
+        // They are read row by row and multiplied with nothing.
+        let words_dtype = if dtype == Precision::Split { Precision::F32 } else { dtype };
         let shared = Shared::load(&named, shape)?;
         let layer = |index| Layer::load(&named, shape, index, &shared, dtype);
         let last_norm = match shape.norm_place {
@@ -129,7 +133,7 @@ impl Encoder {
             NormPlace::Before => Some(Norm::load(weights, &named.module(names.last_norm), hidden)?),
         };
         Ok(Self {
-            words: fused(weights, &[words], hidden, dtype)?,
+            words: fused(weights, &[words], hidden, words_dtype)?,
             positions,
             token_type,
             norm: Norm::load(weights, &named.module(names.embedding_norm), hidden)?,
@@ -164,11 +168,11 @@ impl Encoder {
         let mut blocks = Vec::new();
         for layer in &self.layers {
             let x = self.before(h, layer.attention_norm.as_ref());
-            let context = layer.attention.apply(x, &packed, &mut blocks)?;
+            let context = layer.attention.apply(&x, &packed, &mut blocks)?;
             let product = layer.attention_out.apply(context)?;
             self.sum(h, &product, &layer.attention_out, layer.attention_norm.as_ref())?;
             let x = self.before(h, Some(&layer.feed_norm));
-            let product = layer.feed.apply(x)?;
+            let product = layer.feed.apply(&x)?;
             self.sum(h, &product, &layer.feed.down, Some(&layer.feed_norm))?;
         }
         if let Some(norm) = &self.last_norm {
@@ -205,17 +209,16 @@ impl Encoder {
     }
 
     /// What a layer reads of the states: themselves, or normed where norms stand before.
-    fn before(&self, h: &[f32], norm: Option<&Norm>) -> Vec<f32> {
+    fn before<'a>(&self, h: &'a [f32], norm: Option<&Norm>) -> Cow<'a, [f32]> {
+        let (NormPlace::Before, Some(norm)) = (self.shape.norm_place, norm) else { return Cow::Borrowed(h) };
         let mut x = h.to_vec();
-        if let (NormPlace::Before, Some(norm)) = (self.shape.norm_place, norm) {
-            for_tokens(
-                &mut x,
-                self.shape.hidden,
-                #[inline(always)]
-                |_, x| norm.apply(x, self.shape.norm_epsilon),
-            );
-        }
-        x
+        for_tokens(
+            &mut x,
+            self.shape.hidden,
+            #[inline(always)]
+            |_, x| norm.apply(x, self.shape.norm_epsilon),
+        );
+        Cow::Owned(x)
     }
 
     /// h += product + bias, token by token; then the norm, where norms stand after.
