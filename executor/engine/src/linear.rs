@@ -145,12 +145,7 @@ impl Linear {
 
     /// The product of `next` with what `f` makes of this product: `f` is given some of a row's outputs and the first one's
     /// place. `None` where that cannot be done in one go; then whoever asks does one after the other.
-    pub(crate) fn apply_then(
-        &self,
-        next: &Self,
-        x: &[f32],
-        f: impl Fn(&mut [f32], usize) + Sync,
-    ) -> Option<Product> {
+    pub(crate) fn apply_then(&self, next: &Self, x: &[f32], f: impl Fn(&mut [f32], usize) + Sync) -> Option<Product> {
         let [Matrix::Tiles(weights, exactness)] = &self.matrices[..] else { return None };
         let [Matrix::Tiles(next_weights, next_exactness)] = &next.matrices[..] else { return None };
         let rows = weights.multiply_packed(&Rows::pack(x, self.inputs, *exactness), *next_exactness, f);

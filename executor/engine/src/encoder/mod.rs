@@ -22,7 +22,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 use rowmill_jobs::Result;
 
-use self::attention::{Packed, SelfAttention, Shared};
+use self::attention::{Memory, Packed, SelfAttention, Shared};
 use self::feed::FeedForward;
 use self::names::Named;
 use self::norm::Norm;
@@ -165,10 +165,10 @@ impl Encoder {
         let (hidden, epsilon) = (self.shape.hidden, self.shape.norm_epsilon);
         let packed = Packed::new(rows);
         self.embed(rows, &packed, h)?;
-        let mut blocks = Vec::new();
+        let mut memory = Memory::default();
         for layer in &self.layers {
             let x = self.before(h, layer.attention_norm.as_ref());
-            let context = layer.attention.apply(&x, &packed, &mut blocks)?;
+            let context = layer.attention.apply(&x, &packed, &mut memory)?;
             let product = layer.attention_out.apply(context)?;
             self.sum(h, &product, &layer.attention_out, layer.attention_norm.as_ref())?;
             let x = self.before(h, Some(&layer.feed_norm));

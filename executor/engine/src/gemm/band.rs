@@ -37,6 +37,14 @@ pub(crate) struct Lines<'a> {
     pub(crate) low: Option<[&'a [bf16]; 2]>,
 }
 
+impl<'a> Lines<'a> {
+    /// Some numbers of each line.
+    pub(crate) fn part(&self, part: &Range<usize>) -> Self {
+        let of = |line: &'a [bf16]| &line[part.clone()];
+        Self { high: self.high.map(of), low: self.low.map(|low| low.map(of)) }
+    }
+}
+
 /// Two lines of rows and two lines of outputs that are multiplied: all parts of one with all parts of the other, but for
 /// the two that rounding left. Where rows are rounded, outputs are taken so, too.
 #[derive(Clone, Copy)]
@@ -86,7 +94,9 @@ impl<T> Band<'_, T> {
     pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows);
         // SAFETY: the row is inside the matrix, and its columns are this band's alone.
-        unsafe { std::slice::from_raw_parts_mut(self.out.add(row * self.width + self.columns.start), self.columns.len()) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.out.add(row * self.width + self.columns.start), self.columns.len())
+        }
     }
 }
 

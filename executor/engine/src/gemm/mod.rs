@@ -160,16 +160,21 @@ impl Weights {
     pub(crate) fn multiply_gated(&self, rows: &Rows, f: impl Fn(f32) -> f32 + Sync, out: &mut [f32]) {
         let (half, lines) = (self.outputs / 2, self.outputs / 2 / SIDE);
         let place = (bands(out, half, BLOCKS * SIDE), lines);
-        self.each_block(rows, place, |gate| [gate, lines + gate], |band, products, [line, gate]| {
-            simd(
-                #[inline(always)]
-                || close_gates(products, &f),
-            );
-            let at = gate % BLOCKS * SIDE;
-            for (row, products) in (line * SIDE..rows.count).zip(products.chunks_exact(BLOCK)) {
-                band.row(row)[at..at + SIDE].copy_from_slice(&products[..SIDE]);
-            }
-        });
+        self.each_block(
+            rows,
+            place,
+            |gate| [gate, lines + gate],
+            |band, products, [line, gate]| {
+                simd(
+                    #[inline(always)]
+                    || close_gates(products, &f),
+                );
+                let at = gate % BLOCKS * SIDE;
+                for (row, products) in (line * SIDE..rows.count).zip(products.chunks_exact(BLOCK)) {
+                    band.row(row)[at..at + SIDE].copy_from_slice(&products[..SIDE]);
+                }
+            },
+        );
     }
 
     /// Gives `close` the products of each block, over all inputs: 32 rows by two lines of outputs. There are so many blocks

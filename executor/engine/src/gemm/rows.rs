@@ -93,7 +93,11 @@ impl RowsBand<'_> {
         const { assert!(BLOCK == DEPTH, "a block is one tile wide") };
         let at = tile * TILE..(tile + 1) * TILE;
         for (line, block) in (line..self.lines).zip(block.chunks_exact(TILE)) {
-            split(block, &mut self.high.row(line)[at.clone()], self.low.as_mut().map(|low| &mut low.row(line)[at.clone()]));
+            split(
+                block,
+                &mut self.high.row(line)[at.clone()],
+                self.low.as_mut().map(|low| &mut low.row(line)[at.clone()]),
+            );
         }
     }
 }
