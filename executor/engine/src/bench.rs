@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rowmill_jobs::{Error, Result};
 
 use crate::attention::BLOCK;
-use crate::encoder::rows::TOKENS as ENCODER_TOKENS;
+use crate::encoder::rows::{DECODER_TOKENS, TOKENS};
 use crate::engine::threads;
 use crate::kv::{KvCache, PageId};
 use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
@@ -107,12 +107,14 @@ pub fn bench(
                 begun(*work, *rows, (measured.len(), all));
                 let texts: Vec<Vec<u32>> = (0..*rows).map(|row| ids.row(row, load.prompt_tokens)).collect();
                 let (tokens, seconds) = match &mut model.network {
-                    Network::Embedder(embedder) => clock.measure(|| texts_once(&texts, |rows| embedder.embed(rows)))?,
+                    Network::Embedder(embedder) => {
+                        clock.measure(|| texts_once(&texts, TOKENS, |rows| embedder.embed(rows)))?
+                    }
                     Network::DecoderEmbedder(embedder) => {
-                        clock.measure(|| texts_once(&texts, |rows| embedder.embed(rows)))?
+                        clock.measure(|| texts_once(&texts, DECODER_TOKENS, |rows| embedder.embed(rows)))?
                     }
                     Network::Classifier(classifier) => {
-                        clock.measure(|| texts_once(&texts, |rows| classifier.logits(rows)))?
+                        clock.measure(|| texts_once(&texts, TOKENS, |rows| classifier.logits(rows)))?
                     }
                     Network::Writer(writer) => {
                         let room = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
@@ -171,9 +173,9 @@ impl Ids {
 }
 
 /// Runs all texts once, in batches as large as a job's. Returns their tokens.
-fn texts_once<T>(texts: &[Vec<u32>], run: impl Fn(&[&[u32]]) -> Result<T>) -> Result<usize> {
+fn texts_once<T>(texts: &[Vec<u32>], tokens_max: usize, run: impl Fn(&[&[u32]]) -> Result<T>) -> Result<usize> {
     let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
-    for batch in batches(&lengths, ENCODER_TOKENS) {
+    for batch in batches(&lengths, tokens_max) {
         run(&batch.iter().map(|row| texts[*row].as_slice()).collect::<Vec<_>>())?;
     }
     Ok(lengths.iter().sum())

@@ -19,7 +19,7 @@ use crate::answer::Answerer;
 use crate::decoder::Embedder as DecoderEmbedder;
 use crate::encoder::head::Classifier;
 use crate::encoder::pool::Embedder;
-use crate::encoder::rows::{classify, embed};
+use crate::encoder::rows::{DECODER_TOKENS, TOKENS, classify, embed};
 use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
 use crate::prompt::{Prompt, Prompter};
 
@@ -286,8 +286,10 @@ fn answer_distinct(
             let neutral = neutral.and_then(|prompt| prompt.as_deref().ok());
             answerer.answer(kind, neutral, &distinct, stopped)?
         }
-        (Worker::Embedder(embedder), _) => embed(&|rows| embedder.embed(rows), &distinct, stopped)?,
-        (Worker::DecoderEmbedder(embedder), _) => embed(&|rows| embedder.embed(rows), &distinct, stopped)?,
+        (Worker::Embedder(embedder), _) => embed(&|rows| embedder.embed(rows), TOKENS, &distinct, stopped)?,
+        (Worker::DecoderEmbedder(embedder), _) => {
+            embed(&|rows| embedder.embed(rows), DECODER_TOKENS, &distinct, stopped)?
+        }
         (Worker::Classifier(classifier), _) => {
             let TaskKind::Choose { labels, .. } = kind else {
                 return Err(Error::internal("a classifier only chooses"));

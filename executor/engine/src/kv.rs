@@ -4,7 +4,8 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::attention::{BLOCK, Blocks, Heads};
+use crate::attention::{BLOCK, Blocks, Heads, TileBlocks};
+use crate::kernels::simd;
 
 /// Names a page.
 pub(crate) type PageId = usize;
@@ -216,7 +217,10 @@ impl KvCache {
                 let numbers = heads.block_numbers();
                 runs(pages, writes).into_par_iter().for_each(|(page, run)| {
                     let block = &mut page[place * numbers..(place + 1) * numbers];
-                    run.iter().for_each(|write| heads.write_tiles(block, write.slot, of(write).0, of(write).1));
+                    simd(
+                        #[inline(always)]
+                        || run.iter().for_each(|write| heads.write_tiles(block, None, write.slot, of(write).into())),
+                    );
                 });
             }
             Pages::Ids(_) => {}
@@ -247,7 +251,8 @@ impl KvCache {
             }
             Pages::Tiles(pages) => {
                 let part = layer * self.heads.block_numbers()..(layer + 1) * self.heads.block_numbers();
-                Blocks::Tiles(table.iter().map(|page| &pages[*page][part.clone()]).collect())
+                let high = table.iter().map(|page| &pages[*page][part.clone()]).collect();
+                Blocks::Tiles(TileBlocks { high, low: None })
             }
             Pages::Ids(_) => Blocks::Floats(Vec::new()),
         }
@@ -303,7 +308,7 @@ mod tests {
     fn a_fork_is_a_copy(mut cache: KvCache) {
         let block = |cache: &KvCache, table: &[PageId], tokens: usize, at: usize| match cache.blocks(0, table, tokens) {
             Blocks::Floats(blocks) => blocks[at].to_vec(),
-            Blocks::Tiles(blocks) => blocks[at].iter().map(|x| x.to_f32()).collect(),
+            Blocks::Tiles(blocks) => blocks.high[at].iter().map(|x| x.to_f32()).collect(),
         };
         let mut table = Vec::new();
         cache.grow(&mut table, BLOCK + 3).unwrap();

@@ -11,6 +11,7 @@ use half::f16;
 use rowmill_jobs::{Error, Result};
 
 use crate::buffers::Buffer;
+use crate::gemm::rows::Rows;
 use crate::gemm::{self, Exactness};
 
 /// How exactly matrices are kept and multiplied.
@@ -66,7 +67,7 @@ impl Matrix {
         let product = match self {
             Self::Tiles(weights, exactness) => {
                 let mut out = Buffer::of(x.len() / inputs * weights.outputs());
-                weights.multiply(x, *exactness, &mut out);
+                weights.multiply(&Rows::pack(x, inputs, *exactness), &mut out);
                 return Ok(Product::Plain(out));
             }
             Self::Dense(weight) => tensor()?.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32)?,
@@ -138,8 +139,27 @@ impl Linear {
             return None;
         }
         let mut out = Buffer::of(x.len() / self.inputs * self.outputs / 2);
-        weights.multiply_gated(x, *exactness, f, &mut out);
+        weights.multiply_gated(&Rows::pack(x, self.inputs, *exactness), f, &mut out);
         Some(out)
+    }
+
+    /// The product of `next` with what `f` makes of this product: `f` is given some of a row's outputs and the first one's
+    /// place. `None` where that cannot be done in one go; then whoever asks does one after the other.
+    pub(crate) fn apply_then(&self, next: &Self, x: &[f32], f: impl Fn(&mut [f32], usize) + Sync) -> Option<Product> {
+        let [Matrix::Tiles(weights, exactness)] = &self.matrices[..] else { return None };
+        let [Matrix::Tiles(next_weights, next_exactness)] = &next.matrices[..] else { return None };
+        let rows = weights.multiply_packed(&Rows::pack(x, self.inputs, *exactness), *next_exactness, f);
+        let mut out = Buffer::of(x.len() / self.inputs * next.outputs);
+        next_weights.multiply(&rows, &mut out);
+        Some(Product::Plain(out))
+    }
+
+    /// How exactly the other side enters products of tiles; `None` where tiles are not multiplied.
+    pub(crate) fn exactness(&self) -> Option<Exactness> {
+        match &self.matrices[..] {
+            [Matrix::Tiles(_, exactness)] => Some(*exactness),
+            _ => None,
+        }
     }
 
     /// The matrix of only these rows of it, in this order, dense.

@@ -3,9 +3,9 @@
 
 mod tiles;
 
-use half::bf16;
 use rayon::prelude::*;
 
+pub(crate) use self::tiles::TileBlocks;
 use crate::kernels::{simd, softmax, tanh, tile};
 
 /// Tokens in a block of keys and values, which is also a page of the cache.
@@ -124,8 +124,8 @@ pub(crate) struct RowView<'a> {
 pub(crate) enum Blocks<'a> {
     /// Each `[block_floats]`.
     Floats(Vec<&'a [f32]>),
-    /// Rounded, in the order of tile instructions, each `[block_numbers]`.
-    Tiles(Vec<&'a [bf16]>),
+    /// In the order of tile instructions.
+    Tiles(TileBlocks<'a>),
 }
 
 /// Whether a token sees those after it.
@@ -301,6 +301,8 @@ fn attend_tile(
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
     use crate::synthetic;
 
@@ -354,15 +356,19 @@ mod tests {
             let (keys, values) = (&k[t * keys..(t + 1) * keys], &v[t * values..(t + 1) * values]);
             shape.write(&mut blocks[t / BLOCK], t % BLOCK, keys, values);
         }
-        let mut tiles = vec![vec![bf16::ZERO; shape.block_numbers()]; all.div_ceil(BLOCK)];
+        let empty = || vec![vec![bf16::ZERO; shape.block_numbers()]; all.div_ceil(BLOCK)];
+        let (mut rounded, mut high, mut low) = (empty(), empty(), empty());
         for t in 0..all {
-            let (keys, values) = (&k[t * keys..(t + 1) * keys], &v[t * values..(t + 1) * values]);
-            shape.write_tiles(&mut tiles[t / BLOCK], t % BLOCK, keys, values);
+            let (block, slot) = (t / BLOCK, t % BLOCK);
+            let token = [&k[t * keys..(t + 1) * keys], &v[t * values..(t + 1) * values]];
+            shape.write_tiles(&mut rounded[block], None, slot, token);
+            shape.write_tiles(&mut high[block], Some(&mut low[block]), slot, token);
         }
         let expected = plain(shape, direction, scores, [&q, &k, &v], before);
         for (blocks, tolerance) in [
             (Blocks::Floats(blocks.iter().map(Vec::as_slice).collect()), 1e-5),
-            (Blocks::Tiles(tiles.iter().map(Vec::as_slice).collect()), 2e-2),
+            (Blocks::Tiles(TileBlocks { high: slices(&rounded), low: None }), 2e-2),
+            (Blocks::Tiles(TileBlocks { high: slices(&high), low: Some(slices(&low)) }), 1e-4),
         ] {
             let got = attend(shape, direction, scores, &q, &[RowView { first: 0, tokens, before, blocks }]);
             assert_eq!(got.len(), expected.len());
@@ -370,6 +376,10 @@ mod tests {
                 assert!((got - expected).abs() < tolerance, "{shape:?} {tokens} {before}: {got} is not {expected}");
             }
         }
+    }
+
+    fn slices(blocks: &[Vec<bf16>]) -> Vec<&[bf16]> {
+        blocks.iter().map(Vec::as_slice).collect()
     }
 
     const BATCHES: [(usize, usize, Direction); 4] =

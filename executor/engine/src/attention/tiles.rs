@@ -1,13 +1,15 @@
-//! Attention whose two products are multiplied as tiles of `bf16`, for models that compute in `bf16`: keys and values lie in
-//! the cache as tiles, queries and weights are rounded on their way. The softmax stays in `f32`.
+//! Attention whose two products are multiplied as tiles of `bf16`: keys and values lie in memory as tiles, queries and weights
+//! are rounded on their way, or split in two parts where 16 bits of each number are kept. The softmax stays in `f32`.
+
+use std::ops::Range;
 
 use half::bf16;
 
 use super::{Attention, BLOCK, Heads, Query, RowView};
-use crate::gemm::band::{Band, Kernel, Pair};
-use crate::gemm::round;
+use crate::gemm::band::{Band, Kernel, Lines, Pair};
+use crate::gemm::rows::split;
 use crate::gemm::tiles::{DEPTH, SIDE, TILE, place};
-use crate::kernels::{simd, softmax, tanh};
+use crate::kernels::{exponentials, simd, tanh};
 
 /// Queries computed together.
 const QUERIES: usize = crate::gemm::band::BLOCK;
@@ -38,17 +40,46 @@ impl Heads {
         self.kv_heads * self.head_numbers()
     }
 
-    /// As [`Heads::write`], into a block of tiles.
-    pub(crate) fn write_tiles(self, block: &mut [bf16], slot: usize, keys: &[f32], values: &[f32]) {
+    /// As [`Heads::write`], into a block of tiles, and what rounding leaves of the numbers into `low`, another.
+    #[inline(always)]
+    pub(crate) fn write_tiles(
+        self,
+        high: &mut [bf16],
+        mut low: Option<&mut [bf16]>,
+        slot: usize,
+        [keys, values]: [&[f32]; 2],
+    ) {
         let heads = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.value_dim));
-        for ((key, value), head) in heads.zip(block.chunks_exact_mut(self.head_numbers())) {
-            let (k, v) = head.split_at_mut(self.key_numbers());
-            let line = &mut k[slot / SIDE * self.key_across() * TILE..];
-            for (i, x) in key.iter().enumerate() {
-                line[place(slot % SIDE, i)] = round(*x);
+        for (head, (key, value)) in heads.enumerate() {
+            let head = head * self.head_numbers()..(head + 1) * self.head_numbers();
+            let low = low.as_mut().map(|low| &mut low[head.clone()]);
+            self.write_head(&mut high[head], low, slot, [key, value]);
+        }
+    }
+
+    #[inline(always)]
+    fn write_head(self, high: &mut [bf16], mut low: Option<&mut [bf16]>, slot: usize, [key, value]: [&[f32]; 2]) {
+        let line = slot / SIDE * self.key_across() * TILE;
+        for (tile, key) in key.chunks(DEPTH).enumerate() {
+            let parts = parts(key, low.is_some());
+            let at = line + tile * TILE + slot % SIDE * 2;
+            // Beyond the key's end both are zero, as that place is already.
+            for i in 0..DEPTH / 2 {
+                let at = at + i * DEPTH..at + i * DEPTH + 2;
+                high[at.clone()].copy_from_slice(&parts[0].as_chunks::<2>().0[i]);
+                if let Some(low) = &mut low {
+                    low[at].copy_from_slice(&parts[1].as_chunks::<2>().0[i]);
+                }
             }
-            for (i, x) in value.iter().enumerate() {
-                v[i / SIDE * TILE + place(i % SIDE, slot)] = round(*x);
+        }
+        for (tile, value) in value.chunks(SIDE).enumerate() {
+            let parts = parts(value, low.is_some());
+            let at = self.key_numbers() + tile * TILE + place(0, slot);
+            for i in 0..value.len() {
+                high[at + 2 * i] = parts[0][i];
+                if let Some(low) = &mut low {
+                    low[at + 2 * i] = parts[1][i];
+                }
             }
         }
     }
@@ -67,20 +98,53 @@ impl Heads {
     }
 }
 
-/// Memory that is used again.
+/// Up to 32 numbers rounded, and what that leaves of them if it is asked for.
+#[inline(always)]
+fn parts(x: &[f32], split_up: bool) -> [[bf16; DEPTH]; 2] {
+    let mut parts = [[bf16::ZERO; DEPTH]; 2];
+    let [high, low] = &mut parts;
+    split(x, &mut high[..x.len()], split_up.then_some(&mut low[..x.len()]));
+    parts
+}
+
+/// Keys and values in the order of tile instructions, blocks of `[block_numbers]`.
+pub(crate) struct TileBlocks<'a> {
+    pub(crate) high: Vec<&'a [bf16]>,
+    /// What rounding left of them, in models that keep 16 bits of each number; queries and weights are split then, too.
+    pub(crate) low: Option<Vec<&'a [bf16]>>,
+}
+
+impl TileBlocks<'_> {
+    /// Two lines of tiles of a block.
+    fn lines(&self, block: usize, [a, b]: [&Range<usize>; 2]) -> Lines<'_> {
+        let low = self.low.as_ref().map(|low| [&low[block][a.clone()], &low[block][b.clone()]]);
+        Lines { high: [&self.high[block][a.clone()], &self.high[block][b.clone()]], low }
+    }
+}
+
+/// Memory that is used again. Of tiles, `[0]` is what is rounded and `[1]` what that leaves.
 #[derive(Default)]
 pub(super) struct Scratch {
-    queries: Vec<bf16>,
+    queries: [Vec<bf16>; 2],
     scores: Vec<f32>,
-    weights: Vec<bf16>,
+    weights: [Vec<bf16>; 2],
     result: Vec<f32>,
+    /// Of each query: what its weights sum to.
+    sums: [f32; QUERIES],
+}
+
+/// Two lines of tiles, each of half the length of `parts`.
+fn halves(parts: &[Vec<bf16>; 2], split_up: bool) -> Lines<'_> {
+    let (a, b) = parts[0].split_at(parts[0].len() / 2);
+    let (c, d) = parts[1].split_at(parts[1].len() / 2);
+    Lines { high: [a, b], low: split_up.then_some([c, d]) }
 }
 
 /// Attention of the row's queries from `from` on, as many as `out` has room for.
 pub(super) fn attend_chunk(
     layer: Attention<'_>,
     row: &RowView<'_>,
-    blocks: &[&[bf16]],
+    blocks: &TileBlocks<'_>,
     from: usize,
     out: &mut [f32],
     scratch: &mut Scratch,
@@ -100,18 +164,29 @@ pub(super) fn attend_chunk(
             let queries: Vec<Query> = (first..(tokens * group).min(first + QUERIES)).map(query).collect();
             attend_tile(layer, (row, blocks), &kernel, &queries, scratch);
             let stride = shape.value_lines().next_multiple_of(2) * SIDE;
-            for (query, result) in queries.iter().zip(scratch.result.chunks_exact(stride)) {
+            let results = scratch.result.chunks_exact(stride).zip(&scratch.sums);
+            for (query, (result, sum)) in queries.iter().zip(results) {
                 let at = ((query.token - row.first - from) * shape.heads + query.head) * shape.value_dim;
-                out[at..at + shape.value_dim].copy_from_slice(&result[..shape.value_dim]);
+                let out = &mut out[at..at + shape.value_dim];
+                simd(
+                    #[inline(always)]
+                    || {
+                        let scale = 1.0 / sum;
+                        for (out, x) in out.iter_mut().zip(result) {
+                            *out = x * scale;
+                        }
+                    },
+                );
             }
         }
     }
 }
 
-/// Attention of up to 32 queries of one key head; left in `scratch.result`, `[QUERIES, ..]`.
+/// Attention of up to 32 queries of one key head; left in `scratch.result`, `[QUERIES, ..]`, still to be divided by
+/// `scratch.sums`.
 fn attend_tile(
     layer: Attention<'_>,
-    (row, blocks): (&RowView<'_>, &[&[bf16]]),
+    (row, blocks): (&RowView<'_>, &TileBlocks<'_>),
     kernel: &Kernel,
     queries: &[Query],
     scratch: &mut Scratch,
@@ -122,36 +197,35 @@ fn attend_tile(
     let first = queries.iter().map(|query| seen(query).0 / BLOCK).min().unwrap_or(0);
     let last = queries.iter().map(|query| seen(query).1.div_ceil(BLOCK)).max().unwrap_or(0);
     let head = queries.first().map_or(0, |query| query.head / (shape.heads / shape.kv_heads)) * shape.head_numbers();
-    let keys = (last - first) * BLOCK;
     // Biases see a row's tokens from the first one, so their places are kept.
     let offset = if layer.scores.bias.is_some() { first * BLOCK } else { 0 };
-    let line = offset + keys;
-    scratch.pack_queries(layer, queries);
-    scratch.scores.resize(QUERIES * line, 0.0);
+    let line = offset + (last - first) * BLOCK;
+    let split_up = blocks.low.is_some();
     let across = shape.key_across() * TILE;
-    let (upper, lower) = scratch.queries.split_at(across);
+    scratch.pack_queries(layer, queries, split_up);
+    scratch.scores.resize(QUERIES * line, 0.0);
+    let rows = halves(&scratch.queries, split_up);
     let mut band = Band::whole(&mut scratch.scores, line);
-    for (b, block) in blocks[first..last].iter().enumerate() {
-        let (left, right) = block[head..head + shape.key_numbers()].split_at(across);
-        band.add(kernel, &[Pair { rows: [upper, lower], outputs: [left, right] }], [0, offset + b * BLOCK], true);
+    let keys = [head..head + across, head + across..head + 2 * across];
+    for block in first..last {
+        let pair = Pair { rows, outputs: blocks.lines(block, keys.each_ref()) };
+        band.add(kernel, &[pair], [0, offset + (block - first) * BLOCK], true);
     }
-    scratch.weights.resize(2 * (last - first) * TILE, bf16::ZERO);
-    let (upper, lower) = scratch.weights.split_at_mut((last - first) * TILE);
+    for weights in scratch.weights.iter_mut().take(1 + usize::from(split_up)) {
+        weights.resize(2 * (last - first) * TILE, bf16::ZERO);
+    }
     for (i, (query, scores)) in queries.iter().zip(scratch.scores.chunks_exact_mut(line)).enumerate() {
         let (from, to) = seen(query);
-        let weights = if i < SIDE { &mut *upper } else { &mut *lower };
-        simd(
-            #[inline(always)]
-            || weigh(layer, *query, scores, (from - first * BLOCK, to - first * BLOCK, offset)),
-        );
+        let [high, low] = &mut scratch.weights;
         simd(
             #[inline(always)]
             || {
-                for (tile, scores) in weights.chunks_exact_mut(TILE).zip(scores[offset..].chunks_exact(DEPTH)) {
-                    let at = i % SIDE * DEPTH;
-                    for (weight, score) in tile[at..at + DEPTH].iter_mut().zip(scores) {
-                        *weight = round(*score);
-                    }
+                scratch.sums[i] = weigh(layer, *query, scores, (from - first * BLOCK, to - first * BLOCK, offset));
+                let line = i / SIDE * (last - first) * TILE + i % SIDE * DEPTH;
+                for (tile, scores) in scores[offset..].chunks_exact(DEPTH).enumerate() {
+                    let at = line + tile * TILE..line + tile * TILE + DEPTH;
+                    let low = split_up.then(|| &mut low[at.clone()]);
+                    split(scores, &mut high[at], low);
                 }
             },
         );
@@ -160,26 +234,29 @@ fn attend_tile(
     let stride = lines.next_multiple_of(2) * SIDE;
     scratch.result.resize(QUERIES * stride, 0.0);
     let mut band = Band::whole(&mut scratch.result, stride);
+    let weights = halves(&scratch.weights, split_up);
     let values = head + shape.key_numbers();
     for left in (0..lines).step_by(2) {
-        let at = |block: &'_ [bf16], line: usize| values + line.min(lines - 1) * TILE..block.len();
-        let pairs: Vec<Pair<'_>> = blocks[first..last]
-            .iter()
-            .zip(upper.chunks_exact(TILE).zip(lower.chunks_exact(TILE)))
-            .map(|(block, (upper, lower))| Pair {
-                rows: [upper, lower],
-                outputs: [&block[at(block, left)][..TILE], &block[at(block, left + 1)][..TILE]],
-            })
-            .collect();
+        let at = [left, (left + 1).min(lines - 1)].map(|line| values + line * TILE..values + (line + 1) * TILE);
+        let pair = |block: usize| {
+            let tile = (block - first) * TILE..(block - first + 1) * TILE;
+            let rows = weights.part(&tile);
+            Pair { rows, outputs: blocks.lines(block, at.each_ref()) }
+        };
+        let pairs: Vec<Pair<'_>> = (first..last).map(pair).collect();
         band.add(kernel, &pairs, [0, left * SIDE], true);
     }
 }
 
-/// Turns a query's products into weights, in place: 0 for tokens it does not see.
+/// Turns a query's products into weights, in place: 0 for tokens it does not see. Returns the weights' sum.
 #[inline(always)]
-fn weigh(layer: Attention<'_>, query: Query, scores: &mut [f32], (from, to, offset): (usize, usize, usize)) {
-    for score in &mut scores[offset..] {
-        *score *= layer.scores.scale;
+fn weigh(layer: Attention<'_>, query: Query, scores: &mut [f32], (from, to, offset): (usize, usize, usize)) -> f32 {
+    let mut scale = layer.scores.scale;
+    if layer.scores.bias.is_some() || layer.scores.softcap.is_some() {
+        for score in &mut scores[offset..] {
+            *score *= scale;
+        }
+        scale = 1.0;
     }
     if let Some(bias) = layer.scores.bias {
         bias(query, &mut scores[..offset + to]);
@@ -190,27 +267,35 @@ fn weigh(layer: Attention<'_>, query: Query, scores: &mut [f32], (from, to, offs
             *score = cap * tanh(*score / cap);
         }
     }
-    softmax(&mut scores[from..to]);
+    let sum = exponentials(&mut scores[from..to], scale);
     scores[..from].fill(0.0);
     scores[to..].fill(0.0);
+    sum
 }
 
 impl Scratch {
     /// Two lines of queries as tiles; those that are not there are zero.
-    fn pack_queries(&mut self, layer: Attention<'_>, queries: &[Query]) {
+    fn pack_queries(&mut self, layer: Attention<'_>, queries: &[Query], split_up: bool) {
         let (across, d) = (layer.shape.key_across(), layer.shape.head_dim);
-        self.queries.clear();
-        self.queries.resize(2 * across * TILE, bf16::ZERO);
+        for part in self.queries.iter_mut().take(1 + usize::from(split_up)) {
+            part.clear();
+            part.resize(2 * across * TILE, bf16::ZERO);
+        }
+        let [high, low] = &mut self.queries;
         for (i, query) in queries.iter().enumerate() {
             let at = (query.token * layer.shape.heads + query.head) * d;
             let vector = &layer.queries[at..at + d];
-            let line = &mut self.queries[i / SIDE * across * TILE..];
-            for (tile, vector) in vector.chunks(DEPTH).enumerate() {
-                let at = tile * TILE + i % SIDE * DEPTH;
-                for (out, x) in line[at..at + vector.len()].iter_mut().zip(vector) {
-                    *out = round(*x);
-                }
-            }
+            simd(
+                #[inline(always)]
+                || {
+                    for (tile, vector) in vector.chunks(DEPTH).enumerate() {
+                        let at = (i / SIDE * across + tile) * TILE + i % SIDE * DEPTH;
+                        let at = at..at + vector.len();
+                        let low = split_up.then(|| &mut low[at.clone()]);
+                        split(vector, &mut high[at], low);
+                    }
+                },
+            );
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::linear::Precision;
+use half::bf16;
 use rayon::prelude::*;
 use rowmill_jobs::Result;
 
@@ -11,9 +11,11 @@ use super::disentangled::{DisentangledBias, DistanceVectors};
 use super::distance::DistanceBias;
 use super::names::Named;
 use super::shape::{EncoderShape, LayerShape, Relation};
-use crate::attention::{BLOCK, Blocks, Direction, Heads, Query, RowView, Scores, attend};
+use crate::attention::{BLOCK, Blocks, Direction, Heads, Query, RowView, Scores, TileBlocks, attend};
+use crate::buffers::Buffer;
+use crate::gemm::{self, Exactness};
 use crate::kernels::{add, for_tokens, simd};
-use crate::linear::Linear;
+use crate::linear::{Linear, Precision};
 use crate::rope::Rope;
 use crate::weights::{Part, fused};
 
@@ -139,6 +141,16 @@ pub(crate) struct SelfAttention {
     window: Option<usize>,
     angles: Option<Arc<Angles>>,
     distances: Distances,
+    /// How exactly keys and values are kept in tiles, where they are.
+    tiles: Option<Exactness>,
+}
+
+/// Keys and values of a batch, in one of two forms.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    floats: Vec<f32>,
+    high: Vec<bf16>,
+    low: Vec<bf16>,
 }
 
 impl SelfAttention {
@@ -168,15 +180,16 @@ impl SelfAttention {
             _ => Scores::plain(shared.heads.head_dim).scale,
         };
         let angles = angles.map(|(_, angles)| Arc::clone(angles));
-        Ok(Self { heads: shared.heads, qkv, scale, window: *window, angles, distances })
+        // Disentangled biases read keys as they are.
+        let tiles = qkv.exactness().filter(|_| gemm::available() && shared.vectors.is_none());
+        Ok(Self { heads: shared.heads, qkv, scale, window: *window, angles, distances, tiles })
     }
 
-    /// Attention over states `x` (`[tokens, hidden]`), each row over itself. `blocks` is memory for keys and values, which
-    /// layers use one after the other.
-    pub(crate) fn apply(&self, x: Vec<f32>, packed: &Packed, blocks: &mut Vec<f32>) -> Result<Vec<f32>> {
+    /// Attention over states `x` (`[tokens, hidden]`), each row over itself. `memory` is for keys and values, which layers
+    /// of one batch use one after the other.
+    pub(crate) fn apply(&self, x: &[f32], packed: &Packed, memory: &mut Memory) -> Result<Vec<f32>> {
         let hidden = self.heads.heads * self.heads.head_dim;
-        let mut queries = vec![0f32; x.len()];
-        blocks.resize(packed.blocks.len() * self.heads.block_floats(), 0.0);
+        let mut queries = Buffer::of(x.len());
         self.qkv.apply(x)?.read(|qkv| {
             for_tokens(
                 &mut queries,
@@ -184,23 +197,62 @@ impl SelfAttention {
                 #[inline(always)]
                 |token, out| self.part(0, token, qkv, packed, out),
             );
-            let block = |kv: &mut Vec<f32>, (block, (first, tokens)): (&mut [f32], &(usize, usize))| {
-                let (keys, values) = kv.split_at_mut(hidden);
-                for slot in 0..*tokens {
-                    simd(
-                        #[inline(always)]
-                        || {
-                            self.part(1, first + slot, qkv, packed, keys);
-                            self.part(2, first + slot, qkv, packed, values);
-                        },
-                    );
-                    self.heads.write(block, slot, keys, values);
+            match self.tiles {
+                None => {
+                    let numbers = self.heads.block_floats();
+                    memory.floats.resize(packed.blocks.len() * numbers, 0.0);
+                    let places = memory.floats.par_chunks_mut(numbers).zip(&packed.blocks);
+                    places.for_each(|(block, place)| {
+                        self.each_slot(qkv, packed, *place, |slot, [keys, values]| {
+                            self.heads.write(block, slot, keys, values);
+                        });
+                    });
                 }
-            };
-            let places = blocks.par_chunks_mut(self.heads.block_floats()).zip(&packed.blocks);
-            places.for_each_init(|| vec![0f32; 2 * hidden], block);
+                Some(exactness) => {
+                    // Slots that no token has stay empty.
+                    let numbers = self.heads.block_numbers();
+                    memory.high.resize(packed.blocks.len() * numbers, bf16::ZERO);
+                    let split_up = exactness == Exactness::Exact;
+                    memory.low.resize(if split_up { memory.high.len() } else { 0 }, bf16::ZERO);
+                    let mut low: Vec<&mut [bf16]> = memory.low.chunks_exact_mut(numbers).collect();
+                    low.resize_with(packed.blocks.len(), Default::default);
+                    let places = memory.high.par_chunks_mut(numbers).zip(low).zip(&packed.blocks);
+                    places.for_each(|((high, low), place)| {
+                        self.each_slot(
+                            qkv,
+                            packed,
+                            *place,
+                            #[inline(always)]
+                            |slot, token| self.heads.write_tiles(high, split_up.then_some(&mut *low), slot, token),
+                        );
+                    });
+                }
+            }
         })?;
-        Ok(self.attend(&queries, packed, blocks))
+        Ok(self.attend(&queries, packed, memory))
+    }
+
+    /// Gives `write` the keys and values of a block's tokens.
+    fn each_slot(
+        &self,
+        qkv: &[f32],
+        packed: &Packed,
+        (first, tokens): (usize, usize),
+        mut write: impl FnMut(usize, [&[f32]; 2]),
+    ) {
+        let hidden = self.heads.heads * self.heads.head_dim;
+        let mut kv = Buffer::of(2 * hidden);
+        let (keys, values) = kv.split_at_mut(hidden);
+        for slot in 0..tokens {
+            simd(
+                #[inline(always)]
+                || {
+                    self.part(1, first + slot, qkv, packed, keys);
+                    self.part(2, first + slot, qkv, packed, values);
+                    write(slot, [keys, values]);
+                },
+            );
+        }
     }
 
     /// A token's query (0), key (1) or value (2), of the product `[tokens, 3 * hidden]`.
@@ -216,15 +268,22 @@ impl SelfAttention {
         }
     }
 
-    fn attend(&self, queries: &[f32], packed: &Packed, blocks: &[f32]) -> Vec<f32> {
-        let mut blocks = blocks.chunks_exact(self.heads.block_floats());
+    fn attend(&self, queries: &[f32], packed: &Packed, memory: &Memory) -> Vec<f32> {
+        let mut floats = memory.floats.chunks_exact(self.heads.block_floats());
+        let mut high = memory.high.chunks_exact(self.heads.block_numbers());
+        let mut low = memory.low.chunks_exact(self.heads.block_numbers());
         let rows: Vec<RowView<'_>> = packed
             .rows()
-            .map(|(first, tokens)| RowView {
-                first,
-                tokens,
-                before: 0,
-                blocks: Blocks::Floats(blocks.by_ref().take(tokens.div_ceil(BLOCK)).collect()),
+            .map(|(first, tokens)| {
+                let count = tokens.div_ceil(BLOCK);
+                let blocks = match self.tiles {
+                    None => Blocks::Floats(floats.by_ref().take(count).collect()),
+                    Some(exactness) => Blocks::Tiles(TileBlocks {
+                        high: high.by_ref().take(count).collect(),
+                        low: (exactness == Exactness::Exact).then(|| low.by_ref().take(count).collect()),
+                    }),
+                };
+                RowView { first, tokens, before: 0, blocks }
             })
             .collect();
         let scores = Scores { scale: self.scale, softcap: None, window: self.window, bias: None };

@@ -1,13 +1,12 @@
 //! An encoder's feed-forward: up, activation with or without a gate, down. And activations of whole products, which
 //! classifiers use, too.
 
-use crate::linear::Precision;
 use rowmill_jobs::Result;
 
 use super::names::Named;
 use super::shape::{Activation, EncoderShape, Gate};
-use crate::kernels::{for_tokens, gelu, gelu_tanh, silu, tanh};
-use crate::linear::{Linear, Product};
+use crate::kernels::{add, for_tokens, gelu, gelu_tanh, silu, tanh};
+use crate::linear::{Linear, Precision, Product};
 use crate::weights::{Part, fused};
 
 /// The feed-forward of a layer.
@@ -47,7 +46,22 @@ impl FeedForward {
     }
 
     /// `x` is `[tokens, hidden]`, and so is the product, which is still without the bias of `down`.
-    pub(crate) fn apply(&self, x: Vec<f32>) -> Result<Product> {
+    pub(crate) fn apply(&self, x: &[f32]) -> Result<Product> {
+        if self.gate == Gate::None
+            && let Some(product) = self.up.apply_then(
+                &self.down,
+                x,
+                #[inline(always)]
+                |up, column| {
+                    if let Some(bias) = &self.up.bias {
+                        add(up, &bias[column..]);
+                    }
+                    self.activation.apply(up);
+                },
+            )
+        {
+            return Ok(product);
+        }
         let up = self.up.apply(x)?;
         let active = match self.gate {
             Gate::None => activate(&up, &self.up, self.activation)?,

@@ -17,16 +17,18 @@ pub(crate) mod rows;
 pub(crate) mod settings;
 pub(crate) mod shape;
 
-use crate::linear::Precision;
+use std::borrow::Cow;
+
+use rayon::prelude::*;
 use rowmill_jobs::Result;
 
-use self::attention::{Packed, SelfAttention, Shared};
+use self::attention::{Memory, Packed, SelfAttention, Shared};
 use self::feed::FeedForward;
 use self::names::Named;
 use self::norm::Norm;
 use self::shape::{EncoderShape, NormPlace, Relation};
 use crate::kernels::{add, for_tokens};
-use crate::linear::{Linear, Product};
+use crate::linear::{Linear, Precision, Product};
 use crate::weights::{Part, Weights, fused};
 
 /// An encoder with its weights.
@@ -53,18 +55,28 @@ struct Layer {
     feed_norm: Norm,
 }
 
+/// Tokens that go through the whole network together, on one thread where there are enough of them: what they become on
+/// their way stays in its second-level cache, and no thread waits for another.
+const TOKENS_TOGETHER: usize = 256;
+
 /// Hidden states of a batch.
 pub(crate) struct States {
     /// `[tokens, hidden]`.
     values: Vec<f32>,
     hidden: usize,
-    packed: Packed,
+    /// Tokens of each row.
+    lengths: Vec<usize>,
 }
 
 impl States {
     /// Each row's states, `[tokens of the row, hidden]`.
     pub(crate) fn rows(&self) -> impl Iterator<Item = &[f32]> {
-        self.packed.rows().map(|(first, tokens)| &self.values[first * self.hidden..(first + tokens) * self.hidden])
+        let mut rest = self.values.as_slice();
+        self.lengths.iter().map(move |tokens| {
+            let (row, after) = rest.split_at(tokens * self.hidden);
+            rest = after;
+            row
+        })
     }
 }
 
@@ -112,6 +124,8 @@ impl Encoder {
         token_type.truncate(hidden);
         let words = named.module(names.words);
         let words = Part { module: &words, rows: shape.vocab };
+        // They are read row by row and multiplied with nothing.
+        let words_dtype = if dtype == Precision::Split { Precision::F32 } else { dtype };
         let shared = Shared::load(&named, shape)?;
         let layer = |index| Layer::load(&named, shape, index, &shared, dtype);
         let last_norm = match shape.norm_place {
@@ -119,7 +133,7 @@ impl Encoder {
             NormPlace::Before => Some(Norm::load(weights, &named.module(names.last_norm), hidden)?),
         };
         Ok(Self {
-            words: fused(weights, &[words], hidden, dtype)?,
+            words: fused(weights, &[words], hidden, words_dtype)?,
             positions,
             token_type,
             norm: Norm::load(weights, &named.module(names.embedding_norm), hidden)?,
@@ -129,41 +143,57 @@ impl Encoder {
         })
     }
 
-    /// Hidden states of all rows, packed.
+    /// Hidden states of all rows.
     pub(crate) fn states(&self, rows: &[&[u32]]) -> Result<States> {
+        let hidden = self.shape.hidden;
+        let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+        let mut values = vec![0f32; lengths.iter().sum::<usize>() * hidden];
+        let mut work = Vec::new();
+        let mut rest = values.as_mut_slice();
+        for rows in neighbours(rows, TOKENS_TOGETHER) {
+            let tokens: usize = rows.iter().map(|row| row.len()).sum();
+            let (own, after) = rest.split_at_mut(tokens * hidden);
+            rest = after;
+            work.push((rows, own));
+        }
+        work.into_par_iter().with_max_len(1).try_for_each(|(rows, h)| self.run(rows, h))?;
+        Ok(States { values, hidden, lengths })
+    }
+
+    /// Hidden states of some rows, packed into `h` (`[tokens, hidden]`).
+    fn run(&self, rows: &[&[u32]], h: &mut [f32]) -> Result<()> {
         let (hidden, epsilon) = (self.shape.hidden, self.shape.norm_epsilon);
         let packed = Packed::new(rows);
-        let mut h = self.embed(rows, &packed)?;
-        let mut blocks = Vec::new();
+        self.embed(rows, &packed, h)?;
+        let mut memory = Memory::default();
         for layer in &self.layers {
-            let x = self.before(&h, layer.attention_norm.as_ref());
-            let context = layer.attention.apply(x, &packed, &mut blocks)?;
+            let x = self.before(h, layer.attention_norm.as_ref());
+            let context = layer.attention.apply(&x, &packed, &mut memory)?;
             let product = layer.attention_out.apply(context)?;
-            self.sum(&mut h, &product, &layer.attention_out, layer.attention_norm.as_ref())?;
-            let x = self.before(&h, Some(&layer.feed_norm));
-            let product = layer.feed.apply(x)?;
-            self.sum(&mut h, &product, &layer.feed.down, Some(&layer.feed_norm))?;
+            self.sum(h, &product, &layer.attention_out, layer.attention_norm.as_ref())?;
+            let x = self.before(h, Some(&layer.feed_norm));
+            let product = layer.feed.apply(&x)?;
+            self.sum(h, &product, &layer.feed.down, Some(&layer.feed_norm))?;
         }
         if let Some(norm) = &self.last_norm {
             for_tokens(
-                &mut h,
+                h,
                 hidden,
                 #[inline(always)]
                 |_, x| norm.apply(x, epsilon),
             );
         }
-        Ok(States { values: h, hidden, packed })
+        Ok(())
     }
 
-    /// What the first layer reads, `[tokens, hidden]`.
-    fn embed(&self, rows: &[&[u32]], packed: &Packed) -> Result<Vec<f32>> {
+    /// Writes what the first layer reads, `[tokens, hidden]`.
+    fn embed(&self, rows: &[&[u32]], packed: &Packed, h: &mut [f32]) -> Result<()> {
         let (hidden, epsilon) = (self.shape.hidden, self.shape.norm_epsilon);
-        let mut h = vec![0f32; packed.positions.len() * hidden];
         for (id, out) in rows.iter().copied().flatten().zip(h.chunks_exact_mut(hidden)) {
             self.words.copy_row(*id, out)?;
         }
         for_tokens(
-            &mut h,
+            h,
             hidden,
             #[inline(always)]
             |token, x| {
@@ -175,21 +205,20 @@ impl Encoder {
                 self.norm.apply(x, epsilon);
             },
         );
-        Ok(h)
+        Ok(())
     }
 
     /// What a layer reads of the states: themselves, or normed where norms stand before.
-    fn before(&self, h: &[f32], norm: Option<&Norm>) -> Vec<f32> {
+    fn before<'a>(&self, h: &'a [f32], norm: Option<&Norm>) -> Cow<'a, [f32]> {
+        let (NormPlace::Before, Some(norm)) = (self.shape.norm_place, norm) else { return Cow::Borrowed(h) };
         let mut x = h.to_vec();
-        if let (NormPlace::Before, Some(norm)) = (self.shape.norm_place, norm) {
-            for_tokens(
-                &mut x,
-                self.shape.hidden,
-                #[inline(always)]
-                |_, x| norm.apply(x, self.shape.norm_epsilon),
-            );
-        }
-        x
+        for_tokens(
+            &mut x,
+            self.shape.hidden,
+            #[inline(always)]
+            |_, x| norm.apply(x, self.shape.norm_epsilon),
+        );
+        Cow::Owned(x)
     }
 
     /// h += product + bias, token by token; then the norm, where norms stand after.
@@ -213,6 +242,21 @@ impl Encoder {
             );
         })
     }
+}
+
+/// Cuts rows into neighbours of at most `tokens_max` tokens together; a longer row is alone.
+fn neighbours<'a, 'b>(rows: &'a [&'b [u32]], tokens_max: usize) -> impl Iterator<Item = &'a [&'b [u32]]> {
+    let mut rest = rows;
+    std::iter::from_fn(move || {
+        let mut tokens = rest.first()?.len();
+        let more = rest[1..].iter().take_while(|row| {
+            tokens += row.len();
+            tokens <= tokens_max
+        });
+        let (some, after) = rest.split_at(1 + more.count());
+        rest = after;
+        Some(some)
+    })
 }
 
 impl Layer {

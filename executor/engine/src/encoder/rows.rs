@@ -8,19 +8,22 @@ use crate::drive::is_out_of_memory;
 use crate::pack::batches;
 use crate::row::choice;
 
-/// Tokens an encoder computes at a time.
-pub(crate) const TOKENS: usize = 2048;
+/// Tokens an encoder computes before it looks whether it is to stop. It takes them through its layers in small groups.
+pub(crate) const TOKENS: usize = 8192;
+/// Tokens that a decoder takes through its layers together.
+pub(crate) const DECODER_TOKENS: usize = 2048;
 
 /// Vectors of a batch's rows, one for each; `None` where one is not finite.
 type Vectors<'a> = &'a dyn Fn(&[&[u32]]) -> Result<Vec<Option<Vec<f32>>>>;
 
-/// A vector for each row; `None` if it was stopped.
+/// A vector for each row, computed in batches of `tokens_max`; `None` if it was stopped.
 pub(crate) fn embed(
     vectors: Vectors<'_>,
+    tokens_max: usize,
     rows: &[&[u32]],
     stopped: &(dyn Fn() -> bool + Sync),
 ) -> Result<Option<Vec<Outcome>>> {
-    in_batches(rows, stopped, |batch| {
+    in_batches(rows, tokens_max, stopped, |batch| {
         Ok(vectors(batch)?.into_iter().map(|vector| vector.map(Answer::Vector)).collect())
     })
 }
@@ -32,7 +35,7 @@ pub(crate) fn classify(
     rows: &[&[u32]],
     stopped: &(dyn Fn() -> bool + Sync),
 ) -> Result<Option<Vec<Outcome>>> {
-    in_batches(rows, stopped, |batch| {
+    in_batches(rows, TOKENS, stopped, |batch| {
         let logits = classifier.logits(batch)?;
         let rows = logits.chunks_exact(classifier.labels().len());
         Ok(rows.map(|logits| probabilities(logits, asked).map(choice)).collect())
@@ -42,13 +45,14 @@ pub(crate) fn classify(
 /// Answers rows batch by batch. A row without an answer computed something that is not finite.
 fn in_batches(
     rows: &[&[u32]],
+    tokens_max: usize,
     stopped: &(dyn Fn() -> bool + Sync),
     answer: impl Fn(&[&[u32]]) -> Result<Vec<Option<Answer>>>,
 ) -> Result<Option<Vec<Outcome>>> {
     let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
     let numeric = || RowError::new(RowErrorCode::Numeric, "the model computed a number that is not finite");
     let mut outcomes: Vec<Outcome> = rows.iter().map(|_| Err(numeric())).collect();
-    for batch in batches(&lengths, TOKENS) {
+    for batch in batches(&lengths, tokens_max) {
         if stopped() {
             return Ok(None);
         }

@@ -6,6 +6,8 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
+use half::bf16;
+
 use super::band::Pair;
 use super::tiles::SIDE;
 
@@ -89,8 +91,7 @@ impl Session {
         // SAFETY: by the contract of this function, row 16 is inside the block.
         let lower = unsafe { out.add(SIDE * stride) };
         let stride = stride * size_of::<f32>();
-        // SAFETY: a session is open, so the registers are set up. Each loop reads `tiles` whole tiles of four slices that
-        // `Pair::tiles` found to be that long; loads and stores of `out` stay inside the block.
+        // SAFETY: a session is open, so the registers are set up; loads and stores of `out` stay inside the block.
         unsafe {
             if first {
                 asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
@@ -104,34 +105,11 @@ impl Session {
                 );
             }
             for pair in pairs {
-                let tiles = pair.tiles();
-                if tiles == 0 {
-                    continue;
+                match (pair.rows.low, pair.outputs.low) {
+                    (None, _) => one(pair),
+                    (Some(low), None) => two(pair, low),
+                    (Some(low), Some(rest)) => three(pair, low, rest),
                 }
-                asm!(
-                    "2:",
-                    "tileloadd tmm4, [{upper} + {row}]",
-                    "tileloadd tmm6, [{left} + {row}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{right} + {row}]",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{lower} + {row}]",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    "add {upper}, 1024",
-                    "add {lower}, 1024",
-                    "add {left}, 1024",
-                    "add {right}, 1024",
-                    "dec {tiles}",
-                    "jnz 2b",
-                    upper = inout(reg) pair.rows[0].as_ptr() => _,
-                    lower = inout(reg) pair.rows[1].as_ptr() => _,
-                    left = inout(reg) pair.outputs[0].as_ptr() => _,
-                    right = inout(reg) pair.outputs[1].as_ptr() => _,
-                    tiles = inout(reg) tiles => _,
-                    row = in(reg) 64usize,
-                    options(nostack, readonly)
-                );
             }
             asm!(
                 "tilestored [{upper} + {stride}], tmm0",
@@ -141,6 +119,157 @@ impl Session {
                 upper = in(reg) out, lower = in(reg) lower, stride = in(reg) stride, options(nostack)
             );
         }
+    }
+}
+
+/// Adds the product of whole or rounded numbers to the sums in registers 0 to 3.
+///
+/// # Safety
+/// A session is open.
+#[inline]
+unsafe fn one(pair: &Pair<'_>) {
+    let tiles = pair.tiles();
+    if tiles == 0 {
+        return;
+    }
+    let (rows, outputs) = (pair.rows.high, pair.outputs.high);
+    // SAFETY: the loop reads `tiles` whole tiles of slices that `Pair::tiles` found to be that long.
+    unsafe {
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{upper} + {row}]",
+            "tileloadd tmm6, [{left} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{right} + {row}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {upper}, 1024",
+            "add {lower}, 1024",
+            "add {left}, 1024",
+            "add {right}, 1024",
+            "dec {tiles}",
+            "jnz 2b",
+            upper = inout(reg) rows[0].as_ptr() => _,
+            lower = inout(reg) rows[1].as_ptr() => _,
+            left = inout(reg) outputs[0].as_ptr() => _,
+            right = inout(reg) outputs[1].as_ptr() => _,
+            tiles = inout(reg) tiles => _,
+            row = in(reg) 64usize,
+            options(nostack, readonly)
+        );
+    }
+}
+
+/// As [`one`], where rows are the sum of two parts: what is loaded of the outputs meets both.
+///
+/// # Safety
+/// A session is open.
+#[inline]
+unsafe fn two(pair: &Pair<'_>, low: [&[bf16]; 2]) {
+    let tiles = pair.tiles();
+    if tiles == 0 {
+        return;
+    }
+    let (rows, outputs) = (pair.rows.high, pair.outputs.high);
+    // SAFETY: as in `one`.
+    unsafe {
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{upper_low} + {row}]",
+            "tileloadd tmm6, [{left} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{right} + {row}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower_low} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{upper} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {upper}, 1024",
+            "add {lower}, 1024",
+            "add {upper_low}, 1024",
+            "add {lower_low}, 1024",
+            "add {left}, 1024",
+            "add {right}, 1024",
+            "dec {tiles}",
+            "jnz 2b",
+            upper = inout(reg) rows[0].as_ptr() => _,
+            lower = inout(reg) rows[1].as_ptr() => _,
+            upper_low = inout(reg) low[0].as_ptr() => _,
+            lower_low = inout(reg) low[1].as_ptr() => _,
+            left = inout(reg) outputs[0].as_ptr() => _,
+            right = inout(reg) outputs[1].as_ptr() => _,
+            tiles = inout(reg) tiles => _,
+            row = in(reg) 64usize,
+            options(nostack, readonly)
+        );
+    }
+}
+
+/// As [`one`], where both sides are sums of two parts; the product of the small ones is left out. Eight tiles are loaded
+/// for twelve products.
+///
+/// # Safety
+/// A session is open.
+#[inline]
+unsafe fn three(pair: &Pair<'_>, low: [&[bf16]; 2], rest: [&[bf16]; 2]) {
+    let tiles = pair.tiles();
+    if tiles == 0 {
+        return;
+    }
+    let (rows, outputs) = (pair.rows.high, pair.outputs.high);
+    // SAFETY: as in `one`.
+    unsafe {
+        asm!(
+            "2:",
+            "tileloadd tmm4, [{upper} + {row}]",
+            "tileloadd tmm6, [{left_low} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{right_low} + {row}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm6, [{left} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{right} + {row}]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "tileloadd tmm4, [{upper_low} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{lower_low} + {row}]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {upper}, 1024",
+            "add {lower}, 1024",
+            "add {upper_low}, 1024",
+            "add {lower_low}, 1024",
+            "add {left}, 1024",
+            "add {right}, 1024",
+            "add {left_low}, 1024",
+            "add {right_low}, 1024",
+            "dec {tiles}",
+            "jnz 2b",
+            upper = inout(reg) rows[0].as_ptr() => _,
+            lower = inout(reg) rows[1].as_ptr() => _,
+            upper_low = inout(reg) low[0].as_ptr() => _,
+            lower_low = inout(reg) low[1].as_ptr() => _,
+            left = inout(reg) outputs[0].as_ptr() => _,
+            right = inout(reg) outputs[1].as_ptr() => _,
+            left_low = inout(reg) rest[0].as_ptr() => _,
+            right_low = inout(reg) rest[1].as_ptr() => _,
+            tiles = inout(reg) tiles => _,
+            row = in(reg) 64usize,
+            options(nostack, readonly)
+        );
     }
 }
 

@@ -29,40 +29,75 @@ impl Kernel {
     }
 }
 
-/// Two lines of rows and two lines of outputs that are multiplied.
+/// Two lines of tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines<'a> {
+    pub(crate) high: [&'a [bf16]; 2],
+    /// What rounding left of them.
+    pub(crate) low: Option<[&'a [bf16]; 2]>,
+}
+
+impl<'a> Lines<'a> {
+    /// Some numbers of each line.
+    pub(crate) fn part(&self, part: &Range<usize>) -> Self {
+        let of = |line: &'a [bf16]| &line[part.clone()];
+        Self { high: self.high.map(of), low: self.low.map(|low| low.map(of)) }
+    }
+}
+
+/// Two lines of rows and two lines of outputs that are multiplied: all parts of one with all parts of the other, but for
+/// the two that rounding left. Where rows are rounded, outputs are taken so, too.
 #[derive(Clone, Copy)]
 pub(crate) struct Pair<'a> {
-    pub(crate) rows: [&'a [bf16]; 2],
-    pub(crate) outputs: [&'a [bf16]; 2],
+    pub(crate) rows: Lines<'a>,
+    pub(crate) outputs: Lines<'a>,
 }
 
 impl Pair<'_> {
     /// Tiles of each slice.
     pub(super) fn tiles(&self) -> usize {
-        let [a, b] = self.rows.map(<[bf16]>::len);
-        let [c, d] = self.outputs.map(<[bf16]>::len);
-        a.min(b).min(c).min(d) / TILE
+        let shortest = |lines: [&[bf16]; 2]| lines[0].len().min(lines[1].len());
+        let all = [Some(self.rows.high), self.rows.low, Some(self.outputs.high), self.outputs.low];
+        all.into_iter().flatten().map(shortest).min().unwrap_or(0) / TILE
+    }
+
+    /// Rows and outputs whose products are summed.
+    fn products(&self) -> impl Iterator<Item = [[&[bf16]; 2]; 2]> {
+        let rest = self.rows.low.and(self.outputs.low).map(|low| [self.rows.high, low]);
+        let low = self.rows.low.map(|low| [low, self.outputs.high]);
+        [rest, low, Some([self.rows.high, self.outputs.high])].into_iter().flatten()
     }
 }
 
-/// Some columns of a product `[rows, width]`, which one task writes.
-pub(crate) struct Band<'a> {
-    out: *mut f32,
+/// Some columns of a matrix `[rows, width]`, which one task writes.
+pub(crate) struct Band<'a, T = f32> {
+    out: *mut T,
     rows: usize,
     width: usize,
     columns: Range<usize>,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: bands of a product share no column, and each is written through `&mut self` only.
-unsafe impl Send for Band<'_> {}
+// SAFETY: bands of a matrix share no column, and each is written through `&mut self` only.
+unsafe impl<T: Send> Send for Band<'_, T> {}
 
-/// Cuts a product into bands of `columns` columns.
-pub(crate) fn bands(out: &mut [f32], width: usize, columns: usize) -> Vec<Band<'_>> {
+/// Cuts a matrix into bands of `columns` columns.
+pub(crate) fn bands<T>(out: &mut [T], width: usize, columns: usize) -> Vec<Band<'_, T>> {
     let rows = out.len() / width;
     let out = out.as_mut_ptr();
     let band = |from: usize| Band { out, rows, width, columns: from..width.min(from + columns), borrowed: PhantomData };
     (0..width).step_by(columns).map(band).collect()
+}
+
+impl<T> Band<'_, T> {
+    /// The band's columns of a row.
+    pub(crate) fn row(&mut self, row: usize) -> &mut [T] {
+        assert!(row < self.rows);
+        // SAFETY: the row is inside the matrix, and its columns are this band's alone.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.out.add(row * self.width + self.columns.start), self.columns.len())
+        }
+    }
 }
 
 impl<'a> Band<'a> {
@@ -105,30 +140,14 @@ impl<'a> Band<'a> {
     }
 }
 
-impl Band<'_> {
-    /// Writes the first `columns` columns of a block at `row` and `column`, as far as they are inside the product and the
-    /// band.
-    pub(crate) fn write(&mut self, block: &[f32; BLOCK * BLOCK], columns: usize, [row, column]: [usize; 2]) {
-        assert!(row < self.rows && self.columns.contains(&column) && columns <= BLOCK);
-        let columns = columns.min(self.columns.end - column);
-        for i in 0..BLOCK.min(self.rows - row) {
-            // SAFETY: row and columns are inside the product, and the columns are this band's alone.
-            unsafe {
-                let out = self.out.add((row + i) * self.width + column);
-                out.copy_from_nonoverlapping(block.as_ptr().add(i * BLOCK), columns);
-            }
-        }
-    }
-}
-
 /// Adds the product of two lines of rows with two lines of outputs to a block, summed over `pairs` of them.
 fn plain(pairs: &[Pair<'_>], block: &mut [f32; BLOCK * BLOCK]) {
     simd(
         #[inline(always)]
         || {
-            for pair in pairs {
-                for (lower, rows) in pair.rows.into_iter().enumerate() {
-                    for (right, outputs) in pair.outputs.into_iter().enumerate() {
+            for [rows, outputs] in pairs.iter().flat_map(Pair::products) {
+                for (lower, rows) in rows.into_iter().enumerate() {
+                    for (right, outputs) in outputs.into_iter().enumerate() {
                         for row in (0..SIDE).step_by(ROWS) {
                             let at = (lower * SIDE + row) * BLOCK + right * SIDE;
                             plain_rows(rows, outputs, row, &mut block[at..]);
@@ -185,7 +204,13 @@ mod tests {
             (0..3 * TILE).map(|i| bf16::from_f32(((i * 37 + seed * 101) % 251) as f32 / 97.0 - 1.3)).collect()
         };
         let [a, b, c, d] = [numbers(1), numbers(2), numbers(3), numbers(4)];
-        let pairs = [Pair { rows: [&a, &b], outputs: [&c, &d] }, Pair { rows: [&c, &a], outputs: [&d, &b] }];
+        let whole = |high| Lines { high, low: None };
+        let split = |high, low| Lines { high, low: Some(low) };
+        let pairs = [
+            Pair { rows: whole([&a, &b]), outputs: whole([&c, &d]) },
+            Pair { rows: split([&c, &a], [&b, &d]), outputs: split([&d, &b], [&a, &a]) },
+            Pair { rows: split([&d, &a], [&c, &b]), outputs: whole([&b, &c]) },
+        ];
         for (rows, width) in [(32, 32), (40, 70), (3, 5), (33, 33)] {
             let compute = |kernel: &Kernel| {
                 let mut out = vec![0f32; rows * width];

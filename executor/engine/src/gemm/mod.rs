@@ -11,6 +11,7 @@ mod amx;
 mod amx;
 pub(crate) mod band;
 mod quants;
+pub(crate) mod rows;
 pub(crate) mod tiles;
 
 use std::ops::Range;
@@ -19,15 +20,14 @@ use half::bf16;
 use rayon::prelude::*;
 
 pub(crate) use self::amx::available;
-use self::band::{BLOCK, Band, Kernel, Pair, bands};
+use self::band::{BLOCK, Band, Kernel, Lines, Pair, bands};
 use self::quants::Quants;
+use self::rows::Rows;
 use self::tiles::{DEPTH, SIDE, TILE, Tiles, place};
 use crate::kernels::simd;
 
 /// Tiles along the inputs that are multiplied before the next rows are: their part of the weights stays in the cache.
 const ACROSS: usize = 64;
-/// Lines of rows that meet all weights of a task before the next lines do: so many stay in the second-level cache.
-const LINES: usize = 16;
 /// Blocks of outputs of one task.
 const BLOCKS: usize = 4;
 
@@ -98,31 +98,56 @@ impl Weights {
         }
     }
 
-    /// `x` is `[rows, inputs]`; writes `[rows, outputs]`.
-    pub(crate) fn multiply(&self, x: &[f32], exactness: Exactness, out: &mut [f32]) {
+    /// Writes `[rows, outputs]`.
+    pub(crate) fn multiply(&self, rows: &Rows, out: &mut [f32]) {
         let blocks = self.outputs.div_ceil(BLOCK);
         for across in parts(self.inputs) {
-            let rows = Rows::pack(x, self.inputs, &across, exactness);
             let bands = bands(out, self.outputs, BLOCKS * BLOCK);
             bands.into_par_iter().enumerate().for_each_init(
                 <[Widened; BLOCKS]>::default,
                 |widened, (task, mut band)| {
                     let kernel = Kernel::begin();
-                    for lines in rows.groups() {
+                    for group in rows.groups() {
                         let mine = task * BLOCKS..blocks.min((task + 1) * BLOCKS);
                         for (block, widened) in mine.zip(widened.iter_mut()) {
-                            let weights =
-                                self.weights([2 * block, 2 * block + 1], &across, rows.low.is_some(), widened);
-                            for line in lines.clone().step_by(2) {
-                                let (pairs, count) = rows.pairs(line, &weights);
-                                let place = [line * SIDE, block * BLOCK];
-                                band.add(&kernel, &pairs[..count], place, across.start == 0);
+                            let outputs = self.lines([2 * block, 2 * block + 1], &across, rows.are_split(), widened);
+                            for line in group.clone().step_by(2) {
+                                let pair = Pair { rows: rows.lines(line, &across), outputs };
+                                band.add(&kernel, &[pair], [line * SIDE, block * BLOCK], across.start == 0);
                             }
                         }
                     }
                 },
             );
         }
+    }
+
+    /// As [`Weights::multiply`], through `f` and packed for the next product: `f` is given a row's products from some output
+    /// on, up to 32 of them. The products themselves never leave the cache.
+    pub(crate) fn multiply_packed(
+        &self,
+        rows: &Rows,
+        exactness: Exactness,
+        f: impl Fn(&mut [f32], usize) + Sync,
+    ) -> Rows {
+        let mut next = Rows::of(rows.count, self.outputs, exactness);
+        let lines = |block| [2 * block, 2 * block + 1];
+        let place = (next.bands(BLOCKS), self.outputs.div_ceil(BLOCK));
+        self.each_block(rows, place, lines, |band, products, [line, block]| {
+            let column = block * BLOCK;
+            let columns = BLOCK.min(self.outputs - column);
+            simd(
+                #[inline(always)]
+                || {
+                    for products in products.chunks_exact_mut(BLOCK) {
+                        f(&mut products[..columns], column);
+                        products[columns..].fill(0.0);
+                    }
+                    band.write(products, line, block % BLOCKS);
+                },
+            );
+        });
+        next
     }
 
     /// Whether [`Weights::multiply_gated`] can be asked for.
@@ -132,57 +157,68 @@ impl Weights {
 
     /// As [`Weights::multiply`], where the first half of the outputs are gates of the second: writes `f(gate) * other`,
     /// `[rows, outputs / 2]`, and the products themselves never leave the cache.
-    pub(crate) fn multiply_gated(
-        &self,
-        x: &[f32],
-        exactness: Exactness,
-        f: impl Fn(f32) -> f32 + Sync,
-        out: &mut [f32],
-    ) {
+    pub(crate) fn multiply_gated(&self, rows: &Rows, f: impl Fn(f32) -> f32 + Sync, out: &mut [f32]) {
         let (half, lines) = (self.outputs / 2, self.outputs / 2 / SIDE);
-        for across in parts(self.inputs) {
-            let rows = Rows::pack(x, self.inputs, &across, exactness);
-            let bands = bands(out, half, BLOCKS * SIDE);
-            bands.into_par_iter().enumerate().for_each_init(
-                <[Widened; BLOCKS]>::default,
-                |widened, (task, mut band)| {
-                    let kernel = Kernel::begin();
-                    let mut products = [0f32; BLOCK * BLOCK];
-                    for group in rows.groups() {
-                        let mine = task * BLOCKS..lines.min((task + 1) * BLOCKS);
-                        for (gate, widened) in mine.zip(widened.iter_mut()) {
-                            let weights = self.weights([gate, lines + gate], &across, rows.low.is_some(), widened);
-                            for line in group.clone().step_by(2) {
-                                let (pairs, count) = rows.pairs(line, &weights);
-                                Band::whole(&mut products, BLOCK).add(&kernel, &pairs[..count], [0, 0], true);
-                                simd(
-                                    #[inline(always)]
-                                    || close_gates(&mut products, &f),
-                                );
-                                band.write(&products, SIDE, [line * SIDE, gate * SIDE]);
-                            }
-                        }
+        let place = (bands(out, half, BLOCKS * SIDE), lines);
+        self.each_block(
+            rows,
+            place,
+            |gate| [gate, lines + gate],
+            |band, products, [line, gate]| {
+                simd(
+                    #[inline(always)]
+                    || close_gates(products, &f),
+                );
+                let at = gate % BLOCKS * SIDE;
+                for (row, products) in (line * SIDE..rows.count).zip(products.chunks_exact(BLOCK)) {
+                    band.row(row)[at..at + SIDE].copy_from_slice(&products[..SIDE]);
+                }
+            },
+        );
+    }
+
+    /// Gives `close` the products of each block, over all inputs: 32 rows by two lines of outputs. There are so many blocks
+    /// for each two lines of rows; each band is written from [`BLOCKS`] of them.
+    fn each_block<B: Send>(
+        &self,
+        rows: &Rows,
+        (bands, blocks): (Vec<B>, usize),
+        outputs: impl Fn(usize) -> [usize; 2] + Sync,
+        close: impl Fn(&mut B, &mut [f32; BLOCK * BLOCK], [usize; 2]) + Sync,
+    ) {
+        let across = 0..self.inputs.div_ceil(DEPTH);
+        bands.into_par_iter().enumerate().for_each_init(<[Widened; BLOCKS]>::default, |widened, (task, mut band)| {
+            let kernel = Kernel::begin();
+            let mut products = [0f32; BLOCK * BLOCK];
+            for group in rows.groups() {
+                let mine = task * BLOCKS..blocks.min((task + 1) * BLOCKS);
+                for (block, widened) in mine.zip(widened.iter_mut()) {
+                    let outputs = self.lines(outputs(block), &across, rows.are_split(), widened);
+                    for line in group.clone().step_by(2) {
+                        let pair = Pair { rows: rows.lines(line, &across), outputs };
+                        Band::whole(&mut products, BLOCK).add(&kernel, &[pair], [0, 0], true);
+                        close(&mut band, &mut products, [line, block]);
                     }
-                },
-            );
-        }
+                }
+            }
+        });
     }
 
     /// Two lines of weights, some of their inputs, as tiles. `split` asks for what is left of rounding, too.
-    fn weights<'a>(
+    fn lines<'a>(
         &'a self,
         lines: [usize; 2],
         across: &Range<usize>,
         split: bool,
         widened: &'a mut Widened,
-    ) -> BlockWeights<'a> {
+    ) -> Lines<'a> {
         let of = |tiles: &'a Tiles| {
             // A last line without a neighbour is multiplied twice; the second product is not kept.
             lines.map(|line| &tiles.line(line.min(tiles.lines() - 1))[across.start * TILE..across.end * TILE])
         };
         match &self.form {
-            Form::Whole(tiles) => BlockWeights { high: of(tiles), low: None },
-            Form::Split { high, low } => BlockWeights { high: of(high), low: split.then(|| of(low)) },
+            Form::Whole(tiles) => Lines { high: of(tiles), low: None },
+            Form::Split { high, low } => Lines { high: of(high), low: split.then(|| of(low)) },
             Form::Quants(quants) => {
                 let tiles = across.len() * TILE;
                 let of = Some((lines, across.start));
@@ -196,7 +232,7 @@ impl Weights {
                 }
                 let (a, b) = high.split_at(tiles);
                 let (c, d) = low.split_at(tiles);
-                BlockWeights { high: [a, b], low: split.then_some([c, d]) }
+                Lines { high: [a, b], low: split.then_some([c, d]) }
             }
         }
     }
@@ -225,90 +261,6 @@ struct Widened {
     /// Which lines, and the first of their inputs.
     of: Option<([usize; 2], usize)>,
     tiles: Vec<bf16>,
-}
-
-/// Two lines of outputs.
-struct BlockWeights<'a> {
-    high: [&'a [bf16]; 2],
-    low: Option<[&'a [bf16]; 2]>,
-}
-
-/// Some inputs of the other side of a product, `[rows, inputs]`, packed.
-struct Rows {
-    high: Tiles,
-    low: Option<Tiles>,
-}
-
-impl Rows {
-    fn pack(x: &[f32], inputs: usize, across: &Range<usize>, exactness: Exactness) -> Self {
-        let rows = x.len() / inputs;
-        let part = across.start * DEPTH..inputs.min(across.end * DEPTH);
-        let mut high = Tiles::of(rows, part.len());
-        let mut low = (exactness == Exactness::Exact).then(|| Tiles::of(rows, part.len()));
-        let lines = x.par_chunks(SIDE * inputs).zip(high.lines_mut().collect::<Vec<_>>());
-        match &mut low {
-            None => lines.for_each(|(x, high)| {
-                simd(
-                    #[inline(always)]
-                    || pack_line(x, inputs, &part, high, None),
-                )
-            }),
-            Some(low) => lines.zip(low.lines_mut().collect::<Vec<_>>()).for_each(|((x, high), low)| {
-                simd(
-                    #[inline(always)]
-                    || pack_line(x, inputs, &part, high, Some(low)),
-                );
-            }),
-        }
-        Self { high, low }
-    }
-
-    /// Lines that meet all weights of a task before the next lines do.
-    fn groups(&self) -> impl Iterator<Item = Range<usize>> {
-        let lines = self.high.lines();
-        (0..lines).step_by(LINES).map(move |from| from..lines.min(from + LINES))
-    }
-
-    /// What two neighbouring lines and these weights have to be multiplied of each other, and how many pairs that are.
-    fn pairs<'a>(&'a self, line: usize, weights: &BlockWeights<'a>) -> ([Pair<'a>; 3], usize) {
-        // The last line may be its own neighbour.
-        let of = |tiles: &'a Tiles| [line, (line + 1).min(tiles.lines() - 1)].map(|line| tiles.line(line));
-        let whole = Pair { rows: of(&self.high), outputs: weights.high };
-        // Small parts first: they would be lost in a large sum.
-        match (&self.low, weights.low) {
-            (None, _) => ([whole; 3], 1),
-            (Some(low), None) => ([Pair { rows: of(low), outputs: weights.high }, whole, whole], 2),
-            (Some(low), Some(rest)) => {
-                let rows = Pair { rows: of(low), outputs: weights.high };
-                ([Pair { rows: whole.rows, outputs: rest }, rows, whole], 3)
-            }
-        }
-    }
-}
-
-/// Packs some inputs of up to 16 rows: `[part / DEPTH, 16, DEPTH]`.
-#[inline(always)]
-fn pack_line(x: &[f32], inputs: usize, part: &Range<usize>, high: &mut [bf16], mut low: Option<&mut [bf16]>) {
-    if x.len() < SIDE * inputs || !part.len().is_multiple_of(DEPTH) {
-        high.fill(bf16::ZERO);
-        if let Some(low) = &mut low {
-            low.fill(bf16::ZERO);
-        }
-    }
-    for (row, x) in x.chunks_exact(inputs).enumerate() {
-        for (tile, x) in x[part.clone()].chunks(DEPTH).enumerate() {
-            let at = tile * TILE + row * DEPTH;
-            let high = &mut high[at..at + x.len()];
-            for (high, x) in high.iter_mut().zip(x) {
-                *high = round(*x);
-            }
-            if let Some(low) = &mut low {
-                for ((low, high), x) in low[at..at + x.len()].iter_mut().zip(high).zip(x) {
-                    *low = round(x - high.to_f32());
-                }
-            }
-        }
-    }
 }
 
 /// Packs a row-major matrix as outputs.
@@ -355,7 +307,7 @@ mod tests {
         for rows in [1, 2, 16, 17, 31, 32, 33, 100, 300] {
             let x = synthetic::values("7", rows * inputs, 0.0, 1.0);
             let mut out = vec![f32::NAN; rows * weights.outputs];
-            weights.multiply(&x, exactness, &mut out);
+            weights.multiply(&Rows::pack(&x, inputs, exactness), &mut out);
             for (i, (got, (expected, size))) in out.iter().zip(plain(&x, values, inputs)).enumerate() {
                 let error = (f64::from(*got) - expected).abs() / size;
                 assert!(error < tolerance, "{rows} rows, {i}: {got} is not {expected}");
@@ -363,7 +315,8 @@ mod tests {
             // Each row alone gives the same bits.
             for row in [0, rows / 2, rows - 1] {
                 let mut alone = vec![0f32; weights.outputs];
-                weights.multiply(&x[row * inputs..(row + 1) * inputs], exactness, &mut alone);
+                let x = &x[row * inputs..(row + 1) * inputs];
+                weights.multiply(&Rows::pack(x, inputs, exactness), &mut alone);
                 assert_eq!(alone, out[row * weights.outputs..(row + 1) * weights.outputs]);
             }
         }
@@ -396,8 +349,9 @@ mod tests {
             for rows in [1, 16, 33, 300] {
                 let x = synthetic::values("9", rows * inputs, 0.0, 1.0);
                 let (mut plain, mut gated) = (vec![0f32; rows * 2 * half], vec![f32::NAN; rows * half]);
-                weights.multiply(&x, Exactness::Exact, &mut plain);
-                weights.multiply_gated(&x, Exactness::Exact, f, &mut gated);
+                let x = Rows::pack(&x, inputs, Exactness::Exact);
+                weights.multiply(&x, &mut plain);
+                weights.multiply_gated(&x, f, &mut gated);
                 for (plain, gated) in plain.chunks_exact(2 * half).zip(gated.chunks_exact(half)) {
                     let expected: Vec<f32> = (0..half).map(|i| f(plain[i]) * plain[half + i]).collect();
                     assert!(gated.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1.0)));
@@ -406,6 +360,29 @@ mod tests {
         }
         assert!(!Weights::pack(&synthetic::values("1", 40 * 64, 0.0, 1.0), 64, Exactness::Exact).can_be_gated());
         assert!(!Weights::pack(&synthetic::values("1", 32 * 2080, 0.0, 1.0), 2080, Exactness::Exact).can_be_gated());
+    }
+
+    #[test]
+    fn products_packed_for_the_next_product_are_the_products() {
+        let f = |row: &mut [f32], column: usize| {
+            for (i, x) in row.iter_mut().enumerate() {
+                *x = x.max(0.1) + (column + i) as f32 * 0.01;
+            }
+        };
+        for (inputs, inner, outputs) in [(32, 64, 16), (70, 45, 33), (2080, 160, 40)] {
+            let up = Weights::pack(&synthetic::values("4", inner * inputs, 0.0, 0.1), inputs, Exactness::Exact);
+            let down = Weights::pack(&synthetic::values("6", outputs * inner, 0.0, 1.0), inner, Exactness::Exact);
+            for rows in [1, 16, 33, 300] {
+                let x = synthetic::values("9", rows * inputs, 0.0, 1.0);
+                let (x, mut inside) = (Rows::pack(&x, inputs, Exactness::Exact), vec![0f32; rows * inner]);
+                up.multiply(&x, &mut inside);
+                inside.chunks_exact_mut(inner).for_each(|row| f(row, 0));
+                let (mut apart, mut packed) = (vec![0f32; rows * outputs], vec![f32::NAN; rows * outputs]);
+                down.multiply(&Rows::pack(&inside, inner, Exactness::Exact), &mut apart);
+                down.multiply(&up.multiply_packed(&x, Exactness::Exact, f), &mut packed);
+                assert!(apart.iter().zip(&packed).all(|(a, b)| (a - b).abs() <= 1e-4 * a.abs().max(1.0)), "{inner}");
+            }
+        }
     }
 
     #[test]

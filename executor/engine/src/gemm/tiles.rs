@@ -44,6 +44,11 @@ impl Tiles {
         self.values.chunks_exact_mut(self.across * TILE)
     }
 
+    /// All numbers: `[lines, across, TILE]`.
+    pub(crate) fn all_mut(&mut self) -> &mut [bf16] {
+        &mut self.values
+    }
+
     /// The number of lines of tiles.
     pub(crate) fn lines(&self) -> usize {
         self.values.len() / (self.across * TILE)

@@ -77,9 +77,8 @@ impl Authenticated {
         reach: Reach,
         timeouts: Timeouts,
     ) -> Result<Self> {
-        let header = |name, key: &SecretString| -> Result<Scheme> {
-            Ok(Scheme::Header(name, key_header(key.expose_secret())?))
-        };
+        let header =
+            |name, key: &SecretString| -> Result<Scheme> { Ok(Scheme::Header(name, key_header(key.expose_secret())?)) };
         let scheme = match authentication {
             Authentication::None => Ok(Scheme::None),
             Authentication::Bearer(key) => Ok(Scheme::Header(AUTHORIZATION, bearer(key.expose_secret())?)),
