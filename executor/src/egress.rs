@@ -109,7 +109,7 @@ impl Egress {
         let guard = self.guard(run).await?;
         let mut engines = BTreeMap::new();
         for (name, permit) in permits {
-            let engine = ManagedEngine::open(&self.accounts, permit, guard.clone()).await;
+            let engine = ManagedEngine::open(&self.accounts, permit, dimensions(run.job, &name), guard.clone()).await;
             engines.insert(name.clone(), Arc::new(engine.map_err(|error| error.with("model", &name))?));
         }
         Ok(Opened { engines, guard: Some(guard) })
@@ -136,6 +136,14 @@ impl Egress {
             _ => None,
         };
         Ok(RunGuard { audit, ledger, redactor })
+    }
+}
+
+/// The length of a model's vectors, as the job says it.
+fn dimensions(job: &JobSpec, model: &str) -> Option<u32> {
+    match &job.models.iter().find(|known| known.name == model)?.engine {
+        EngineSpec::Managed { dimensions, .. } => *dimensions,
+        _ => None,
     }
 }
 

@@ -12,6 +12,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod example;
+mod managed;
 mod models;
 mod random;
 #[cfg(feature = "services")]

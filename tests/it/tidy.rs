@@ -20,7 +20,7 @@ const CRATES: [(&str, &[&str]); 8] = [
 ];
 
 /// Libraries that one crate alone may use.
-const HOMES: [(&str, &str); 22] = [
+const HOMES: [(&str, &str); 23] = [
     ("arrow", "sql"),
     ("parquet", "sql"),
     ("datafusion", "sql"),

@@ -59,17 +59,18 @@ impl Accounts {
         self.policy.price(&self.prices, permit.provider(), permit.model())
     }
 
-    /// The model that a permit is for, as the operator set its provider up.
+    /// The model that a permit is for, as the operator set its provider up; `dimensions` is the length of its vectors.
     ///
     /// # Errors
     /// The policy has no such provider, or something in its address is missing.
-    pub fn target(&self, permit: &Permit) -> Result<Arc<Target>> {
+    pub fn target(&self, permit: &Permit, dimensions: Option<u32>) -> Result<Arc<Target>> {
         let provider = self.provider(permit.provider())?;
         let holes = [("region", &provider.region), ("resource", &provider.resource), ("project", &provider.project)];
         let holes = holes.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
         let mut overrides = Overrides {
             base_url: provider.base_url.as_ref().map(|base| base.url().to_string()),
             holes: Some(holes.collect::<BTreeMap<_, _>>()),
+            dimensions,
             self_hosted: provider.self_hosted.then_some(true),
             ..Overrides::default()
         };

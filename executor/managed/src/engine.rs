@@ -79,12 +79,12 @@ struct Talk<'a> {
 }
 
 impl ManagedEngine {
-    /// Opens a model for a run.
+    /// Opens a model for a run; `dimensions` is the length of its vectors, if it embeds.
     ///
     /// # Errors
     /// The key cannot be had, the provider's address is not whole, or no price is known and the job has a cap.
-    pub async fn open(accounts: &Accounts, permit: Permit, guard: RunGuard) -> Result<Self> {
-        let target = accounts.target(&permit)?;
+    pub async fn open(accounts: &Accounts, permit: Permit, dimensions: Option<u32>, guard: RunGuard) -> Result<Self> {
+        let target = accounts.target(&permit, dimensions)?;
         let price = match (accounts.price(&permit), &guard.ledger) {
             (Ok(price), _) => Some(price),
             (Err(error), Some(_)) => return Err(error),

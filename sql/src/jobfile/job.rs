@@ -109,7 +109,7 @@ fn pool(options: &mut Options<'_>) -> Result<String> {
 }
 
 /// `key = 'a, b'`: names of columns. `compile` checks that those of `key` are output columns.
-fn names(options: &mut Options<'_>, option: &str, usage: &str) -> Result<Vec<String>> {
+fn names(options: &mut Options<'_>, option: &'static str, usage: &str) -> Result<Vec<String>> {
     match options.text(option)? {
         None => Ok(Vec::new()),
         Some((text, at)) => {

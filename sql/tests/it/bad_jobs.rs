@@ -289,11 +289,19 @@ const FILES: &[(&str, &str)] = &[
     ("CREATE MODEL m", "error: expected WITH (option = value, …), found the end of the file\n  at job.sql:1:15"),
     (
         "CREATE MODEL m WITH (engine = 'candel')",
-        "error: there is no engine 'candel'\n  at job.sql:1:31\n  hint: this version has 'candle' and 'echo'",
+        "error: there is no engine 'candel'\n  at job.sql:1:31\n  hint: did you mean 'candle'?",
     ),
     (
-        "CREATE MODEL m WITH (engine = 'openai', name = 'x')",
-        "error: engine 'openai' is not supported by this version\n  at job.sql:1:31\n  hint: this version has 'candle' and 'echo'",
+        "CREATE MODEL m WITH (engine = 'openai')",
+        "error: CREATE MODEL m needs the option `name`\n  at job.sql:1:14\n  hint: name = 'gpt-4o-mini', as the provider calls the model",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'openai', name = 'x y')",
+        "error: a model's name has letters, digits and - _ . : / @ only\n  at job.sql:1:48",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'openai', name = 'x', base_url = 'http://x')",
+        "error: CREATE MODEL m has no option `base_url`\n  at job.sql:1:53\n  hint: its options are: engine, name, provider, dimensions",
     ),
     (
         "CREATE MODEL m WITH (engine = 'candle')",

@@ -67,6 +67,9 @@ fn plan(random: &mut Random, nonce: Option<&str>) -> Plan {
         model: None,
         shard_rows: None,
         max_error_ratio: 0.0,
+        never_send: Vec::new(),
+        data_class: None,
+        nano_usd_max: None,
         pool: "default".into(),
         params: Default::default(),
     };
