@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use tokio::sync::Mutex;
 
 use crate::policy::config::{Limits, Provider};
-use crate::policy::{Permit, Policy, Storage};
+use crate::policy::{BaseUrl, Permit, Policy, Storage};
 use crate::pricing::{Catalogue, ModelPrice, Prices};
 use crate::secrets::SecretRef;
 use crate::target::{Auth, Overrides, RateHeaders, Target};
@@ -104,7 +104,9 @@ impl Accounts {
 
     async fn connect(&self, permit: &Permit, target: &Target) -> Result<Transport> {
         let provider = self.provider(permit.provider())?;
-        let place = if provider.self_hosted { Place::Own } else { Place::Provider };
+        // A gateway on this machine needs no TLS. What passes it leaves all the same: rules hold as for any provider.
+        let is_here = provider.base_url.as_ref().is_some_and(BaseUrl::is_loopback);
+        let place = if provider.self_hosted || is_here { Place::Own } else { Place::Provider };
         let limits = limits(&provider.limits);
         let allowance: Arc<dyn Allowance> = match &self.redis {
             Some(server) => {

@@ -242,7 +242,9 @@ fn check_house<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<'
             let message = format!("{} is not in the house", url.host());
             return Err(wrong(&at("base_url"), message, "take self_hosted out, and let a rule allow what may leave"));
         }
-    } else if let Some(url) = provider.base_url.as_ref().filter(|url| url.url().scheme() != "https") {
+    } else if let Some(url) =
+        provider.base_url.as_ref().filter(|url| url.url().scheme() != "https" && !url.is_loopback())
+    {
         let message = format!("rows would travel to {} unencrypted", url.host());
         return Err(wrong(
             &at("base_url"),

@@ -265,6 +265,16 @@ impl BaseUrl {
         &self.0
     }
 
+    /// Whether it is this machine: a gateway that passes requests on, to which nothing travels unencrypted.
+    pub fn is_loopback(&self) -> bool {
+        match self.0.host() {
+            Some(url::Host::Domain(name)) => name == "localhost",
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        }
+    }
+
     /// Its host.
     pub fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default()
