@@ -15,11 +15,13 @@ import report
 import shape
 import tuning
 import workloads
-from groups import Commands, groups
+from groups import ROWMILL, Commands, groups
 from protocol import Contestant
 
 # Rows of the warm-up and of the round that finds the pace, where the contestant's multiple would be too few.
 TRIED_ROWS = {"embed": 256}
+# Rows of the warm-up, where the rows of a round are given and nothing is to be found.
+WARM_UP_ROWS = 8
 # What others may use of the processors in a round before it is called disturbed.
 OTHERS_SHARE_MAX = 0.05
 
@@ -32,7 +34,7 @@ def rows_of_a_round(contestant, task, seconds, asked):
     """So many rows that a round takes about `seconds`: as many for each as it can do, for rates are compared."""
     multiple = contestant.about.get("rows_multiple", 16)
     table = len(task["values"])
-    tried = min(asked or table, max(multiple, TRIED_ROWS.get(task["task"], multiple)))
+    tried = min(asked, WARM_UP_ROWS) if asked else max(multiple, TRIED_ROWS.get(task["task"], multiple))
     took = contestant.go(table - 2 * tried, tried)["seconds"]
     if asked:
         return asked
@@ -60,7 +62,8 @@ def run_group(group, task, options, logs, prompts, deadline):
             log = logs / f"{group.name}-{len(contestants)}.log"
             contestant = Contestant(name, command, log, environment)
             contestants.append(contestant)
-            rows = rows_of_a_round(contestant, task, options.round_seconds, options.rows)
+            asked = options.peer_rows or options.rows if name != ROWMILL else options.rows
+            rows = rows_of_a_round(contestant, task, options.round_seconds, asked)
             say(f"  {name}: ready after {contestant.start_seconds:.0f} s, {rows} rows a round")
             facts = {"about": contestant.about, "rows": rows, "command": contestant.command, "rounds": []}
             result["contestants"][name] = facts
@@ -114,7 +117,8 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=math.inf, help="starts no round that would end later; may cost rounds")
     parser.add_argument("--round-seconds", type=float, default=6.0, help="how long a contestant's round should take")
-    parser.add_argument("--rows", type=int, help="rows of every contestant's round, instead of --round-seconds")
+    parser.add_argument("--rows", type=int, help="rows of a contestant's round, instead of --round-seconds")
+    parser.add_argument("--peer-rows", type=int, help="rows of a peer's round, if not as many as --rows")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="the peers' threads")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder of RESULTS.md, results.json")
     parser.add_argument("--tune", action="store_true", help="only find llama-server's best settings, and keep them")

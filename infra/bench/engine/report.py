@@ -106,7 +106,7 @@ def markdown(facts):
     ]
     lines += [f"- FAILED, and not measured: {failure}" for failure in facts["failed"]]
     for group in facts["groups"]:
-        rows = f", {group['rows_asked']} rows a round" if group["rows_asked"] else ""
+        rows = f", {group['rows_asked']} rows at a time" if group["rows_asked"] else ""
         lines += ["", f"## {TITLES[group['workload']]}{rows} — {group['numbers']}", "", circumstances(group), ""]
         lines += table(group)
     if facts["batched_bench"]:
