@@ -21,15 +21,20 @@ NOTES = """## How
 
 - Contestants of a group stay loaded and idle; one works at a time, in alternating order. A round has as many rows as fill it.
 - Decoders have random weights in the shape of Llama-3.2-1B, so answers mean nothing; their shape is checked. Prompts are the
-  same tokens for all: every contestant's count was compared with the tokenizer's.
+  same tokens for all: every contestant's count was compared with the tokenizer's, but Rowmill's of free text: that is cut at 64
+  tokens, which the engine reports as an error of the row, without counts.
 - `llama-server` is built natively, has its prompt cache on and the template in the cache of every slot before the first round;
-  slots and flags are the fastest of those that `--tune` tried. Rowmill computes the template anew in every round, or as its
-  engine does.
+  where a table says *tuned*, slots and flags are the fastest of those that `--tune` tried, else it has 16 slots and its own
+  batch sizes. Rowmill computes the template anew in every round, or as its engine does.
 - Random weights burden llama.cpp's grammars: no first choice fits, so it tries the whole vocabulary, and `json_schema` leaves
   room for white space, which noise fills. The lines called *bound* answer the same prompts with free tokens instead: what
   llama.cpp would reach with that many tokens if constraints cost it nothing.
 - transformers reuses a cache of the template, and enforces no schema. Embedding includes tokenisation.
 """
+
+
+# Rounds from which a lowest and a highest mean something.
+ROUNDS_MIN = 5
 
 
 def spread(values, digits):
@@ -50,7 +55,9 @@ def line(name, facts, ours):
     rows = sum(one["rows"] for one in facts["rounds"])
     speed = rates(facts, "rows")
     cells = [name, settings(facts["about"]), str(facts["rows"]), spread(speed, 1 if min(speed) >= 10 else 2)]
-    cells += [f"{sum(one[key] for one in facts['rounds']) / rows:.1f}" for key in ("input_tokens", "output_tokens")]
+    for key in ("input_tokens", "output_tokens"):
+        unknown = key == "input_tokens" and any(one.get("truncated") for one in facts["rounds"])
+        cells.append("not told" if unknown else f"{sum(one[key] for one in facts['rounds']) / rows:.1f}")
     written = rates(facts, "output_tokens")
     cells.append(f"{statistics.median(written):.0f}" if any(written) else "")
     against = ""
@@ -76,20 +83,32 @@ def table(group):
     return lines
 
 
+def circumstances(group):
+    """When and how a group was measured, in one line."""
+    about = next(iter(group["contestants"].values()))
+    rounds = len(about["rounds"])
+    words = [group["date"], f"Rowmill of {group['build']}" if ROWMILL in group["contestants"] else "without Rowmill"]
+    words += [f"{rounds} rounds" + (", too few to say much of the spread" if rounds < ROUNDS_MIN else "")]
+    words += [f"load of the minute before the start {group['load_before']:.2f}"]
+    if any("llama" in name for name in group["contestants"]):
+        words.append("llama-server tuned" if group["tuned"] else "llama-server not tuned")
+    return "; ".join(words) + "."
+
+
 def markdown(facts):
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = [HEAD]
     if facts["quick"]:
         lines += ["**A quick trial with tiny models: no figure here means anything.**", ""]
     lines += [
-        f"- {facts['processor']}; {facts['threads']} threads; load before the start {facts['load_before']:.2f}",
-        f"- {facts['date']}, commit {facts['commit']}, {facts['rounds']} rounds, {facts['minutes']:.0f} minutes",
+        f"- {facts['processor']}; {facts['threads']} threads",
         f"- {versions}",
-        f"- llama-server {'tuned on this machine' if facts['tuned'] else 'NOT tuned on this machine'}",
     ]
     lines += [f"- FAILED, and not measured: {failure}" for failure in facts["failed"]]
     for group in facts["groups"]:
-        lines += ["", f"## {TITLES[group['workload']]} — {group['numbers']}", "", *table(group)]
+        rows = f", {group['rows_asked']} rows at a time" if group["rows_asked"] else ""
+        lines += ["", f"## {TITLES[group['workload']]}{rows} — {group['numbers']}", "", circumstances(group), ""]
+        lines += table(group)
     if facts["batched_bench"]:
         lines += ["", "## llama-batched-bench, 128 tokens in and 64 out, tokens/s", ""]
         lines += ["| numbers | sequences | prefill | decode | together |", "|---|---:|---:|---:|---:|"]
@@ -97,6 +116,15 @@ def markdown(facts):
             speeds = " | ".join(f"{one[key]:.0f}" for key in ("speed_pp", "speed_tg", "speed"))
             lines.append(f"| {one['numbers']} | {one['pl']} | {speeds} |")
     return "\n".join([*lines, "", NOTES])
+
+
+def write(facts, folder):
+    """Writes results.json, and RESULTS.md with remarks.md, which people write, at its end. Returns the text."""
+    (folder / "results.json").write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+    remarks = folder / "remarks.md"
+    text = markdown(facts) + ("\n" + remarks.read_text(encoding="utf-8") if remarks.exists() else "")
+    (folder / "RESULTS.md").write_text(text, encoding="utf-8")
+    return text
 
 
 def batched_bench(peers, model, options):
