@@ -36,11 +36,15 @@ fn as_infer(plan: &LogicalPlan) -> Option<&Infer> {
 /// Adds what an expression over these inputs is made of.
 fn of_expression(expr: &Expr, inputs: &[&LogicalPlan], found: &mut BTreeSet<String>) -> Result<()> {
     expr.apply(|part| {
-        match part {
-            Expr::ScalarSubquery(subquery) => everything(&subquery.subquery, found)?,
-            Expr::InSubquery(within) => everything(&within.subquery.subquery, found)?,
-            Expr::Exists(exists) => everything(&exists.subquery.subquery, found)?,
-            _ => {}
+        let subquery = match part {
+            Expr::ScalarSubquery(subquery) => subquery,
+            Expr::InSubquery(within) => &within.subquery,
+            Expr::Exists(exists) => &exists.subquery,
+            _ => return Ok(TreeNodeRecursion::Continue),
+        };
+        everything(&subquery.subquery, found)?;
+        if refers_outside(&subquery.subquery)? {
+            inputs.iter().try_for_each(|input| everything(input, found))?;
         }
         Ok(TreeNodeRecursion::Continue)
     })?;
@@ -71,7 +75,13 @@ fn of_column(column: &Column, plan: &LogicalPlan, found: &mut BTreeSet<String>) 
             None => everything(plan, found),
         },
         LogicalPlan::Union(union) => union.inputs.iter().try_for_each(|input| of_column(&same(input), input, found)),
-        LogicalPlan::Join(join) => of_expression(&Expr::Column(column.clone()), &[&join.left, &join.right], found),
+        LogicalPlan::Join(join) => {
+            // A lateral one: what stands right is made of what stands left.
+            if refers_outside(&join.right)? {
+                everything(&join.left, found)?;
+            }
+            of_expression(&Expr::Column(column.clone()), &[&join.left, &join.right], found)
+        }
         LogicalPlan::Extension(_) => match as_infer(plan) {
             Some(infer) if index < infer.input.schema().fields().len() => {
                 of_column(&same(&infer.input), &infer.input, found)
@@ -93,6 +103,18 @@ fn aggregated(aggregate: &Aggregate, index: usize) -> Option<&Expr> {
         return None;
     }
     aggregate.group_expr.iter().chain(&aggregate.aggr_expr).nth(index)
+}
+
+/// Whether a plan uses columns of a query around it.
+fn refers_outside(plan: &LogicalPlan) -> Result<bool> {
+    let mut refers = false;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            refers |= expr.exists(|part| Ok(matches!(part, Expr::OuterReferenceColumn(..))))?;
+            Ok(TreeNodeRecursion::Continue)
+        })
+    })?;
+    Ok(refers)
 }
 
 /// Adds all columns of all tables below, and of subqueries in expressions.

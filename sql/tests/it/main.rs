@@ -6,5 +6,6 @@ mod bed;
 mod engines;
 mod formats;
 mod inputs;
+mod origins;
 mod rows;
 mod staging;
