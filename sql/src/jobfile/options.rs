@@ -140,7 +140,7 @@ impl<'a> Options<'a> {
         if later.contains(&item.name.as_str()) {
             return Err(self
                 .error(item.name_at, format!("option `{}` is not supported by this version", item.name))
-                .hint("remove it: this version runs jobs on this operator's own machines only"));
+                .hint("remove it: this version asks the model that a call names, and no other"));
         }
         let error = self.error(item.name_at, format!("{} has no option `{}`", self.owner, item.name));
         Err(match closest(&item.name, self.taken.iter().copied()) {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, Result};
-use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan};
+use datafusion::logical_expr::{Aggregate, Distinct, Expr, LogicalPlan};
 
 use super::infer_node::Infer;
 
@@ -70,6 +70,7 @@ fn of_column(column: &Column, plan: &LogicalPlan, found: &mut BTreeSet<String>) 
         LogicalPlan::Filter(filter) => of_column(&same(&filter.input), &filter.input, found),
         LogicalPlan::Sort(sort) => of_column(&same(&sort.input), &sort.input, found),
         LogicalPlan::Limit(limit) => of_column(&same(&limit.input), &limit.input, found),
+        LogicalPlan::Distinct(Distinct::All(input)) => of_column(&same(input), input, found),
         LogicalPlan::Aggregate(aggregate) => match aggregated(aggregate, index) {
             Some(expr) => of_expression(expr, &[&aggregate.input], found),
             None => everything(plan, found),

@@ -393,11 +393,11 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'x') AS SELECT 1",
-        "error: option `spill_to` is not supported by this version\n  at job.sql:1:56\n  hint: remove it: this version runs jobs on this operator's own machines only",
+        "error: option `spill_to` is not supported by this version\n  at job.sql:1:56\n  hint: remove it: this version asks the model that a call names, and no other",
     ),
     (
         "CREATE JOB j WITH (output = 'out', logical_date = '1', max_errors = 1) AS SELECT 1",
-        "error: CREATE JOB j has no option `max_errors`\n  at job.sql:1:56\n  hint: its options are: output, logical_date, key, model, shard_rows, max_error_ratio, pool",
+        "error: CREATE JOB j has no option `max_errors`\n  at job.sql:1:56\n  hint: its options are: output, logical_date, key, model, shard_rows, max_error_ratio, pool, never_send, data_class, max_cost_usd",
     ),
     (
         "CREATE JOB j WITH (output = 'out', logical_date = '1', model = 'x') AS SELECT 1",

@@ -24,12 +24,21 @@ async fn values_are_followed_to_their_tables() {
         ("WITH w AS (SELECT id, phone AS lang FROM t) SELECT id, ai_complete(lang) AS a FROM w", &[&["phone"]]),
         // A condition decides which rows there are; it is no value.
         ("SELECT id, ai_complete(body) AS a FROM t WHERE email LIKE '%x%'", &[&["body"]]),
-        ("SELECT id, ai_complete(CASE WHEN lang = 'en' THEN body ELSE phone END) AS a FROM t", &[&["body", "lang", "phone"]]),
+        (
+            "SELECT id, ai_complete(CASE WHEN lang = 'en' THEN body ELSE phone END) AS a FROM t",
+            &[&["body", "lang", "phone"]],
+        ),
         // An answer is made of what was asked.
         ("SELECT id, ai_classify(ai_complete(email), ['a', 'b']) AS a FROM t", &[&["email"], &["email"]]),
-        ("SELECT id, ai_complete(body) AS a FROM t WHERE ai_filter(prompt('Real? {0}', lang))", &[&["lang"], &["body"]]),
+        (
+            "SELECT id, ai_complete(body) AS a FROM t WHERE ai_filter(prompt('Real? {0}', lang))",
+            &[&["lang"], &["body"]],
+        ),
         ("SELECT a.id, ai_complete(b.phone) AS a FROM t AS a JOIN t AS b ON a.id = b.id", &[&["phone"]]),
-        ("SELECT lang, ai_complete(m) AS a FROM (SELECT lang, max(email) AS m FROM t GROUP BY lang) AS g", &[&["email"]]),
+        (
+            "SELECT lang, ai_complete(m) AS a FROM (SELECT lang, max(email) AS m FROM t GROUP BY lang) AS g",
+            &[&["email"]],
+        ),
         (
             "SELECT id, ai_complete(v) AS a FROM (SELECT id, body AS v FROM t UNION ALL SELECT id, email FROM t) AS u",
             &[&["body", "email"]],
@@ -47,7 +56,8 @@ async fn values_are_followed_to_their_tables() {
     ];
     let bed = bed();
     for (query, expected) in cases {
-        let (job, _) = bed.compiled(&format!("{HEAD}{query}")).await.unwrap_or_else(|error| panic!("{query}: {}", error.report()));
+        let (job, _) =
+            bed.compiled(&format!("{HEAD}{query}")).await.unwrap_or_else(|error| panic!("{query}: {}", error.report()));
         let origins: Vec<Vec<&str>> =
             job.calls().iter().map(|call| call.origins.iter().map(String::as_str).collect()).collect();
         for (found, wanted) in origins.iter().zip(expected) {

@@ -76,7 +76,6 @@ fn all_providers_of_the_product_are_there() {
         "azure",
         "azure-deployments",
         "bedrock",
-        "openai-compatible",
         "deepseek",
         "fireworks",
         "gemini",
@@ -85,6 +84,7 @@ fn all_providers_of_the_product_are_there() {
         "mistral",
         "ollama",
         "openai",
+        "openai-compatible",
         "openrouter",
         "tei",
         "tgi",
@@ -93,6 +93,12 @@ fn all_providers_of_the_product_are_there() {
         "vllm",
     ];
     assert_eq!(Target::providers().unwrap(), expected);
+    // What a job file may name, what the operator may, and what the table has are one list.
+    for kind in rowmill_jobs::spec::PROVIDER_KINDS {
+        assert!(expected.contains(&kind), "{kind}");
+        let known: crate::policy::config::ProviderKind = serde_json::from_value(kind.into()).unwrap();
+        assert_eq!(known.as_str(), kind);
+    }
 }
 
 #[test]
