@@ -295,3 +295,27 @@ fn a_prompt_beyond_the_context_is_that_rows_error() {
     assert_eq!(error.code.as_str(), "too_long");
     assert!(error.message.contains("512"), "{}", error.message);
 }
+
+#[test]
+fn every_label_fits_behind_a_prompt() {
+    let (_, prompter) = answerer("llama-tiny");
+    let label = "a label of quite a number of tokens".to_owned();
+    let tokens = prompter.labels(std::slice::from_ref(&label)).unwrap()[0].len();
+    assert!(tokens > 3);
+    let choose = chat_task(TaskKind::Choose { labels: vec![label, "no".into()], calibrate: false });
+    let requests: Vec<Request> = (1..600).map(|words| Request { values: ["x ".repeat(words)].into() }).collect();
+    let long = prompter.decoder_prompts(&chat_task(complete(1)), &requests).unwrap();
+    let chosen = prompter.decoder_prompts(&choose, &requests).unwrap();
+    let mut refused = 0;
+    for (prompt, labelled) in long.into_iter().zip(chosen) {
+        let Ok(prompt) = prompt else { continue };
+        match labelled {
+            Ok(_) => assert!(prompt.len() + tokens <= 512),
+            Err(error) => {
+                assert_eq!((error.code.as_str(), prompt.len() + tokens > 512), ("too_long", true));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "no prompt came near the context's end");
+}

@@ -2,7 +2,7 @@
 //! they add no special token to the prompt. Decoder prompts are never cut; texts for encoders are, as their models expect.
 
 use rayon::prelude::*;
-use rowmill_jobs::infer::{Piece, Request, RowError, RowErrorCode, Task};
+use rowmill_jobs::infer::{Piece, Request, RowError, RowErrorCode, Task, TaskKind};
 use rowmill_jobs::{Error, Result};
 
 use crate::chat::ChatTemplate;
@@ -36,11 +36,19 @@ fn placeholder(index: usize) -> String {
     format!("\u{F8F0}{index}\u{F8F1}")
 }
 
+/// What is the same for all rows of a task.
+struct Fixed {
+    /// Special tokens of a prompt that come from the template, in their order.
+    trusted: Vec<u32>,
+    /// Tokens that an answer needs room for: every label must fit, since all are scored.
+    answer_tokens_min: usize,
+}
+
 impl Prompter {
     /// Prompts for a decoder, one for each request. `Err` only for what is wrong with the task or the model.
     pub(crate) fn decoder_prompts(&self, task: &Task, requests: &[Request]) -> Result<Vec<Prompt>> {
-        let trusted = self.encode_trusted(task)?;
-        requests.par_iter().map(|request| self.decoder_prompt(task, request, &trusted)).collect()
+        let fixed = self.fixed(task)?;
+        requests.par_iter().map(|request| self.decoder_prompt(task, request, &fixed)).collect()
     }
 
     /// The prompt of a row whose values are all empty.
@@ -50,7 +58,16 @@ impl Prompter {
             Piece::Text(_) => 0,
         });
         let empty = Request { values: std::iter::repeat_n(String::new(), values.max().unwrap_or(0)).collect() };
-        self.decoder_prompt(task, &empty, &self.encode_trusted(task)?)
+        self.decoder_prompt(task, &empty, &self.fixed(task)?)
+    }
+
+    /// What is the same for all rows of a task.
+    fn fixed(&self, task: &Task) -> Result<Fixed> {
+        let answer_tokens_min = match &task.kind {
+            TaskKind::Choose { labels, .. } => self.labels(labels)?.iter().map(Vec::len).max().unwrap_or(1),
+            TaskKind::Complete { .. } | TaskKind::Embed => 1,
+        };
+        Ok(Fixed { trusted: self.encode_trusted(task)?, answer_tokens_min })
     }
 
     /// Special tokens of a prompt that come from the template, in their order.
@@ -71,16 +88,16 @@ impl Prompter {
         }
     }
 
-    fn decoder_prompt(&self, task: &Task, request: &Request, trusted: &[u32]) -> Result<Prompt> {
+    fn decoder_prompt(&self, task: &Task, request: &Request, fixed: &Fixed) -> Result<Prompt> {
         let user = join(&task.template, |index| value(request, index).map(str::to_owned))?;
         let mut ids = self.tokens.encode(&self.render(task, &user)?)?;
-        if self.markers_of(&ids) != trusted {
+        if self.markers_of(&ids) != fixed.trusted {
             ids = self.encode_apart(task, request)?;
         }
         if self.chat.is_none() {
             ids.splice(0..0, self.tokens.prefix.iter().copied());
         }
-        if ids.len() >= self.context {
+        if ids.len() + fixed.answer_tokens_min > self.context {
             let (length, context) = (ids.len(), self.context);
             return Ok(Err(RowError::new(
                 RowErrorCode::TooLong,
