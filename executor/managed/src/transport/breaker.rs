@@ -3,13 +3,10 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_openai::middleware::HttpRequestFactory;
-use futures::future::BoxFuture;
 use tokio::time::Instant;
-use tower::Service;
 
 use super::stack::{Answer, Failed, Layered};
 use crate::call::{CallError, Class};
@@ -144,30 +141,19 @@ impl<S> Breaker<S> {
     }
 }
 
-impl<S: Layered> Service<HttpRequestFactory> for Breaker<S> {
-    type Response = Answer;
-    type Error = Box<Failed>;
-    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: HttpRequestFactory) -> Self::Future {
-        let (mut inner, shared) = (self.inner.clone(), Arc::clone(&self.shared));
-        Box::pin(async move {
-            let turn = match shared.with(Circuit::admit) {
-                Admission::Admitted { turn } => turn,
-                Admission::Refused { wait } => return Err(Failed::unsent(held_back(wait))),
-            };
-            let under_way = UnderWay { shared, turn };
-            let result = inner.call(request).await;
-            // Refusals of a request say nothing against the provider.
-            let bad = |class| matches!(class, Class::Transient | Class::Throttled);
-            let well = !result.as_ref().is_err_and(|failed| bad(failed.error.class));
-            under_way.shared.with(|circuit, now| circuit.ended(turn, well, now));
-            result
-        })
+impl<S: Layered> Layered for Breaker<S> {
+    async fn call(&self, request: HttpRequestFactory) -> Result<Answer, Box<Failed>> {
+        let turn = match self.shared.with(Circuit::admit) {
+            Admission::Admitted { turn } => turn,
+            Admission::Refused { wait } => return Err(Failed::unsent(held_back(wait))),
+        };
+        let under_way = UnderWay { shared: Arc::clone(&self.shared), turn };
+        let result = self.inner.call(request).await;
+        // Refusals of a request say nothing against the provider.
+        let bad = |class| matches!(class, Class::Transient | Class::Throttled);
+        let well = !result.as_ref().is_err_and(|failed| bad(failed.error.class));
+        under_way.shared.with(|circuit, now| circuit.ended(turn, well, now));
+        result
     }
 }
 

@@ -1,23 +1,19 @@
 //! Says what a response is: an answer, or an error with its class, wherever the provider put it. Pure but for the layer at
 //! the end, which authenticates, sends and asks.
 
-use std::task::{Context, Poll};
-
 use async_openai::middleware::HttpRequestFactory;
 use bytes::Bytes;
 use chrono::Utc;
-use futures::future::BoxFuture;
 use http::Method;
 use rowmill_jobs::allowance::Charge;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use tower::Service;
 
 use super::authentication::Authenticated;
 use super::errors;
 use super::headers::{Windows, rate_limits, request_id};
-use super::stack::{Answer, Failed, Sent, error};
+use super::stack::{Answer, Failed, Layered, Sent, error};
 use super::wire::Response;
 use crate::call::Class;
 
@@ -115,22 +111,11 @@ pub(super) struct Classify {
     pub(super) windows: Windows,
 }
 
-impl Service<HttpRequestFactory> for Classify {
-    type Response = Answer;
-    type Error = Box<Failed>;
-    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: HttpRequestFactory) -> Self::Future {
-        let Self { inner, windows } = self.clone();
-        Box::pin(async move {
-            let (method, response) = inner.send(&request).await?;
-            let expected = if method == Method::GET { Expected::Anything } else { Expected::Json };
-            judge(response, expected, windows)
-        })
+impl Layered for Classify {
+    async fn call(&self, request: HttpRequestFactory) -> Result<Answer, Box<Failed>> {
+        let (method, response) = self.inner.send(&request).await?;
+        let expected = if method == Method::GET { Expected::Anything } else { Expected::Json };
+        judge(response, expected, self.windows)
     }
 }
 

@@ -2,15 +2,12 @@
 //! need, and afterwards settles what it used. However a call ends, dropped in the middle included, it settles once.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_openai::middleware::HttpRequestFactory;
-use futures::future::BoxFuture;
 use rowmill_jobs::allowance::{Allowance, Charge, Concurrency, Finished, Grant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
-use tower::Service;
 
 use super::stack::{Answer, Facts, Failed, Layered, Sent, error};
 use crate::call::{CallError, Class, Estimate};
@@ -174,47 +171,37 @@ impl<S> Limiter<S> {
     }
 }
 
-impl<S: Layered> Service<HttpRequestFactory> for Limiter<S> {
-    type Response = Answer;
-    type Error = Box<Failed>;
-    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: HttpRequestFactory) -> Self::Future {
-        let (mut inner, gate) = (self.inner.clone(), Arc::clone(&self.gate));
-        Box::pin(async move {
-            let charge = charge(Facts::of_this_call().estimate);
-            let _place = gate.place().await?;
-            let (mut reservation, waited) = gate.reserve(charge).await?;
-            let sent_at = gate.started.elapsed();
-            // From here on the provider may have counted it, even if nobody waits for the answer.
-            reservation.used = charge;
-            let result = inner.call(request).await;
-            reservation.used = match &result {
-                Ok(answer) => answer.used.unwrap_or(charge),
-                Err(failed) => used_by(failed, charge),
-            };
-            // Settled first: the provider's count, which comes next, has it included.
-            drop(reservation);
-            match &result {
-                Ok(answer) => {
-                    gate.allowance.correct(&answer.seen);
-                    gate.learn(|concurrency, under_way, _| concurrency.succeeded(Finished { under_way, waited }));
-                }
-                Err(failed) => {
-                    gate.allowance.correct(&failed.seen);
-                    if failed.error.class == Class::Throttled && failed.sent == Sent::Something {
-                        if let Some(wait) = failed.error.retry_after {
-                            gate.allowance.pause(wait);
-                        }
-                        gate.learn(|concurrency, _, now| concurrency.throttled(sent_at, now));
+impl<S: Layered> Layered for Limiter<S> {
+    async fn call(&self, request: HttpRequestFactory) -> Result<Answer, Box<Failed>> {
+        let gate = &self.gate;
+        let charge = charge(Facts::of_this_call().estimate);
+        let _place = gate.place().await?;
+        let (mut reservation, waited) = gate.reserve(charge).await?;
+        let sent_at = gate.started.elapsed();
+        // From here on the provider may have counted it, even if nobody waits for the answer.
+        reservation.used = charge;
+        let result = self.inner.call(request).await;
+        reservation.used = match &result {
+            Ok(answer) => answer.used.unwrap_or(charge),
+            Err(failed) => used_by(failed, charge),
+        };
+        // Settled first: the provider's count, which comes next, has it included.
+        drop(reservation);
+        match &result {
+            Ok(answer) => {
+                gate.allowance.correct(&answer.seen);
+                gate.learn(|concurrency, under_way, _| concurrency.succeeded(Finished { under_way, waited }));
+            }
+            Err(failed) => {
+                gate.allowance.correct(&failed.seen);
+                if failed.error.class == Class::Throttled && failed.sent == Sent::Something {
+                    if let Some(wait) = failed.error.retry_after {
+                        gate.allowance.pause(wait);
                     }
+                    gate.learn(|concurrency, _, now| concurrency.throttled(sent_at, now));
                 }
             }
-            result
-        })
+        }
+        result
     }
 }

@@ -1,13 +1,10 @@
 //! When a call is tried again, and the layer that does so. Being throttled costs time, failing costs attempts, everything
 //! else is final. Each attempt takes from the limits anew, and nothing is held while waiting.
 
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_openai::middleware::HttpRequestFactory;
-use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
-use tower::Service;
 
 use super::stack::{Answer, Facts, Failed, Layered};
 use crate::call::{CallError, Class};
@@ -87,36 +84,25 @@ pub(super) struct Retry<S> {
     pub(super) policy: RetryPolicy,
 }
 
-impl<S: Layered> Service<HttpRequestFactory> for Retry<S> {
-    type Response = Answer;
-    type Error = Box<Failed>;
-    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: HttpRequestFactory) -> Self::Future {
-        let (mut inner, policy) = (self.inner.clone(), self.policy);
-        Box::pin(async move {
-            let deadline = Facts::of_this_call().deadline;
-            let mut tried = Tried::default();
-            loop {
-                let mut failed = match inner.call(request.clone()).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(failed) => failed,
-                };
-                let left = deadline.saturating_duration_since(Instant::now());
-                let Some(wait) = policy.next(&failed.error, &mut tried, left, fastrand::f64()) else {
-                    if failed.error.class == Class::Throttled {
-                        // Whoever parks the work has to know for how long.
-                        failed.error.retry_after.get_or_insert(policy.backoff.1);
-                    }
-                    return Err(failed);
-                };
-                sleep(wait).await;
-            }
-        })
+impl<S: Layered> Layered for Retry<S> {
+    async fn call(&self, request: HttpRequestFactory) -> Result<Answer, Box<Failed>> {
+        let deadline = Facts::of_this_call().deadline;
+        let mut tried = Tried::default();
+        loop {
+            let mut failed = match self.inner.call(request.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(wait) = self.policy.next(&failed.error, &mut tried, left, fastrand::f64()) else {
+                if failed.error.class == Class::Throttled {
+                    // Whoever parks the work has to know for how long.
+                    failed.error.retry_after.get_or_insert(self.policy.backoff.1);
+                }
+                return Err(failed);
+            };
+            sleep(wait).await;
+        }
     }
 }
 

@@ -2,15 +2,12 @@
 //! what the layers make of the limits together; each of them is tested in its own file.
 
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_openai::middleware::HttpRequestFactory;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use rowmill_jobs::allowance::{Allowance, Charge, Firmness, Limit, LocalAllowance, Resource, Seen};
 use tokio::time::{Instant, sleep};
-use tower::Service;
 
 use super::breaker::Breaker;
 use super::limiter::Limiter;
@@ -86,32 +83,21 @@ impl Provider {
     }
 }
 
-impl Service<HttpRequestFactory> for Provider {
-    type Response = Answer;
-    type Error = Box<Failed>;
-    type Future = BoxFuture<'static, Result<Answer, Box<Failed>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Box<Failed>>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: HttpRequestFactory) -> Self::Future {
-        let provider = self.clone();
-        Box::pin(async move {
-            let used = Charge { requests: 1, input_tokens: 90, output_tokens: 20 };
-            let (seen, through) = provider.count(110.0);
-            if !through {
-                sleep(Duration::from_millis(50)).await;
-                let mut error = error(Class::Throttled, "429");
-                error.status = Some(429);
-                return Err(Box::new(Failed { error, seen, sent: Sent::Something }));
-            }
-            sleep(provider.latency.mul_f64(0.5 + fastrand::f64())).await;
-            let mut state = provider.state.lock().unwrap();
-            state.answered += 1;
-            state.at_once -= 1;
-            Ok(Answer { body: Bytes::new(), request_id: None, first_byte: Duration::ZERO, seen, used: Some(used) })
-        })
+impl Layered for Provider {
+    async fn call(&self, _: HttpRequestFactory) -> Result<Answer, Box<Failed>> {
+        let used = Charge { requests: 1, input_tokens: 90, output_tokens: 20 };
+        let (seen, through) = self.count(110.0);
+        if !through {
+            sleep(Duration::from_millis(50)).await;
+            let mut error = error(Class::Throttled, "429");
+            error.status = Some(429);
+            return Err(Box::new(Failed { error, seen, sent: Sent::Something }));
+        }
+        sleep(self.latency.mul_f64(0.5 + fastrand::f64())).await;
+        let mut state = self.state.lock().unwrap();
+        state.answered += 1;
+        state.at_once -= 1;
+        Ok(Answer { body: Bytes::new(), request_id: None, first_byte: Duration::ZERO, seen, used: Some(used) })
     }
 }
 
@@ -136,7 +122,7 @@ async fn run(provider: &Provider, allowance: Arc<dyn Allowance>, executors: usiz
     counted
 }
 
-async fn work(mut stack: impl Layered) {
+async fn work(stack: impl Layered) {
     let unmade = || HttpRequestFactory::new(|| async { unreachable!("the provider is simulated") });
     loop {
         let estimate = Estimate { input_tokens: 100, output_tokens: 40, nano_usd_max: 0 };

@@ -71,19 +71,10 @@ pub(super) fn error(class: Class, message: &str) -> CallError {
     CallError { class, status: None, code: None, message: message.to_owned(), retry_after: None, request_id: None }
 }
 
-/// A layer: takes what makes requests, gives an answer.
-pub(super) trait Layered:
-    Service<HttpRequestFactory, Response = Answer, Error = Box<Failed>, Future: Send> + Clone + Send + Sync + 'static
-{
-}
-
-impl<S> Layered for S where
-    S: Service<HttpRequestFactory, Response = Answer, Error = Box<Failed>, Future: Send>
-        + Clone
-        + Send
-        + Sync
-        + 'static
-{
+/// A layer within the outermost: takes what makes requests, gives an answer. The outermost alone is tower's, for async-openai.
+pub(super) trait Layered: Clone + Send + Sync + 'static {
+    /// One call, with whatever this layer does about it.
+    fn call(&self, request: HttpRequestFactory) -> impl Future<Output = Result<Answer, Box<Failed>>> + Send;
 }
 
 tokio::task_local! {
@@ -143,7 +134,7 @@ impl<S: Layered> Service<HttpRequestFactory> for Deadline<S> {
     }
 
     fn call(&mut self, request: HttpRequestFactory) -> Self::Future {
-        let mut inner = self.inner.clone();
+        let inner = self.inner.clone();
         Box::pin(async move {
             let facts = Facts::of_this_call();
             let late = || Err(Failed::unanswered(error(Class::Stopped, "the call's deadline has passed")));
