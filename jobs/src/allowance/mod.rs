@@ -14,7 +14,8 @@ mod exchange;
 mod lease;
 mod local;
 mod redis;
-#[cfg(test)]
+// Not every machine has a redis-server: infra/test brings it.
+#[cfg(all(test, feature = "services"))]
 mod redis_tests;
 
 use std::fmt;

@@ -38,7 +38,7 @@ impl Bucket {
         Self { address: address.to_owned(), name }
     }
 
-    /// Makes the bucket itself.
+    /// Makes the bucket itself. moto has it from the start; RadosGW, which is a feature of its own, has not.
     #[cfg(feature = "rados")]
     pub fn create(&self) {
         let (status, answer) = self.send("PUT", "", b"");
