@@ -28,7 +28,10 @@ pub(crate) fn verify(folder: &Path, format: Format) -> Result<()> {
                     None if file.cut_bytes > 0 => {
                         format!("whole but for its last {} bytes, which are cut", file.cut_bytes)
                     }
-                    None => "whole".to_owned(),
+                    None if !file.closed => {
+                        "whole; its executor was killed or still writes, or lines were taken off its end".to_owned()
+                    }
+                    None => "whole, to its end".to_owned(),
                 };
                 vec![file.file.clone(), file.lines.to_string(), file.without_ending.len().to_string(), state]
             });
@@ -48,6 +51,7 @@ fn file_json(file: &audit::FileReport) -> serde_json::Value {
         "records": file.lines,
         "without_ending": file.without_ending.len(),
         "cut_bytes": file.cut_bytes,
+        "closed": file.closed,
         "broken": file.broken.as_ref().map(|broken| json!({ "line": broken.line, "why": broken.why })),
     })
 }

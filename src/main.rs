@@ -9,6 +9,7 @@ mod audit;
 mod bench;
 mod cancel;
 mod doctor;
+mod estimate;
 mod footers;
 mod gc;
 mod health;

@@ -1,4 +1,5 @@
-//! `rowmill plan`: what a run would read and ask, before anything is spent. Reads footers and model headers only.
+//! `rowmill plan`: what a run would read, ask and cost, before anything is spent. Reads footers, model headers and a small
+//! sample of rows.
 
 use std::path::Path;
 
@@ -9,7 +10,8 @@ use rowmill_scheduler::Draft;
 use rowmill_sql::Source;
 use serde_json::{Value, json};
 
-use crate::args::RunIdArgs;
+use crate::args::PlanArgs;
+use crate::estimate::{Estimate, estimate};
 use crate::footers;
 use crate::output::{Format, say, table};
 use crate::setup::{egress, pins, plain, process_name, read_job, resolve_models};
@@ -18,18 +20,20 @@ use crate::setup::{egress, pins, plain, process_name, read_job, resolve_models};
 ///
 /// # Errors
 /// Whatever would keep the run from starting.
-pub(crate) async fn plan(args: &RunIdArgs, config: Option<&Path>, format: Format) -> Result<()> {
-    let job = read_job(&args.job)?;
-    let models = pins(&resolve_models(&job.models).await?);
-    let draft = rowmill_scheduler::draft(&job, &models, footers::watch()).await?;
-    egress(config, &process_name(), None)?.permits(&job, draft.compiled.calls())?;
+pub(crate) async fn plan(args: &PlanArgs, config: Option<&Path>, format: Format) -> Result<()> {
+    let job = read_job(&args.id.job)?;
+    let models = resolve_models(&job.models).await?;
+    let draft = rowmill_scheduler::draft(&job, &pins(&models), footers::watch()).await?;
+    let egress = egress(config, &process_name(), None)?;
+    egress.permits(&job, draft.compiled.calls())?;
     let staged = match draft.compiled.source() {
         Source::Staged { why } => Some(why),
         Source::Table { .. } => None,
     };
-    let key = run_key(&job, args.rerun.as_deref());
+    let key = run_key(&job, args.id.rerun.as_deref());
+    let estimate = estimate(&job, &draft, models, &egress, args).await?;
     match format {
-        Format::Json => say(&to_json(&key, &draft, staged.as_deref()).to_string()),
+        Format::Json => say(&to_json(&key, &draft, staged.as_deref(), estimate.as_ref()).to_string()),
         Format::Text => {
             say(&format!("job     {} for {}  (run {key})", job.name, job.logical_date));
             say(&format!("output  {}", plain(&job.output)));
@@ -47,12 +51,16 @@ pub(crate) async fn plan(args: &RunIdArgs, config: Option<&Path>, format: Format
             say(&table(&input_rows(&draft.inputs)));
             say("");
             say(&table(&call_rows(&draft)));
+            if let Some(estimate) = estimate {
+                say("");
+                say(&estimate.to_text());
+            }
         }
     }
     Ok(())
 }
 
-fn to_json(run_key: &str, draft: &Draft, staged: Option<&str>) -> Value {
+fn to_json(run_key: &str, draft: &Draft, staged: Option<&str>, estimate: Option<&Estimate>) -> Value {
     let inputs = draft.inputs.iter().map(|input| {
         json!({ "table": input.table, "files": input.files.len(), "rows": rows_of(input), "bytes": bytes_of(input) })
     });
@@ -69,6 +77,7 @@ fn to_json(run_key: &str, draft: &Draft, staged: Option<&str>) -> Value {
         "staged": staged,
         "inputs": inputs.collect::<Vec<_>>(),
         "calls": calls.collect::<Vec<_>>(),
+        "estimate": estimate.map(Estimate::to_json),
     })
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use rowmill_executor::policy::Permit;
 use rowmill_executor::{Egress, ResolvedModel, Scratch, pinned_specs};
 use rowmill_jobs::plan::{Plan, run_key};
 use rowmill_jobs::publish::Manifest;
@@ -95,9 +96,10 @@ impl Asked {
     ) -> Result<Planned> {
         let draft = rowmill_scheduler::draft(&self.job, models, footers::watch()).await?;
         // What may not be sent is refused before anything is planned, read or paid.
-        egress.permits(&self.job, draft.compiled.calls())?;
+        let permits = egress.permits(&self.job, draft.compiled.calls())?;
+        let policy_hash = permits.values().next().map(Permit::policy_hash);
         let staging = scratch.staging()?;
-        let id = RunId { job: &self.job, run_key: &self.run_key, supersede: self.supersede };
+        let id = RunId { job: &self.job, run_key: &self.run_key, supersede: self.supersede, policy_hash };
         rowmill_scheduler::pin(self.store.as_ref(), id, draft, models, &staging).await
     }
 

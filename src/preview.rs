@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use rowmill_executor::{Egress, EngineLimits, Engines, Models, Router, Scratch, Sending, Watch};
+use rowmill_jobs::Result;
+use rowmill_jobs::infer::Engine;
 use rowmill_jobs::progress::Counters;
-use rowmill_jobs::{Result, store};
+use rowmill_jobs::store::local::LocalStore;
+use rowmill_jobs::store::{self, Store};
 use rowmill_scheduler::split::bites;
 use rowmill_sql::{Observer, Source, compile, format_rows, rows_as_json};
 use serde_json::json;
@@ -49,10 +52,11 @@ pub(crate) async fn preview(args: &JobArgs, rows: u64, means: Means, format: For
         }
     };
     let engines = Engines::new(means.limits);
-    let found = Models { found: models, pins: &pins, engines: &engines };
-    // No store: a preview writes nothing there, so a cap is not counted over several.
-    let run = Sending { job: &job, calls: compiled.calls(), run_key: RUN, store: None };
-    let engine = Router::open(found, &means.egress, run).await?.at(0, RUN);
+    let found = Models { found: models, absent: Vec::new(), pins: &pins, engines: &engines };
+    // A preview writes nothing to the job's output: money is counted beside it, each preview for itself.
+    let beside: Arc<dyn Store> = Arc::new(LocalStore::new(scratch.path().join("beside")));
+    let run = Sending { job: &job, calls: compiled.calls(), run_key: RUN, store: Some(&beside), plan: None };
+    let engine: Arc<dyn Engine> = Router::open(found, &means.egress, run).await?.at(0, RUN);
     let watch: Arc<dyn Observer> = Arc::new(Watch(Arc::new(Counters::default())));
     let mut batches = Vec::new();
     let mut found = 0;

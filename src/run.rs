@@ -80,13 +80,20 @@ async fn compute(
     let (news, receiver) = mpsc::channel(NEWS_WAITING);
     let executor = Arc::new(Executor::new(options, scratch, Arc::clone(counters), Some(news)));
     let store = Arc::clone(&asked.store);
-    let found = Models { found: models, pins: &plan.models, engines: executor.runs().engines() };
+    let found = Models { found: models, absent: Vec::new(), pins: &plan.models, engines: executor.runs().engines() };
     // The cap of the job file as it is now: raising it goes on with a run that reached the plan's.
-    let run = Sending { job: &asked.job, calls: compiled.calls(), run_key: &plan.run_key, store: Some(&store) };
+    let run = Sending {
+        job: &asked.job,
+        calls: compiled.calls(),
+        run_key: &plan.run_key,
+        store: Some(&store),
+        plan: Some(&plan),
+    };
     let engine = Router::open(found, executor.runs().egress(), run).await?;
     let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };
     executor.runs().insert(RunRef::of(store.url(), &plan), context).await;
     let queue = Arc::new(InProcessQueue::default());
+    let closing = Arc::clone(&executor);
     let mut serving = JoinSet::new();
     serving.spawn({
         let (queue, slots) = (Arc::clone(&queue), args.slots.into());
@@ -111,6 +118,7 @@ async fn compute(
     progress.finish();
     // The run is published, or lost: whatever else is in flight would be thrown away.
     serving.shutdown().await;
+    closing.runs().close().await;
     finished.map(|finished| finished.manifest)
 }
 

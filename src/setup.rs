@@ -16,8 +16,8 @@ use rowmill_sql::read_job_file;
 use crate::args::{EngineArgs, JobArgs, OutputArgs, RedisArgs, parameters};
 use crate::output::tell;
 
-/// Audits are written there, under the system's folder for temporary files, if the operator does not say where.
-const AUDIT_FOLDER: &str = "rowmill-audit";
+/// Audits are written there, in the user's folder for state that lasts, if the operator does not say where.
+const AUDIT_FOLDER: &str = "rowmill/audit";
 
 /// Reads and checks a job file.
 ///
@@ -105,6 +105,14 @@ pub(crate) fn temporary() -> std::path::PathBuf {
     if folder.as_os_str().is_empty() { Path::new("/tmp").into() } else { folder }
 }
 
+/// The user's folder for state that outlasts a start of the machine, after the XDG Base Directory Specification; without a home,
+/// the one for temporary files.
+fn state() -> PathBuf {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || absolute("HOME").map(|home| home.join(".local/state"));
+    absolute("XDG_STATE_HOME").or_else(home).unwrap_or_else(temporary)
+}
+
 /// Names this process in records: host, process id and a word of its own.
 pub(crate) fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -123,7 +131,7 @@ pub(crate) fn egress(config: Option<&Path>, name: &str, redis: Option<Arc<RedisS
         None => Policy::none()?,
     };
     let accounts = Accounts::new(policy, redis)?;
-    Ok(Arc::new(Egress::new(accounts, name.to_owned(), temporary().join(AUDIT_FOLDER))))
+    Ok(Arc::new(Egress::new(accounts, name.to_owned(), state().join(AUDIT_FOLDER))))
 }
 
 /// The command that computes a shard in a process of its own.

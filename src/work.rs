@@ -69,6 +69,7 @@ pub(crate) async fn work(args: &WorkArgs, config: Option<&Path>, format: Format)
             }
         }
     }
+    executor.runs().close().await;
     let done = counters.snapshot();
     match format {
         Format::Json => say(&json!({

@@ -62,7 +62,7 @@ impl EchoEngine {
             usage.input_tokens = text.len().div_ceil(BYTES_PER_TOKEN) as u64;
             usage.output_tokens = usage.input_tokens;
         }
-        Ok(Answered { answer, usage })
+        Ok(Answered::new(answer, usage))
     }
 }
 
@@ -108,7 +108,7 @@ fn vector(text: &str, dimensions: usize) -> Vec<f32> {
 }
 
 /// The plainest value that a JSON Schema of the kind Rowmill makes allows: null where it may be null.
-fn smallest(schema: &Value) -> Value {
+pub(crate) fn smallest(schema: &Value) -> Value {
     if let Some(choice) = schema.get("enum").and_then(|values| values.get(0)) {
         return choice.clone();
     }

@@ -2,19 +2,21 @@
 //! run what its managed models need: permits, audit, money, redaction. Local models have no business here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rowmill_jobs::spec::{EngineSpec, JobSpec};
+use rowmill_jobs::plan::Plan;
+use rowmill_jobs::spec::{EngineSpec, JobSpec, ModelSpec, SpillSpec};
 use rowmill_jobs::spend::Ledger;
-use rowmill_jobs::store::Store;
+use rowmill_jobs::store::{self, Store};
 use rowmill_jobs::{Error, Result};
 use rowmill_managed::audit::Audit;
 use rowmill_managed::lane::Lane;
 use rowmill_managed::policy::config::{Amounts, Terms};
 use rowmill_managed::policy::{DataClass, EgressRequest, Permit};
+use rowmill_managed::pricing::ModelPrice;
 use rowmill_managed::redaction::Redactor;
-use rowmill_managed::{Accounts, ManagedEngine, RunGuard};
+use rowmill_managed::{Accounts, Books, Budget, Journal, ManagedEngine, Question, RunGuard};
 use rowmill_sql::Call;
 
 /// What this process may send.
@@ -35,8 +37,10 @@ pub struct Sending<'a> {
     pub calls: &'a [Call],
     /// Names the run.
     pub run_key: &'a str,
-    /// Its output: where money is counted and audits are copied to. Without one nothing may be capped.
+    /// Its output: where money is counted, answers are kept and audits are copied to. Without one nothing may be capped.
     pub store: Option<&'a Arc<dyn Store>>,
+    /// Its plan, if it has one: a deadline holds for the whole run.
+    pub plan: Option<&'a Plan>,
 }
 
 /// The managed models of a run, by their names in SQL, and what they share.
@@ -52,15 +56,15 @@ impl Egress {
         Self { accounts, executor, folder }
     }
 
-    /// The permits that a job's calls need, by the model's name in SQL: none for local models.
+    /// The permits that a job's calls need, by the model's name in SQL: none for models of this machine.
     ///
     /// # Errors
-    /// The policy refuses one; nothing was sent.
+    /// The policy refuses one, or a model cannot be asked what a call asks; nothing was sent.
     pub fn permits(&self, job: &JobSpec, calls: &[Call]) -> Result<BTreeMap<String, Permit>> {
         let mut permits = BTreeMap::new();
         for model in &job.models {
             let EngineSpec::Managed { kind, provider, name, .. } = &model.engine else { continue };
-            let own: Vec<&Call> = calls.iter().filter(|call| call.task.model == model.name).collect();
+            let own: Vec<&Call> = calls.iter().filter(|call| asks(job, call, &model.name)).collect();
             if own.is_empty() {
                 continue;
             }
@@ -82,9 +86,33 @@ impl Egress {
                 let columns: Vec<&str> = own.iter().map(|call| call.column.as_str()).collect();
                 Error::from(refusal).with("model", &model.name).with("for", columns.join(", "))
             })?;
+            let days = self.days()?;
+            let books = Books { run: None, days: days.as_ref(), executor: &self.executor };
+            Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), books)?;
+            let target = self.accounts.target(&permit, dimensions(job, &model.name))?;
+            for call in own {
+                let asked = Question::new(&target, &call.task);
+                asked.map_err(|error| error.with("model", &model.name).with("for", &call.column))?;
+            }
             permits.insert(model.name.clone(), permit);
         }
         Ok(permits)
+    }
+
+    /// A managed model of a job that could answer calls of `model`, with its prices: itself, the first that the job spills to,
+    /// or the first in the file. `None` where there is none, or no price is known.
+    pub fn quote(&self, job: &JobSpec, model: &str) -> Option<(String, ModelPrice)> {
+        let managed = |spec: &&ModelSpec| matches!(spec.engine, EngineSpec::Managed { .. });
+        let named = |name: &str| job.models.iter().filter(managed).find(|spec| spec.name == name);
+        let spilled = || job.spill.as_ref().and_then(|spill| named(spill.to.first()?));
+        let spec = named(model).or_else(spilled).or_else(|| job.models.iter().find(managed))?;
+        let EngineSpec::Managed { provider, name, .. } = &spec.engine else { return None };
+        Some((spec.name.clone(), self.accounts.quote(provider, name).ok()?))
+    }
+
+    /// What an hour of this machine costs, in nano-dollars, if the operator says it.
+    pub fn nano_usd_per_machine_hour(&self) -> Option<u64> {
+        self.accounts.policy().config().local.usd_per_machine_hour.map(|usd| usd.nano_usd)
     }
 
     fn check_kind(&self, kind: &str, alias: &str) -> Result<()> {
@@ -106,23 +134,45 @@ impl Egress {
         if permits.is_empty() {
             return Ok(Opened::default());
         }
-        let guard = self.guard(run).await?;
+        // Ledgers and audits want a name that nobody had before, and a process may open a run twice.
+        let executor = format!("{}-{}", self.executor, ulid::Ulid::generate().to_string().to_lowercase());
+        let guard = self.guard(run, &executor).await?;
+        let cap = match (run.job.nano_usd_max, run.store) {
+            (Some(cap), Some(store)) => Some(Ledger::of_run(Arc::clone(store), run.run_key, &executor, cap)),
+            _ => None,
+        };
+        let days = self.days()?;
+        let books =
+            Books { run: run.store.map(|store| (store, run.run_key)), days: days.as_ref(), executor: &executor };
         let mut engines = BTreeMap::new();
         for (name, permit) in permits {
-            let engine = ManagedEngine::open(&self.accounts, permit, dimensions(run.job, &name), guard.clone()).await;
+            let budget = Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), books)?;
+            let budget = cap.iter().fold(budget, Budget::with_cap);
+            let dimensions = dimensions(run.job, &name);
+            let engine = ManagedEngine::open(&self.accounts, permit, dimensions, budget, guard.clone()).await;
             engines.insert(name.clone(), Arc::new(engine.map_err(|error| error.with("model", &name))?));
         }
         Ok(Opened { engines, guard: Some(guard) })
     }
 
-    async fn guard(&self, run: Sending<'_>) -> Result<RunGuard> {
+    /// Where what leaves in a day is counted.
+    fn days(&self) -> Result<Option<Arc<dyn Store>>> {
+        let ledger = self.accounts.policy().config().egress.ledger.as_deref();
+        let open = |place: &str| {
+            let url = if place.contains("://") { place.to_owned() } else { store::folder_url(Path::new(place)) };
+            store::open(&url).map_err(|error| error.with("ledger of rowmill.toml", place))
+        };
+        ledger.map(open).transpose()
+    }
+
+    async fn guard(&self, run: Sending<'_>, executor: &str) -> Result<RunGuard> {
         let config = self.accounts.policy().config();
         let key = match &config.audit.key {
             Some(key) => Some(key.resolve().await?),
             None => None,
         };
         let folder = config.audit.folder.clone().unwrap_or_else(|| self.folder.clone());
-        let audit = Arc::new(Audit::open(&folder, run.run_key, &self.executor, key.as_ref()).await?);
+        let audit = Arc::new(Audit::open(&folder, run.run_key, executor, key.as_ref()).await?);
         let redactor = match &config.redaction.key {
             Some(key) => {
                 let detectors = config.redaction.detectors.as_deref();
@@ -131,12 +181,15 @@ impl Egress {
             }
             None => None,
         };
-        let ledger = match (run.job.nano_usd_max, run.store) {
-            (Some(cap), Some(store)) => Some(Ledger::of_run(Arc::clone(store), run.run_key, &self.executor, cap)),
-            _ => None,
-        };
-        Ok(RunGuard { audit, ledger, redactor })
+        let journal = run.store.map(|store| Journal::open(Arc::clone(store), run.run_key, key.as_ref()));
+        Ok(RunGuard { audit, redactor, journal })
     }
+}
+
+/// Whether a call may be asked of a managed model: it names it, or spills to it.
+fn asks(job: &JobSpec, call: &Call, model: &str) -> bool {
+    let spills = |spill: &SpillSpec| !spill.when.is_empty() && spill.to.iter().any(|to| to == model);
+    call.task.model == model || (job.spills(&call.task) && job.spill.as_ref().is_some_and(spills))
 }
 
 /// The length of a model's vectors, as the job says it.

@@ -223,15 +223,15 @@ async fn compute(order: &Path, patience: Duration, limits: EngineLimits, egress:
     let shard =
         run.plan.shards.get(order.shard as usize).ok_or_else(|| Error::internal("the plan has no such shard"))?;
     let counters = Arc::new(Counters::default());
+    let asked = run.engine.at(order.shard, &order.attempt);
     let mut rows = Vec::new();
     for stretch in &order.stretches {
         let slices = cut(&shard.slices, stretch.first_row, stretch.rows);
-        let engine: Arc<dyn Engine> =
-            if stretch.quarantined { Arc::new(Quarantine) } else { run.engine.at(order.shard, &order.attempt) };
+        let engine: Arc<dyn Engine> = if stretch.quarantined { Arc::new(Quarantine) } else { Arc::clone(&asked) as _ };
         rows.push(run.compiled.run(&slices, engine, Arc::new(Watch(Arc::clone(&counters))))?);
     }
-    let computed = compute_part(&run, shard, &order.attempt, rows, &order.file).await;
-    run.engine.settle(run.store.as_ref()).await;
+    let computed = compute_part(&run, shard, &asked, rows, &order.file).await;
+    asked.settle(run.store.as_ref()).await;
     computed
 }
 

@@ -8,22 +8,25 @@ mod digest;
 pub mod echo;
 pub mod egress;
 pub mod engines;
+pub mod estimate;
+mod forecast;
 pub mod isolate;
 pub mod models;
 pub mod router;
 pub mod runs;
 pub mod scratch;
+mod spill;
 pub mod worker;
 
 pub use attempt::{Who, attempt};
 pub use egress::{Egress, Sending};
 pub use engines::{EngineLimits, Engines};
 pub use models::{ResolvedModel, resolve};
-pub use router::{Models, Router};
+pub use router::{AtShard, Models, Router};
 /// What the command line asks of the engine itself, without a run.
 pub use rowmill_engine::{EngineOptions, architectures, bench, verify};
 /// What the command line asks of managed models without a run.
-pub use rowmill_managed::{Accounts, audit, policy};
+pub use rowmill_managed::{Accounts, audit, lane, policy, pricing};
 pub use runs::{RunContext, Runs, pinned_specs};
 pub use scratch::Scratch;
 pub use worker::{Executor, ExecutorOptions, Watch};

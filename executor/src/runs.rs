@@ -84,14 +84,37 @@ impl Runs {
             Error::invalid("the run has no plan").with("run", &run.run_key).with("output", &run.output)
         })?;
         let mut models: Vec<ResolvedModel> = Vec::new();
+        let mut absent = Vec::new();
         for spec in pinned_specs(&plan) {
-            models.push(resolve(&spec, &|note| tracing::info!("{note}")).await?);
+            match resolve(&spec, &|note| tracing::info!("{note}")).await {
+                Ok(model) => models.push(model),
+                Err(error) if plan.job.does_without_models() => {
+                    tracing::warn!(model = spec.name, error = %error, "a model cannot be had; its rows are asked elsewhere");
+                    absent.push((spec.name, error.to_string()));
+                }
+                Err(error) => return Err(error),
+            }
         }
         let compiled = compile_plan(&plan).await?;
-        let found = Models { found: models, pins: &plan.models, engines: &self.engines };
-        let run = Sending { job: &plan.job, calls: compiled.calls(), run_key: &plan.run_key, store: Some(&store) };
+        let found = Models { found: models, absent, pins: &plan.models, engines: &self.engines };
+        let run = Sending {
+            job: &plan.job,
+            calls: compiled.calls(),
+            run_key: &plan.run_key,
+            store: Some(&store),
+            plan: Some(&plan),
+        };
         let engine = Router::open(found, &self.egress, run).await?;
         Ok(Arc::new(RunContext { plan, compiled, store, engine }))
+    }
+
+    /// Ends what is open, when this process computes nothing more.
+    pub async fn close(&self) {
+        for (_, run) in std::mem::take(&mut *self.open.lock().await) {
+            if let Some(context) = run.get() {
+                context.engine.close(context.store.as_ref()).await;
+            }
+        }
     }
 
     /// What may be sent.

@@ -2,12 +2,13 @@
 //! is decided elsewhere.
 
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::FutureExt;
+use rowmill_jobs::infer::Engine;
 use rowmill_jobs::part::PartMetadata;
 use rowmill_jobs::plan::{Plan, Shard};
 use rowmill_jobs::progress::Counters;
@@ -21,6 +22,7 @@ use crate::attempt::{Begun, Ended, Waiting, Who, attempt};
 use crate::egress::Egress;
 use crate::engines::EngineLimits;
 use crate::isolate;
+use crate::router::AtShard;
 use crate::runs::{RunContext, Runs};
 use crate::scratch::Scratch;
 
@@ -108,10 +110,14 @@ impl Executor {
         };
         let started = Instant::now();
         let (scratch, counters, run) = (&self.scratch, &self.counters, &run);
+        let (asked, part): (OnceLock<Arc<AtShard>>, OnceLock<PathBuf>) = Default::default();
+        let (asked, part) = (&asked, &part);
         let compute = |begun: Begun| async move {
             let planned = run.plan.shards.get(shard.shard as usize);
             let planned = planned.ok_or_else(|| Error::internal(format!("the plan has no shard {}", shard.shard)))?;
+            // Attempts' names are unique: two runs may have a shard of the same number in hand.
             let file = scratch.path().join(format!("part-{:05}-{}.parquet", shard.shard, begun.attempt));
+            let file = part.get_or_init(|| file).clone();
             let summary = match &self.options.isolation {
                 Some(command) if begun.silent >= SILENT_MAX => {
                     let isolated =
@@ -120,8 +126,9 @@ impl Executor {
                 }
                 _ => {
                     let watch = Arc::new(Watch(Arc::clone(counters)));
-                    let rows = run.compiled.run(&planned.slices, run.engine.at(shard.shard, &begun.attempt), watch)?;
-                    compute_part(run, planned, &begun.attempt, vec![rows], &file).await?
+                    let engine = asked.get_or_init(|| run.engine.at(shard.shard, &begun.attempt));
+                    let rows = run.compiled.run(&planned.slices, Arc::clone(engine) as Arc<dyn Engine>, watch)?;
+                    compute_part(run, planned, engine, vec![rows], &file).await?
                 }
             };
             counters.finished(planned.rows(), summary.rows);
@@ -136,8 +143,13 @@ impl Executor {
             Ok(Payload::File(file))
         };
         let ended = attempt(run.store.as_ref(), &run.plan.run_key, shard.shard, &who, compute).await;
-        run.engine.settle(run.store.as_ref()).await;
-        self.remove_part_files(shard.shard).await;
+        if let Some(engine) = asked.get() {
+            engine.settle(run.store.as_ref()).await;
+        }
+        if let Some(file) = part.get() {
+            // It was linked or copied into the store, or is worth nothing. What cannot be removed now goes with the scratch folder.
+            let _ = tokio::fs::remove_file(file).await;
+        }
         if ended.as_ref().is_ok_and(|ended| *ended == Ended::Committed) {
             self.counters.committed();
         }
@@ -157,18 +169,6 @@ impl Executor {
             Err(here.hint("this executor cannot compute the run; another may"))
         };
         attempt(store.as_ref(), &shard.run.run_key, shard.shard, who, refuse).await
-    }
-
-    /// What was linked or copied into the store, or is worth nothing.
-    async fn remove_part_files(&self, shard: u32) {
-        let prefix = format!("part-{shard:05}-");
-        let Ok(mut entries) = tokio::fs::read_dir(self.scratch.path()).await else { return };
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                // What cannot be removed now goes with the scratch folder.
-                let _ = tokio::fs::remove_file(entry.path()).await;
-            }
-        }
     }
 
     /// After trouble that may have been the store's: if it still does not answer, patience ended while we waited for it; if
@@ -212,12 +212,13 @@ impl ShardHandler for Executor {
 pub(crate) async fn compute_part(
     run: &RunContext,
     shard: &Shard,
-    attempt: &str,
+    asked: &AtShard,
     rows: Vec<RowStream>,
     file: &Path,
 ) -> Result<PartSummary> {
     write_part(rows, file, |summary| {
-        let metadata = part_metadata(&run.plan, shard, attempt, summary);
+        let mut metadata = part_metadata(&run.plan, shard, asked.attempt(), summary);
+        metadata.usage += asked.unanswered();
         // Plain data always serialises; without the pair the publisher would refuse the part, not trust it.
         metadata.to_pair().into_iter().collect()
     })

@@ -105,7 +105,7 @@ async fn echo(job: &Path, scratch: &Path) -> f64 {
     let pins = vec![model.pin.clone()];
     let draft = rowmill_scheduler::draft(&job, &pins, |_, _| ()).await.unwrap();
     let run_key = run_key(&job, None);
-    let id = RunId { job: &job, run_key: &run_key, supersede: Supersede::Never };
+    let id = RunId { job: &job, run_key: &run_key, supersede: Supersede::Never, policy_hash: None };
     let Planned { plan, compiled } = rowmill_scheduler::pin(store.as_ref(), id, draft, &pins, scratch).await.unwrap();
     let (news, receiver) = tokio::sync::mpsc::channel(64);
     let options = ExecutorOptions {

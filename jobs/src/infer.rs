@@ -114,16 +114,27 @@ pub struct Request {
 pub type Outcome = std::result::Result<Answered, RowError>;
 
 /// An answer with what it took.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answered {
     /// What the model said.
     pub answer: Answer,
     /// Tokens it took.
     pub usage: Usage,
+    /// The model that answered in place of [`Task::model`], by its name in SQL. Known to who routes, not to who answers.
+    #[serde(skip)]
+    pub spilled_to: Option<Arc<str>>,
+}
+
+impl Answered {
+    /// An answer of the model that was asked.
+    pub fn new(answer: Answer, usage: Usage) -> Self {
+        Self { answer, usage, spilled_to: None }
+    }
 }
 
 /// What a model said, by kind of task.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// For [`TaskKind::Complete`]: the text, without end-of-turn tokens.
     Text(String),
@@ -163,7 +174,7 @@ impl std::ops::AddAssign for Usage {
 }
 
 /// Why one row has no value. It says nothing of the row's content.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowError {
     /// The kind of trouble, for machines.
     pub code: RowErrorCode,
@@ -179,7 +190,8 @@ impl RowError {
 }
 
 /// The kinds of trouble a row can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RowErrorCode {
     /// The prompt has more tokens than the model's context takes.
     TooLong,

@@ -45,9 +45,19 @@ pub fn attempt(run_key: &str, shard: u32, attempt: &str) -> String {
     format!("{}{attempt}.json", attempts(run_key, shard))
 }
 
+/// What the records of all attempts of a run start with.
+pub fn attempts_of_run(run_key: &str) -> String {
+    format!("run={run_key}/_attempts/")
+}
+
 /// What the records of all attempts at a shard start with.
 pub fn attempts(run_key: &str, shard: u32) -> String {
-    format!("run={run_key}/_attempts/{shard:05}/")
+    format!("{}{shard:05}/", attempts_of_run(run_key))
+}
+
+/// The shard that an attempt's name stands for.
+pub fn shard_of_attempt(run_key: &str, name: &str) -> Option<u32> {
+    name.strip_prefix(&attempts_of_run(run_key))?.split_once('/')?.0.parse().ok()
 }
 
 /// The record that an attempt at a shard failed.
@@ -71,6 +81,22 @@ pub fn spend(run_key: &str) -> String {
     format!("run={run_key}/_spend/")
 }
 
+/// The folder of what a run takes of one amount of a rule of the operator's (rows, tokens, usd); ends in `/`.
+pub fn spend_of_rule(run_key: &str, rule: &str, unit: &str) -> String {
+    format!("run={run_key}/_spend_of_rules/{}/", rule_and_unit(rule, unit))
+}
+
+/// The folder, below the operator's ledger, of what all runs take of one amount of a rule in a day; ends in `/`.
+pub fn spend_of_day(day: &str, rule: &str, unit: &str) -> String {
+    format!("day={day}/{}/", rule_and_unit(rule, unit))
+}
+
+/// A rule's name may have any characters.
+fn rule_and_unit(rule: &str, unit: &str) -> String {
+    let rule: String = url::form_urlencoded::byte_serialize(rule.as_bytes()).collect();
+    format!("rule={rule}/{unit}")
+}
+
 /// The `seq`-th entry of the spend ledger in a folder, counted from 1.
 pub fn spend_entry(folder: &str, seq: u64) -> String {
     format!("{folder}{seq:08}.json")
@@ -84,6 +110,16 @@ pub fn audits(run_key: &str) -> String {
 /// The `segment`-th copied piece of an executor's egress audit, counted from 1.
 pub fn audit_segment(run_key: &str, executor: &str, segment: u64) -> String {
     format!("{}{executor}/{segment:06}.jsonl", audits(run_key))
+}
+
+/// What the records of outcomes that a run's managed models gave for a shard start with.
+pub fn answers(run_key: &str, shard: u32) -> String {
+    format!("run={run_key}/_answers/{shard:05}/")
+}
+
+/// One record of such outcomes; `id` is its own.
+pub fn answers_record(run_key: &str, shard: u32, id: &str) -> String {
+    format!("{}{id}.jsonl", answers(run_key, shard))
 }
 
 /// A file of the staged query result. `attempt` keeps two stagings apart; the plan names the one that counts.
@@ -146,6 +182,7 @@ mod tests {
     fn names_can_be_read_back() {
         assert_eq!(super::shard_of_part("k", &super::part("k", 17)), Some(17));
         assert_eq!(super::shard_of_part("k", "run=k/part-00017.parquet.tmp"), None);
+        assert_eq!(super::shard_of_attempt("k", &super::attempt("k", 17, "a")), Some(17));
         assert_eq!(super::attempt_of_failure("k", &super::failure("k", 17, "a-b")), Some((17, "a-b")));
         assert_eq!(super::date_and_seq(&super::claim("2026-11-20", 2)), Some(("2026-11-20", 2)));
     }

@@ -31,6 +31,13 @@ pub struct Plan {
     pub output_schema: serde_json::Value,
     /// Units of work; `shards[i].index == i`.
     pub shards: Vec<Shard>,
+    /// When the run has to be finished, if the job has a deadline: milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<i64>,
+    /// Hash of the operator's policy that permitted the job's managed models when it was planned, if it has any. A record: what
+    /// an executor may send is decided by its own policy, when it opens the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_hash: Option<String>,
 }
 
 impl Plan {
@@ -165,8 +172,8 @@ pub enum Ability {
 
 /// Names a run: the job's definition, its parameters and logical date, and a nonce that differs only when somebody asks
 /// for a rerun. Deliberately not the input: two triggers a second apart must join one run, whatever they see of the
-/// table; the first plan pins the input for both. Nor `max_error_ratio`, `pool` and `max_cost_usd`: they decide what is
-/// published, where it is computed and how far, not what, so raising one goes on with a held-back run as it is.
+/// table; the first plan pins the input for both. Nor `max_error_ratio`, `pool`, `deadline` and `max_cost_usd`: they decide
+/// what is published, where it is computed, how soon and how far, not what, so raising one goes on with a held-back run.
 ///
 /// Returns 26 characters of lower-case base32 (130 bits of sha256).
 pub fn run_key(job: &JobSpec, rerun_nonce: Option<&str>) -> String {
@@ -176,6 +183,7 @@ pub fn run_key(job: &JobSpec, rerun_nonce: Option<&str>) -> String {
     identity.max_error_ratio = 0.0;
     identity.pool = String::new();
     identity.nano_usd_max = None;
+    identity.deadline = None;
     let mut hasher = Sha256::new();
     // Serialising plain structs of strings, numbers and maps cannot fail; an empty string would only merge such keys.
     hasher.update(serde_json::to_vec(&identity).unwrap_or_default());

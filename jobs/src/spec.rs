@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::infer::{Task, TaskKind};
+
 /// Everything a `CREATE JOB` and the statements before it define.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,11 +43,62 @@ pub struct JobSpec {
     /// How secret its data is, in the policy's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_class: Option<String>,
+    /// When work of models of this machine goes to models elsewhere, and to which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spill: Option<SpillSpec>,
+    /// When it has to be finished, for [`SpillWhen::Late`]: `06:00`, the next such moment in the planner's time zone, or RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<String>,
     /// Most that managed models may cost in a run, in nano-dollars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nano_usd_max: Option<u64>,
     /// Parameters the file was rendered with.
     pub params: BTreeMap<String, String>,
+}
+
+impl JobSpec {
+    /// Whether models of [`SpillSpec::to`] may answer a task: one of a model on this machine that asks for no vector.
+    pub fn spills(&self, task: &Task) -> bool {
+        let own = self.models.iter().find(|model| model.name == task.model);
+        let is_here = own.is_some_and(|model| !matches!(model.engine, EngineSpec::Managed { .. }));
+        self.spill.is_some() && is_here && task.kind != TaskKind::Embed
+    }
+
+    /// Whether the job goes on where its own models cannot be had.
+    pub fn does_without_models(&self) -> bool {
+        let cases = self.spill.as_ref().map_or(&[][..], |spill| &spill.when);
+        cases.iter().any(|case| matches!(case, SpillWhen::Always | SpillWhen::Unavailable))
+    }
+}
+
+/// When work of models of this machine goes to models elsewhere, and to which. Vectors never do: those of two models do not
+/// compare.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpillSpec {
+    /// Managed models by their names in SQL: the first that is there answers.
+    pub to: Vec<String>,
+    /// The cases; none for never.
+    pub when: Vec<SpillWhen>,
+    /// A label with a lower probability is a case of [`SpillWhen::LowConfidence`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_confidence: Option<f64>,
+}
+
+/// A case for spilling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpillWhen {
+    /// All work.
+    Always,
+    /// The model cannot be loaded, or fails.
+    Unavailable,
+    /// The forecast misses the deadline: as many rows as it takes.
+    Late,
+    /// A row is too long for the model, or needs more memory than there is.
+    Overflow,
+    /// A label's probability is below [`SpillSpec::min_confidence`].
+    LowConfidence,
 }
 
 /// An external table.

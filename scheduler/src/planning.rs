@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use rowmill_jobs::deadline::Deadline;
 use rowmill_jobs::infer::TaskKind;
 use rowmill_jobs::plan::{ModelPin, PLAN_VERSION, Plan, Shard, TableInput};
 use rowmill_jobs::spec::{JobSpec, TableFormat, TableSpec};
@@ -84,9 +85,17 @@ pub async fn pin(
         models: models.to_vec(),
         output_schema: compiled.output_schema(),
         shards,
+        deadline_ms: deadline_ms(job)?,
+        policy_hash: run.policy_hash.map(str::to_owned),
     };
     let stored = pin_plan(store, &plan, run.supersede).await?;
     if stored == plan { Ok(Planned { plan, compiled }) } else { adopt(stored).await }
+}
+
+/// The moment of the job's deadline, by this machine's clock and time zone.
+fn deadline_ms(job: &JobSpec) -> Result<Option<i64>> {
+    let deadline = job.deadline.as_deref().map(Deadline::parse).transpose()?;
+    Ok(deadline.map(|deadline| deadline.after(&chrono::Local::now())))
 }
 
 /// Claims the plan's date for its run and makes it the run's plan, unless the run has one. Returns the plan that counts.
@@ -114,6 +123,8 @@ pub struct RunId<'a> {
     pub run_key: &'a str,
     /// Whether it may take the date over.
     pub supersede: Supersede,
+    /// Hash of the policy that permits its managed models.
+    pub policy_hash: Option<&'a str>,
 }
 
 /// Compiles a stored plan's job against the inputs it pins.

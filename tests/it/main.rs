@@ -23,5 +23,6 @@ mod runs;
 #[cfg(feature = "services")]
 mod servers;
 mod simulation;
+mod spill;
 mod support;
 mod tidy;

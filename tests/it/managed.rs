@@ -11,25 +11,28 @@ use serde_json::Value;
 use crate::support::{Job, Said, integers, read_table, rowmill, strings};
 
 /// A key that must be found nowhere but in requests.
-const CANARY: &str = "canary-7f3a9c-key";
+pub const CANARY: &str = "canary-7f3a9c-key";
 const ROWS: i64 = 60;
 
 /// A simulator with the runtime that it lives in.
-struct Providers {
-    simulator: Simulator,
+pub struct Providers {
+    pub simulator: Simulator,
     _runtime: tokio::runtime::Runtime,
 }
 
 impl Providers {
-    fn start(faults: Faults) -> Self {
+    pub fn start(faults: Faults) -> Self {
+        Self::with(Config { keep_bodies: Keep::Everything, faults, ..Config::default() })
+    }
+
+    pub fn with(config: Config) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-        let config = Config { keep_bodies: Keep::Everything, faults, ..Config::default() };
         let simulator = runtime.block_on(Simulator::start(config)).expect("a free port");
         Self { simulator, _runtime: runtime }
     }
 
-    fn requests(&self) -> u64 {
+    pub fn requests(&self) -> u64 {
         self.simulator.journal().requests()
     }
 }
@@ -75,7 +78,7 @@ impl Elsewhere {
 }
 
 /// A provider that is simulated here, and a rule that lets everything go there.
-fn provider(providers: &Providers, kind: &str, provider: Provider) -> String {
+pub fn provider(providers: &Providers, kind: &str, provider: Provider) -> String {
     let base = providers.simulator.base(provider);
     format!(
         "[providers.away]\nkind = \"{kind}\"\nbase_url = \"{base}\"\nsecret = \"env:ROWMILL_TEST_KEY\"\nmodels = [\"*\"]\n\

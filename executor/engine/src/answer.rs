@@ -121,11 +121,11 @@ impl Answerer {
                 ))),
                 End::Scored(scores) => {
                     let scores = prior.map_or_else(|| scores.clone(), |prior| calibrated(&scores, prior));
-                    Ok(Ok(Answered { usage: usage(0), answer: choice(scores) }))
+                    Ok(Ok(Answered::new(choice(scores), usage(0))))
                 }
                 End::Written(ids) => {
                     let text = self.text(kind, &ids)?;
-                    Ok(text.map(|text| Answered { usage: usage(ids.len()), answer: Answer::Text(text) }))
+                    Ok(text.map(|text| Answered::new(Answer::Text(text), usage(ids.len()))))
                 }
             }
         });

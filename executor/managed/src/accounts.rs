@@ -1,6 +1,7 @@
 //! [`Accounts`]: the providers' accounts of this process: targets as the operator set them up, keys fetched, connections and
 //! limits shared by all runs. It decides nothing: whether something may be sent is the policy's.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +28,16 @@ pub struct Accounts {
     policy: Policy,
     prices: Prices,
     redis: Option<Arc<RedisServer>>,
-    /// Open connections, by provider alias and model.
-    open: Mutex<HashMap<(String, String), Transport>>,
+    open: Mutex<Open>,
+}
+
+/// What runs share.
+#[derive(Debug, Default)]
+struct Open {
+    /// Connections, by provider alias and model: what is learned of limits on the way is one model's.
+    transports: HashMap<(String, String), Transport>,
+    /// What accounts may use, by provider alias: the operator's limits hold for all of an account's models together.
+    allowances: HashMap<String, Arc<dyn Allowance>>,
 }
 
 impl Accounts {
@@ -56,7 +65,15 @@ impl Accounts {
 
     /// What a model costs; `None` where no price is known.
     pub fn price(&self, permit: &Permit) -> Result<ModelPrice> {
-        self.policy.price(&self.prices, permit.provider(), permit.model())
+        self.quote(permit.provider(), permit.model())
+    }
+
+    /// What a model costs, whether it may be asked or not.
+    ///
+    /// # Errors
+    /// No price is known, or the policy has no such provider.
+    pub fn quote(&self, alias: &str, model: &str) -> Result<ModelPrice> {
+        self.policy.price(&self.prices, alias, model)
     }
 
     /// The model that a permit is for, as the operator set its provider up; `dimensions` is the length of its vectors.
@@ -94,26 +111,27 @@ impl Accounts {
     pub async fn transport(&self, permit: &Permit, target: &Target) -> Result<Transport> {
         let key = (permit.provider().to_owned(), permit.model().to_owned());
         let mut open = self.open.lock().await;
-        if let Some(transport) = open.get(&key) {
+        if let Some(transport) = open.transports.get(&key) {
             return Ok(transport.clone());
         }
-        let opened = self.connect(permit, target).await;
+        let opened = self.connect(permit, target, &mut open.allowances).await;
         let transport = opened.map_err(|error| error.with("provider", permit.provider()))?;
-        Ok(open.entry(key).or_insert(transport).clone())
+        Ok(open.transports.entry(key).or_insert(transport).clone())
     }
 
-    async fn connect(&self, permit: &Permit, target: &Target) -> Result<Transport> {
+    async fn connect(
+        &self,
+        permit: &Permit,
+        target: &Target,
+        allowances: &mut HashMap<String, Arc<dyn Allowance>>,
+    ) -> Result<Transport> {
         let provider = self.provider(permit.provider())?;
         // A gateway on this machine needs no TLS. What passes it leaves all the same: rules hold as for any provider.
         let is_here = provider.base_url.as_ref().is_some_and(BaseUrl::is_loopback);
         let place = if provider.self_hosted || is_here { Place::Own } else { Place::Provider };
-        let limits = limits(&provider.limits);
-        let allowance: Arc<dyn Allowance> = match &self.redis {
-            Some(server) => {
-                let account = format!("{}/{}", permit.provider(), permit.model());
-                Arc::new(RedisAllowance::new(Arc::clone(server), &account, &limits)?)
-            }
-            None => Arc::new(LocalAllowance::new(&limits)?),
+        let allowance = match allowances.entry(permit.provider().to_owned()) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(new) => Arc::clone(new.insert(self.allowance(permit.provider(), &provider.limits)?)),
         };
         let authentication = authentication(provider, target, place).await?;
         let mut options = TransportOptions::new(&target.base_url, authentication, allowance);
@@ -126,6 +144,14 @@ impl Accounts {
             _ => Windows::default(),
         };
         Transport::new(options)
+    }
+
+    fn allowance(&self, alias: &str, limits: &Limits) -> Result<Arc<dyn Allowance>> {
+        let limits = self::limits(limits);
+        Ok(match &self.redis {
+            Some(server) => Arc::new(RedisAllowance::new(Arc::clone(server), alias, &limits)?),
+            None => Arc::new(LocalAllowance::new(&limits)?),
+        })
     }
 
     fn provider(&self, alias: &str) -> Result<&Provider> {

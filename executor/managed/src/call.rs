@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 
 /// A request of a provider's API, before authentication.
@@ -15,6 +16,26 @@ pub struct Call {
     pub body: Option<Bytes>,
     /// What it will take, as far as is known before it is sent.
     pub estimate: Estimate,
+}
+
+/// Who is asked before each attempt at a call leaves, and told if it was not answered. The transport tries again by itself, and
+/// each attempt has a price of its own.
+#[async_trait]
+pub trait Witness: Send + Sync + fmt::Debug {
+    /// An attempt is about to leave; `false` keeps it, and the call ends as [`Class::Stopped`].
+    async fn leaving(&self) -> bool;
+
+    /// The attempt has no answer.
+    async fn unanswered(&self, error: &CallError, left: Left);
+}
+
+/// Whether anything of an attempt left this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing did.
+    Nothing,
+    /// Something did.
+    Something,
 }
 
 /// Tokens and money a call is expected to take: reserved before it is sent, settled with [`Spent`] after.

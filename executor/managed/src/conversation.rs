@@ -17,6 +17,7 @@ use crate::dialect::{self, End, Said, Unreadable};
 use crate::question::Question;
 use crate::structured::{Format, Formatted, Misfit};
 use crate::tokens::Estimates;
+use crate::transport::errors;
 use crate::{choice, vectors};
 
 /// How often a response that cannot be read is asked for again.
@@ -165,7 +166,7 @@ impl Conversation {
                 return self.on_misfit(Misfit("it is not of the form that was asked for".to_owned()));
             }
             Class::TooLong => RowErrorCode::TooLong,
-            Class::Refused if error.code.as_deref().is_some_and(is_filter) => RowErrorCode::Filtered,
+            Class::Refused if error.code.as_deref().is_some_and(errors::is_filter) => RowErrorCode::Filtered,
             Class::Refused => RowErrorCode::Provider,
         };
         if rows.len() > 1 {
@@ -202,8 +203,7 @@ impl Conversation {
             End::Whole => match self.question.format.read(&said.text) {
                 Ok(formatted) => {
                     let answer = self.answer(formatted, &said);
-                    let usage = self.usage;
-                    self.end(Ok(Answered { answer, usage }))
+                    self.end(Ok(Answered::new(answer, self.usage)))
                 }
                 Err(misfit) => self.on_misfit(misfit),
             },
@@ -232,7 +232,7 @@ impl Conversation {
         let shares = vectors::shares(spent.input_tokens, &lengths);
         for ((row, vector), input_tokens) in rows.iter().zip(embedded.vectors).zip(shares) {
             let usage = Usage { input_tokens, ..Usage::default() };
-            let answered = vectors::normalised(vector).map(|vector| Answered { answer: Answer::Vector(vector), usage });
+            let answered = vectors::normalised(vector).map(|vector| Answered::new(Answer::Vector(vector), usage));
             self.outcomes[*row] = Some(
                 answered
                     .ok_or_else(|| RowError::new(RowErrorCode::Numeric, "the model computed a vector without length")),
@@ -339,9 +339,4 @@ impl Conversation {
 /// What is said to the model after the row's text, when its first answer was not usable.
 fn repair(misfit: &str) -> String {
     format!("(An earlier answer was not usable: {misfit}. Answer again, in exactly the form that is asked for.)")
-}
-
-/// Codes of requests that a content filter refused.
-fn is_filter(code: &str) -> bool {
-    ["content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "moderation_blocked"].contains(&code)
 }

@@ -1,20 +1,23 @@
-//! [`ManagedEngine`]: one model at a provider, for one run. Every call goes the same way: rows are redacted, the most it can
-//! cost is reserved, the audit says what is about to leave, the transport sends it, and all three are settled. Whether
-//! anything may be sent at all was decided before: without a [`Permit`] there is no engine.
+//! [`ManagedEngine`]: one model at a provider, for one run. Every call goes the same way: rows are redacted, the transport
+//! sends them with a [`Payment`] that reserves and records each attempt, and what came is kept in the journal. Whether anything may be sent at all was decided before: without a [`Permit`] there is no engine.
+//!
+//! A call that has left is paid for: it is waited for and kept, also when its shard fails meanwhile.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use rowmill_jobs::infer::{Answer, Outcome, Request, RowError, RowErrorCode, Task, TaskKind, TextFormat};
-use rowmill_jobs::money;
-use rowmill_jobs::spend::{Ledger, Reservation, Reserve};
 use rowmill_jobs::{Error, Kind, Result};
 
 use crate::accounts::Accounts;
-use crate::audit::{Audit, Ending, Intent};
-use crate::call::{Call, Class, Spent};
+use crate::audit::{Audit, Intent};
+use crate::budget::{Amount, Budget};
+use crate::call::{Call, Spent, Witness};
 use crate::conversation::{Conversation, Step};
+use crate::journal::{Fingerprint, Fingerprints, Journal};
+use crate::on_behalf::{OnBehalf, Unwanted, Wanted};
+use crate::payment::Payment;
 use crate::policy::Permit;
 use crate::pricing::ModelPrice;
 use crate::question::Question;
@@ -31,19 +34,10 @@ const TEMPLATE_TOKENS_MAX: u64 = 256;
 pub struct RunGuard {
     /// The record of what leaves.
     pub audit: Arc<Audit>,
-    /// The money, if the job has a cap.
-    pub ledger: Option<Arc<Ledger>>,
     /// The detectors, if the operator has a key for them.
     pub redactor: Option<Arc<Redactor>>,
-}
-
-/// For which attempt at which shard something is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OnBehalf {
-    /// The shard.
-    pub shard: u32,
-    /// The attempt.
-    pub attempt: String,
+    /// What was answered, if the run has a store to keep it in.
+    pub journal: Option<Arc<Journal>>,
 }
 
 /// A model at a provider.
@@ -57,6 +51,7 @@ pub struct ManagedEngine {
     region: Option<String>,
     /// None is needed where no cap is.
     price: Option<ModelPrice>,
+    budget: Arc<Budget>,
     guard: RunGuard,
     questions: Mutex<HashMap<usize, Arc<Asked>>>,
 }
@@ -67,6 +62,8 @@ struct Asked {
     task: Arc<Task>,
     question: Arc<Question>,
     estimates: Mutex<Estimates>,
+    /// Where answers are kept.
+    prints: Option<Fingerprints>,
 }
 
 /// One conversation's rows with what was taken out of them.
@@ -74,6 +71,7 @@ struct Talk<'a> {
     engine: &'a ManagedEngine,
     asked: &'a Asked,
     who: &'a OnBehalf,
+    unwanted: &'a Unwanted,
     rows: u64,
     redactions: std::collections::BTreeMap<String, u64>,
 }
@@ -82,13 +80,19 @@ impl ManagedEngine {
     /// Opens a model for a run; `dimensions` is the length of its vectors, if it embeds.
     ///
     /// # Errors
-    /// The key cannot be had, the provider's address is not whole, or no price is known and the job has a cap.
-    pub async fn open(accounts: &Accounts, permit: Permit, dimensions: Option<u32>, guard: RunGuard) -> Result<Self> {
+    /// The key cannot be had, the provider's address is not whole, or no price is known and money is bounded.
+    pub async fn open(
+        accounts: &Accounts,
+        permit: Permit,
+        dimensions: Option<u32>,
+        budget: Budget,
+        guard: RunGuard,
+    ) -> Result<Self> {
         let target = accounts.target(&permit, dimensions)?;
-        let price = match (accounts.price(&permit), &guard.ledger) {
-            (Ok(price), _) => Some(price),
-            (Err(error), Some(_)) => return Err(error),
-            (Err(_), None) => None,
+        let price = match accounts.price(&permit) {
+            Ok(price) => Some(price),
+            Err(error) if budget.bounds_money() => return Err(error),
+            Err(_) => None,
         };
         if permit.redacts() && guard.redactor.is_none() {
             return Err(Error::internal("a permit asks for redaction, and there is none"));
@@ -98,19 +102,111 @@ impl ManagedEngine {
         let host = url.as_ref().and_then(url::Url::host_str).unwrap_or_default().to_owned();
         let region = target.holes.get("region").cloned();
         let concurrency = accounts.concurrency(&permit);
-        Ok(Self { permit, target, transport, concurrency, host, region, price, guard, questions: Mutex::default() })
+        let (budget, questions) = (Arc::new(budget), Mutex::default());
+        Ok(Self { permit, target, transport, concurrency, host, region, price, budget, guard, questions })
     }
 
-    /// Answers every request, in their order.
+    /// Whether a task can be asked of this model.
+    ///
+    /// # Errors
+    /// As [`Question::new`].
+    pub fn check(&self, task: &Arc<Task>) -> Result<()> {
+        self.asked(task).map(drop)
+    }
+
+    /// Answers every request, in their order. When the caller goes away, calls that have left go on until they are kept: see
+    /// [`OnBehalf::quiet`].
     ///
     /// # Errors
     /// The provider stays away, refuses the account, or the cap is reached: the shard cannot go on.
-    pub async fn infer(&self, who: &OnBehalf, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
-        let asked = self.asked(task)?;
-        let packs = asked.question.packs(&requests);
-        let talks = packs.into_iter().map(|pack| self.talk(who, &asked, &requests[pack]));
-        let outcomes: Vec<Vec<Outcome>> = futures::stream::iter(talks).buffered(self.concurrency).try_collect().await?;
-        Ok(outcomes.into_iter().flatten().collect())
+    pub async fn infer(
+        self: &Arc<Self>,
+        who: &Arc<OnBehalf>,
+        task: &Arc<Task>,
+        requests: Vec<Request>,
+    ) -> Result<Vec<Outcome>> {
+        let wanted = Wanted::default();
+        let unwanted = wanted.unwanted();
+        let (engine, who, asked) = (Arc::clone(self), Arc::clone(who), self.asked(task)?);
+        let under_way = who.enter().await;
+        let answering = tokio::spawn(async move {
+            let _under_way = under_way;
+            engine.answer(&who, &asked, requests, &unwanted).await
+        });
+        answering.await.map_err(|_| Error::internal("a defect of Rowmill ended a call to a provider"))?
+    }
+
+    /// Answers what no earlier attempt was answered.
+    async fn answer(
+        &self,
+        who: &OnBehalf,
+        asked: &Asked,
+        requests: Vec<Request>,
+        unwanted: &Unwanted,
+    ) -> Result<Vec<Outcome>> {
+        let (Some(journal), Some(prints)) = (&self.guard.journal, &asked.prints) else {
+            return self.talks(who, asked, &requests, &[], unwanted).await;
+        };
+        let prints: Vec<Fingerprint> = requests.iter().map(|request| prints.of(request)).collect();
+        let known = who.known(journal).await?;
+        let mut outcomes: Vec<Option<Outcome>> =
+            prints.iter().map(|print| Journal::find(known, print).cloned()).collect();
+        let open: Vec<usize> = (0..outcomes.len()).filter(|row| outcomes[*row].is_none()).collect();
+        let prints: Vec<Fingerprint> = open.iter().map(|row| prints[*row]).collect();
+        let requests: Vec<Request> = open.iter().map(|row| requests[*row].clone()).collect();
+        let fresh = self.talks(who, asked, &requests, &prints, unwanted).await?;
+        for (row, outcome) in open.into_iter().zip(fresh) {
+            outcomes[row] = Some(outcome);
+        }
+        outcomes.into_iter().collect::<Option<_>>().ok_or_else(|| Error::internal("a request has no outcome"))
+    }
+
+    /// Asks for rows, several at a time. After the first error nothing new is begun; what was is waited for.
+    async fn talks(
+        &self,
+        who: &OnBehalf,
+        asked: &Asked,
+        requests: &[Request],
+        prints: &[Fingerprint],
+        unwanted: &Unwanted,
+    ) -> Result<Vec<Outcome>> {
+        let packs = asked.question.packs(requests);
+        let failed: OnceLock<Error> = OnceLock::new();
+        let first = &failed;
+        let talks = packs.into_iter().enumerate().map(|(index, pack)| async move {
+            if unwanted.is_set() {
+                return (index, Vec::new());
+            }
+            match self.talk(who, asked, &requests[pack.clone()], unwanted).await {
+                Ok(outcomes) => {
+                    if let (Some(journal), Some(prints)) = (&self.guard.journal, prints.get(pack)) {
+                        journal.record(who.shard, prints, &outcomes).await;
+                    }
+                    (index, outcomes)
+                }
+                Err(error) => {
+                    // Those that end because of it come later: the first is the reason.
+                    first.get_or_init(|| error);
+                    unwanted.set();
+                    (index, Vec::new())
+                }
+            }
+        });
+        let mut talked: Vec<(usize, Vec<Outcome>)> =
+            futures::stream::iter(talks).buffer_unordered(self.concurrency).collect().await;
+        if let Some(error) = failed.into_inner() {
+            return Err(error);
+        }
+        talked.sort_unstable_by_key(|(index, _)| *index);
+        Ok(talked.into_iter().flat_map(|(_, outcomes)| outcomes).collect())
+    }
+
+    /// Gives back what was set aside of the budget and is not under way.
+    ///
+    /// # Errors
+    /// As [`Budget::give_back`].
+    pub async fn give_back(&self) -> Result<()> {
+        self.budget.give_back().await
     }
 
     fn asked(&self, task: &Arc<Task>) -> Result<Arc<Asked>> {
@@ -121,13 +217,15 @@ impl ManagedEngine {
         }
         let question = Question::new(&self.target, task)?;
         let estimates = Mutex::new(question.estimates());
-        let asked = Arc::new(Asked { task: Arc::clone(task), question, estimates });
+        let journal = self.guard.journal.as_ref();
+        let prints = journal.map(|journal| journal.fingerprints(self.permit.provider(), self.permit.model(), task));
+        let asked = Arc::new(Asked { task: Arc::clone(task), question, estimates, prints });
         questions.insert(key, Arc::clone(&asked));
         Ok(asked)
     }
 
     /// Talks about one row, or one pack of texts to embed.
-    async fn talk(&self, who: &OnBehalf, asked: &Asked, rows: &[Request]) -> Result<Vec<Outcome>> {
+    async fn talk(&self, who: &OnBehalf, asked: &Asked, rows: &[Request], unwanted: &Unwanted) -> Result<Vec<Outcome>> {
         let mut vault = Vault::default();
         let redacted = match &self.guard.redactor {
             None => rows.to_vec(),
@@ -138,7 +236,7 @@ impl ManagedEngine {
             },
         };
         let redactions = vault.counts().clone();
-        let talk = Talk { engine: self, asked, who, rows: rows.len() as u64, redactions };
+        let talk = Talk { engine: self, asked, who, unwanted, rows: rows.len() as u64, redactions };
         let outcomes = talk.run(Conversation::start(&asked.question, &redacted)?).await?;
         Ok(match &self.guard.redactor {
             None => outcomes,
@@ -152,14 +250,17 @@ impl ManagedEngine {
 impl Talk<'_> {
     async fn run(&self, mut conversation: Conversation) -> Result<Vec<Outcome>> {
         let mut nano_usd = 0;
+        // They leave with the first call; a further one about them takes none of what a rule allows.
+        let mut rows = self.rows;
         let mut step = conversation.first();
         loop {
             match step {
-                Step::Done(outcomes) => return Ok(with_cost(outcomes, nano_usd)),
+                Step::Done(outcomes) => return Ok(self.with_cost(outcomes, nano_usd)),
                 Step::Failed(error) => return Err(error.with("provider", self.engine.permit.provider())),
+                Step::Ask if self.unwanted.is_set() => return Err(unwanted()),
                 Step::Ask => {
                     let call = conversation.call(&self.estimates());
-                    let (next, spent) = self.send(&mut conversation, call).await?;
+                    let (next, spent) = self.send(&mut conversation, call, std::mem::take(&mut rows)).await?;
                     nano_usd += spent;
                     step = next;
                 }
@@ -168,49 +269,39 @@ impl Talk<'_> {
     }
 
     /// Sends one call. Returns what to do next, and what it cost.
-    async fn send(&self, conversation: &mut Conversation, mut call: Call) -> Result<(Step, u64)> {
+    async fn send(&self, conversation: &mut Conversation, mut call: Call, rows: u64) -> Result<(Step, u64)> {
         let engine = self.engine;
         let bytes = call.body.as_ref().map_or(0, bytes::Bytes::len);
         // No tokenizer makes more tokens of a text than it has bytes.
         let input_tokens_max = bytes as u64 + TEMPLATE_TOKENS_MAX;
-        let most = engine
-            .price
-            .as_ref()
-            .map_or(0, |price| price.most(input_tokens_max, conversation.output_tokens_max(), engine.permit.lane()));
-        call.estimate.nano_usd_max = most;
-        let reservation = self.reserve(most).await?;
-        let intended = engine.guard.audit.intend(self.intent(&call, bytes as u64)).await?;
-        let (ending, step) = match engine.transport.send(call).await {
+        let price = |tokens: &dyn Fn(&ModelPrice) -> u64| engine.price.as_ref().map_or(0, tokens);
+        let output_tokens_max = conversation.output_tokens_max();
+        let nano_usd = price(&|price| price.most(input_tokens_max, output_tokens_max, engine.permit.lane()));
+        call.estimate.nano_usd_max = nano_usd;
+        let most = Amount { rows, tokens: input_tokens_max + output_tokens_max, nano_usd };
+        let payment = Payment::new(&engine.guard.audit, &engine.budget, self.intent(&call, bytes as u64), most);
+        match engine.transport.send_paid(call, Arc::clone(&payment) as Arc<dyn Witness>).await {
             Ok(reply) => {
                 let turn = conversation.on_reply(&reply);
-                let nano_usd = engine.price.as_ref().map_or(0, |price| price.cost(&turn.spent, engine.permit.lane()));
+                let nano_usd = price(&|price| price.cost(&turn.spent, engine.permit.lane()));
                 self.estimates().observe(bytes, &turn.spent);
-                (ended(None, Some(200), reply.request_id, Spent { nano_usd, ..turn.spent }), turn.step)
+                let spent = Spent { nano_usd, ..turn.spent };
+                Ok((turn.step, payment.answered(reply.request_id, spent).await?))
             }
             Err(error) => {
-                // A request that went unanswered may have been computed, and then it is paid for.
-                let nano_usd = if error.class == Class::Transient { most } else { 0 };
-                let spent = Spent { nano_usd, ..Spent::default() };
-                (ended(Some(error.class), error.status, error.request_id.clone(), spent), conversation.on_error(&error))
+                let nano_usd = payment.failed()?;
+                Ok((conversation.on_error(&error), nano_usd))
             }
-        };
-        let nano_usd = ending.nano_usd;
-        if let Some(reservation) = reservation {
-            reservation.settle(nano_usd);
         }
-        engine.guard.audit.end(intended, ending).await?;
-        Ok((step, nano_usd))
     }
 
-    async fn reserve(&self, most: u64) -> Result<Option<Reservation>> {
-        let Some(ledger) = &self.engine.guard.ledger else { return Ok(None) };
-        match ledger.reserve(most).await? {
-            Reserve::Granted(reservation) => Ok(Some(reservation)),
-            Reserve::CapReached { left } => Err(Error::new(Kind::Incomplete, "max_cost_usd is reached")
-                .with("left", format!("{} USD", money::show(left)))
-                .with("next request", format!("{} USD at most", money::show(most)))
-                .hint("finished parts are kept; raise max_cost_usd and start the same command again")),
+    /// The cost of a talk, at the first of its rows that has an answer.
+    fn with_cost(&self, mut outcomes: Vec<Outcome>, nano_usd: u64) -> Vec<Outcome> {
+        match outcomes.iter_mut().find_map(|outcome| outcome.as_mut().ok()) {
+            Some(answered) => answered.usage.nano_usd = nano_usd,
+            None => self.who.paid_for_errors(nano_usd),
         }
+        outcomes
     }
 
     fn intent(&self, call: &Call, bytes: u64) -> Intent {
@@ -239,26 +330,6 @@ impl Talk<'_> {
     }
 }
 
-fn ended(class: Option<Class>, status: Option<u16>, request_id: Option<String>, spent: Spent) -> Ending {
-    Ending {
-        intent: 0,
-        class: Ending::class_of(class),
-        status,
-        request_id,
-        input_tokens: spent.input_tokens,
-        output_tokens: spent.output_tokens,
-        nano_usd: spent.nano_usd,
-    }
-}
-
-/// The cost of a talk, at the first of its rows that has an answer.
-fn with_cost(mut outcomes: Vec<Outcome>, nano_usd: u64) -> Vec<Outcome> {
-    if let Some(answered) = outcomes.iter_mut().find_map(|outcome| outcome.as_mut().ok()) {
-        answered.usage.nano_usd = nano_usd;
-    }
-    outcomes
-}
-
 fn redact(redactor: &Redactor, rows: &[Request], vault: &mut Vault) -> Result<Vec<Request>> {
     let row = |row: &Request, vault: &mut Vault| {
         let values = row.values.iter().map(|value| redactor.redact(value, vault)).collect::<Result<_>>()?;
@@ -276,6 +347,11 @@ fn restore(redactor: &Redactor, vault: &Vault, task: &Task, outcome: Outcome) ->
         *text = restored.map_err(no_json)?.text;
     }
     Ok(answered)
+}
+
+/// A row that would be asked for nobody.
+fn unwanted() -> Error {
+    Error::new(Kind::Temporary, "the attempt ended before a row was asked")
 }
 
 fn unsearchable() -> RowError {

@@ -203,6 +203,8 @@ async fn list(name: &Name<'_>, commit: &str) -> Result<Vec<Listed>, HFError> {
         })
     });
     let mut files: Vec<Listed> = files.try_collect().await?;
+    // A name that leads out of the folder is none of a model's files, whoever the hub is.
+    files.retain(|(path, _)| path.split(['/', '\\']).all(|part| !matches!(part, "" | "." | "..")));
     files.retain(|(path, _)| match name.gguf {
         Some(file) => path == file,
         None => wanted(path) && !path.ends_with(".gguf"),

@@ -1,7 +1,8 @@
-//! Outcomes of an engine as two Arrow columns: answers of the call's type, and errors. It also looks rows' answers up, so
-//! that rows with the same question share one.
+//! Outcomes of an engine as Arrow columns: answers of the call's type, errors, and who answered in another's place. It also
+//! looks rows' answers up, so that rows with the same question share one.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -17,7 +18,7 @@ use serde_json::Value;
 use super::desk::{Place, VALUE_BYTES_MAX};
 use super::json_rows;
 use crate::functions::Returns;
-use crate::plan::infer_node::error_type;
+use crate::plan::row_notes::Note;
 
 /// What answers become: the call's shape and its Arrow type.
 #[derive(Debug, Clone)]
@@ -54,6 +55,8 @@ pub(super) struct Answers {
     pub(super) values: ArrayRef,
     /// One row for each request; absent if none failed.
     pub(super) errors: Option<ArrayRef>,
+    /// One row for each request; absent if the model that was asked answered all.
+    pub(super) spills: Option<ArrayRef>,
     /// Tokens of all.
     pub(super) usage: Usage,
 }
@@ -61,18 +64,51 @@ pub(super) struct Answers {
 impl Answers {
     /// Bytes that keeping them takes.
     pub(super) fn bytes(&self) -> usize {
-        self.values.get_array_memory_size() + self.errors.as_ref().map_or(0, |errors| errors.get_array_memory_size())
+        let notes = self.errors.iter().chain(&self.spills);
+        self.values.get_array_memory_size() + notes.map(|notes| notes.get_array_memory_size()).sum::<usize>()
     }
+
+    /// What is to be said of them.
+    fn notes(&self, note: Note) -> Option<&ArrayRef> {
+        match note {
+            Note::Error => self.errors.as_ref(),
+            Note::Spill => self.spills.as_ref(),
+        }
+    }
+}
+
+/// A call's columns for the rows of a window.
+#[derive(Debug)]
+pub(super) struct Answered {
+    /// The answers.
+    pub(super) values: ArrayRef,
+    /// Why there are none.
+    pub(super) errors: ArrayRef,
+    /// Who answered in place of the model that was asked.
+    pub(super) spills: ArrayRef,
+}
+
+impl Answered {
+    /// `notes` makes the columns of notes.
+    fn new(values: ArrayRef, notes: impl Fn(Note) -> Result<ArrayRef>) -> Result<Self> {
+        Ok(Self { values, errors: notes(Note::Error)?, spills: notes(Note::Spill)? })
+    }
+}
+
+fn nothing_said(note: Note, rows: usize) -> ArrayRef {
+    new_null_array(&note.call_type(), rows)
 }
 
 /// Turns outcomes into columns.
 pub(super) fn from_outcomes(outcomes: Vec<Outcome>, kind: &TaskKind, shape: &Shape) -> Result<Answers> {
     let mut usage = Usage::default();
     let mut errors: Vec<(usize, RowError)> = Vec::new();
+    let mut spills: Vec<(usize, Arc<str>)> = Vec::new();
     let rows = outcomes.len();
     let mut answers = outcomes.into_iter().enumerate().map(|(row, outcome)| match outcome {
         Ok(answered) => {
             usage += answered.usage;
+            spills.extend(answered.spilled_to.map(|model| (row, model)));
             Some(answered.answer)
         }
         Err(error) => {
@@ -92,7 +128,8 @@ pub(super) fn from_outcomes(outcomes: Vec<Outcome>, kind: &TaskKind, shape: &Sha
     };
     errors.extend(misfits);
     let errors = (!errors.is_empty()).then(|| error_rows(errors, rows)).transpose()?;
-    Ok(Answers { values, errors, usage })
+    let spills = (!spills.is_empty()).then(|| spill_rows(spills, rows)).transpose()?;
+    Ok(Answers { values, errors, spills, usage })
 }
 
 type Column = (ArrayRef, Vec<(usize, RowError)>);
@@ -211,17 +248,32 @@ fn vectors(answers: &mut dyn Iterator<Item = Option<Answer>>, rows: usize, data_
 /// An error column with these rows' errors.
 fn error_rows(mut errors: Vec<(usize, RowError)>, rows: usize) -> Result<ArrayRef> {
     errors.sort_by_key(|(row, _)| *row);
-    let (mut codes, mut messages) = (StringBuilder::new(), StringBuilder::new());
+    note_rows(Note::Error, errors.iter().map(|(row, error)| (*row, [error.code.as_str(), &error.message])), rows)
+}
+
+/// A column of who answered, with these rows' models, in the order of the rows.
+fn spill_rows(spills: Vec<(usize, Arc<str>)>, rows: usize) -> Result<ArrayRef> {
+    note_rows(Note::Spill, spills.iter().map(|(row, model)| (*row, [&**model])), rows)
+}
+
+/// A call's column of notes; `notes` are in the order of the rows.
+fn note_rows<'a, const FIELDS: usize>(
+    note: Note,
+    notes: impl Iterator<Item = (usize, [&'a str; FIELDS])>,
+    rows: usize,
+) -> Result<ArrayRef> {
+    let mut columns: [StringBuilder; FIELDS] = std::array::from_fn(|_| StringBuilder::new());
     let mut valid = NullBufferBuilder::new(rows);
-    let mut errors = errors.into_iter().peekable();
+    let mut notes = notes.peekable();
     for row in 0..rows {
-        let error = errors.next_if(|(at, _)| *at == row).map(|(_, error)| error);
-        codes.append_option(error.as_ref().map(|error| error.code.as_str()));
-        valid.append(error.is_some());
-        messages.append_option(error.map(|error| error.message));
+        let texts = notes.next_if(|(at, _)| *at == row).map(|(_, texts)| texts);
+        valid.append(texts.is_some());
+        for (index, column) in columns.iter_mut().enumerate() {
+            column.append_option(texts.map(|texts| texts[index]));
+        }
     }
-    let DataType::Struct(fields) = error_type() else { return internal_err!("an error is a struct") };
-    let children: Vec<ArrayRef> = vec![Arc::new(codes.finish()), Arc::new(messages.finish())];
+    let DataType::Struct(fields) = note.call_type() else { return internal_err!("a note is a struct") };
+    let children = columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef).collect();
     Ok(Arc::new(StructArray::try_new(fields, children, valid.finish())?))
 }
 
@@ -235,20 +287,20 @@ impl Shelf {
         self.0.insert(window, answers);
     }
 
-    /// Value and error column for rows whose answers are at `places`; `own` are the answers of `window` itself.
+    /// The columns for rows whose answers are at `places`; `own` are the answers of `window` itself.
     pub(super) fn columns(
         &self,
         places: &[Place],
         window: u32,
         own: Option<&Answers>,
         data_type: &DataType,
-    ) -> Result<(ArrayRef, ArrayRef)> {
+    ) -> Result<Answered> {
         let rows = places.len();
         let in_order = own.is_some_and(|own| own.values.len() == rows)
             && places.iter().enumerate().all(|(row, place)| matches!(place, Place::At { window: w, index } if *w == window && *index as usize == row));
         if let Some(own) = own.filter(|_| in_order) {
-            let errors = own.errors.clone().unwrap_or_else(|| new_null_array(&error_type(), rows));
-            return Ok((Arc::clone(&own.values), errors));
+            let notes = |note| Ok(own.notes(note).cloned().unwrap_or_else(|| nothing_said(note, rows)));
+            return Answered::new(Arc::clone(&own.values), notes);
         }
         let local = places.iter().all(|place| match place {
             Place::At { window: w, .. } => *w == window,
@@ -258,72 +310,61 @@ impl Shelf {
         match own {
             Some(own) if local => take_own(places, own),
             None if places.iter().all(|place| *place == Place::Nothing) => {
-                Ok((new_null_array(data_type, rows), new_null_array(&error_type(), rows)))
+                Answered::new(new_null_array(data_type, rows), |note| Ok(nothing_said(note, rows)))
             }
             _ => self.gather(places, window, own, data_type),
         }
     }
 
-    fn gather(
-        &self,
-        places: &[Place],
-        window: u32,
-        own: Option<&Answers>,
-        data_type: &DataType,
-    ) -> Result<(ArrayRef, ArrayRef)> {
-        const NOTHING: (usize, usize) = (0, 0);
-        let null_value = new_null_array(data_type, 1);
-        let null_error = new_null_array(&error_type(), 1);
-        let too_large = error_rows(
-            vec![(0, RowError::new(RowErrorCode::TooLarge, format!("a value has more than {VALUE_BYTES_MAX} bytes")))],
-            1,
-        )?;
-        let mut values: Vec<&dyn Array> = vec![null_value.as_ref()];
-        let mut errors: Vec<&dyn Array> = vec![null_error.as_ref(), too_large.as_ref()];
-        // Where each window's columns stand in `values` and, if it has any, in `errors`.
-        let mut slots: HashMap<u32, (usize, Option<usize>)> = HashMap::new();
-        let (mut value_at, mut error_at) = (Vec::with_capacity(places.len()), Vec::with_capacity(places.len()));
+    fn gather(&self, places: &[Place], window: u32, own: Option<&Answers>, data_type: &DataType) -> Result<Answered> {
+        // Windows that rows refer to, each once.
+        let mut used: Vec<&Answers> = Vec::new();
+        let mut slots: HashMap<u32, usize> = HashMap::new();
         for place in places {
-            match place {
-                Place::Nothing => {
-                    value_at.push(NOTHING);
-                    error_at.push(NOTHING);
-                }
-                Place::TooLarge => {
-                    value_at.push(NOTHING);
-                    error_at.push((1, 0));
-                }
-                Place::At { window: w, index } => {
-                    let slot = match slots.get(w) {
-                        Some(slot) => *slot,
-                        None => {
-                            let answers = if *w == window { own } else { self.0.get(w) };
-                            let answers = answers
-                                .ok_or_else(|| internal_datafusion_err!("the answers of window {w} are gone"))?;
-                            values.push(answers.values.as_ref());
-                            let error_slot = answers.errors.as_ref().map(|array| {
-                                errors.push(array.as_ref());
-                                errors.len() - 1
-                            });
-                            let slot = (values.len() - 1, error_slot);
-                            slots.insert(*w, slot);
-                            slot
-                        }
-                    };
-                    value_at.push((slot.0, *index as usize));
-                    error_at.push(slot.1.map_or(NOTHING, |error_slot| (error_slot, *index as usize)));
-                }
+            let Place::At { window: w, .. } = place else { continue };
+            if let Entry::Vacant(slot) = slots.entry(*w) {
+                let answers = if *w == window { own } else { self.0.get(w) };
+                used.push(answers.ok_or_else(|| internal_datafusion_err!("the answers of window {w} are gone"))?);
+                slot.insert(used.len() - 1);
             }
         }
-        let values = interleave(&values, &value_at)?;
-        let no_errors = error_at.iter().all(|at| *at == NOTHING);
-        let errors =
-            if no_errors { new_null_array(&error_type(), places.len()) } else { interleave(&errors, &error_at)? };
-        Ok((values, errors))
+        let too_large = RowError::new(RowErrorCode::TooLarge, format!("a value has more than {VALUE_BYTES_MAX} bytes"));
+        let too_large = error_rows(vec![(0, too_large)], 1)?;
+        // A column of these windows' arrays; rows without any get `nothing`, those with a value too large `else_at`.
+        let column = |arrays: Vec<Option<&ArrayRef>>, nothing: ArrayRef, else_at: Option<&ArrayRef>| {
+            let mut parts: Vec<&dyn Array> = vec![nothing.as_ref()];
+            parts.extend(else_at.map(AsRef::as_ref));
+            let too_large = (parts.len() - 1, 0);
+            let mut part_of = Vec::with_capacity(arrays.len());
+            for array in arrays {
+                parts.extend(array.map(AsRef::as_ref));
+                part_of.push(array.map(|_| parts.len() - 1));
+            }
+            let at: Vec<(usize, usize)> = places
+                .iter()
+                .map(|place| match place {
+                    Place::Nothing => (0, 0),
+                    Place::TooLarge => too_large,
+                    Place::At { window, index } => {
+                        let part = slots.get(window).and_then(|slot| part_of[*slot]);
+                        part.map_or((0, 0), |part| (part, *index as usize))
+                    }
+                })
+                .collect();
+            if at.iter().all(|at| *at == (0, 0)) {
+                return Ok(new_null_array(nothing.data_type(), places.len()));
+            }
+            Ok(interleave(&parts, &at)?)
+        };
+        let values = used.iter().map(|answers| Some(&answers.values)).collect();
+        Answered::new(column(values, new_null_array(data_type, 1), None)?, |note| {
+            let arrays = used.iter().map(|answers| answers.notes(note)).collect();
+            column(arrays, nothing_said(note, 1), (note == Note::Error).then_some(&too_large))
+        })
     }
 }
 
-fn take_own(places: &[Place], own: &Answers) -> Result<(ArrayRef, ArrayRef)> {
+fn take_own(places: &[Place], own: &Answers) -> Result<Answered> {
     let mut indices = UInt32Builder::with_capacity(places.len());
     for place in places {
         match place {
@@ -333,9 +374,8 @@ fn take_own(places: &[Place], own: &Answers) -> Result<(ArrayRef, ArrayRef)> {
     }
     let indices = indices.finish();
     let values = take(&own.values, &indices, None).map_err(DataFusionError::from)?;
-    let errors = match &own.errors {
-        Some(errors) => take(errors, &indices, None)?,
-        None => new_null_array(&error_type(), places.len()),
-    };
-    Ok((values, errors))
+    Answered::new(values, |note| match own.notes(note) {
+        Some(notes) => Ok(take(notes, &indices, None)?),
+        None => Ok(nothing_said(note, places.len())),
+    })
 }

@@ -26,7 +26,7 @@ use super::answers::Shape;
 use super::observer::{Progress, Totals};
 use super::window::{self, DeskSpec, ExecCall, Setup};
 use crate::functions::CallSpec;
-use crate::plan::infer_node::{Infer, error_column, error_type, value_column};
+use crate::plan::infer_node::Infer;
 
 /// Who answers, and who counts.
 #[derive(Debug, Clone)]
@@ -80,9 +80,9 @@ impl ExtensionPlanner for InferPlanner {
                 desk,
                 values: call.values.iter().map(physical).collect::<Result<_>>()?,
                 only: call.only.as_ref().map(physical).transpose()?,
+                spills: call.spills,
             });
-            fields.push(Arc::new(Field::new(value_column(call.id), call.returns.clone(), true)));
-            fields.push(Arc::new(Field::new(error_column(call.id), error_type(), true)));
+            fields.extend(call.fields());
         }
         let schema = Arc::new(Schema::new_with_metadata(fields, input.schema().metadata().clone()));
         Ok(Some(Arc::new(InferExec::new(Arc::clone(input), calls, desks, schema, self.service.clone()))))

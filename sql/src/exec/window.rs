@@ -40,6 +40,8 @@ pub(crate) struct ExecCall {
     pub(crate) values: Vec<Arc<dyn PhysicalExpr>>,
     /// Only rows where this is true.
     pub(crate) only: Option<Arc<dyn PhysicalExpr>>,
+    /// Whether a column says which answers are another model's.
+    pub(crate) spills: bool,
 }
 
 /// What is asked at a desk; calls that ask the same share one.
@@ -261,12 +263,13 @@ struct Finished {
 
 impl Finished {
     fn batches(&self, setup: &Setup, shelves: &[Shelf]) -> Result<Vec<RecordBatch>> {
-        let mut columns: Vec<ArrayRef> = Vec::with_capacity(2 * setup.calls.len());
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(3 * setup.calls.len());
         for (call, places) in setup.calls.iter().zip(&self.places) {
             let own = self.answers[call.desk].0.as_ref();
             let data_type = &setup.desks[call.desk].shape.data_type;
-            let (values, errors) = shelves[call.desk].columns(places, self.number, own, data_type)?;
-            columns.extend([values, errors]);
+            let answered = shelves[call.desk].columns(places, self.number, own, data_type)?;
+            columns.extend([answered.values, answered.errors]);
+            columns.extend(call.spills.then_some(answered.spills));
         }
         let mut first = 0;
         self.segments

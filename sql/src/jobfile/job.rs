@@ -11,12 +11,11 @@ use rowmill_jobs::queue::{POOL_DEFAULT, check_pool};
 use rowmill_jobs::spec::{JobSpec, ModelSpec, TableSpec};
 
 use super::absolute_url;
-use super::options::Options;
+use super::options::{Options, Place};
 use super::render::Rendered;
+use super::spill;
 use super::statements::JobStatement;
 
-/// Options of the design that this version lacks.
-const LATER: [&str; 3] = ["spill_to", "spill_when", "deadline"];
 /// How secret data can be: the policy's words.
 const DATA_CLASSES: [(&str, &str); 4] =
     [("public", "public"), ("internal", "internal"), ("confidential", "confidential"), ("restricted", "restricted")];
@@ -58,11 +57,13 @@ pub(super) fn read(
             .hint("for example 2026-11-20 or 2026-11-20T06"));
     }
     let key = names(&mut options, "key", "key = 'ticket_id' or key = 'shop, ticket_id'")?;
+    let key = key.map_or_else(Vec::new, |(names, _)| names);
     let model = default_model(&mut options, &models)?;
     let shard_rows = options.count("shard_rows", 1)?;
     let max_error_ratio = options.ratio("max_error_ratio")?.unwrap_or(ERROR_RATIO_DEFAULT);
     let pool = pool(&mut options)?;
     let never_send = names(&mut options, "never_send", "never_send = 'email' or never_send = 'email, phone'")?;
+    let never_send = never_send.map_or_else(Vec::new, |(names, _)| names);
     let data_class = options.word("data_class", &DATA_CLASSES)?.map(str::to_owned);
     let nano_usd_max =
         match options.number_text("max_cost_usd")? {
@@ -71,7 +72,8 @@ pub(super) fn read(
                 options.error(at, error.to_string()).hint("max_cost_usd = 40 or max_cost_usd = 0.25")
             })?),
         };
-    options.finish(&LATER)?;
+    let (spill, deadline) = spill::read(&mut options, &models)?;
+    options.finish()?;
     let spec = JobSpec {
         name: statement.name,
         file: source.file.clone(),
@@ -91,6 +93,8 @@ pub(super) fn read(
         pool,
         never_send,
         data_class,
+        spill,
+        deadline,
         nano_usd_max,
         params: params.clone(),
     };
@@ -108,10 +112,14 @@ fn pool(options: &mut Options<'_>) -> Result<String> {
     }
 }
 
-/// `key = 'a, b'`: names of columns. `compile` checks that those of `key` are output columns.
-fn names(options: &mut Options<'_>, option: &'static str, usage: &str) -> Result<Vec<String>> {
+/// `key = 'a, b'`: names, with the option's place. `compile` checks that those of `key` are output columns.
+pub(super) fn names(
+    options: &mut Options<'_>,
+    option: &'static str,
+    usage: &str,
+) -> Result<Option<(Vec<String>, Place)>> {
     match options.text(option)? {
-        None => Ok(Vec::new()),
+        None => Ok(None),
         Some((text, at)) => {
             let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
             if let Some(index) = (0..names.len()).find(|i| names[*i].is_empty() || names[..*i].contains(&names[*i])) {
@@ -126,7 +134,7 @@ fn names(options: &mut Options<'_>, option: &'static str, usage: &str) -> Result
                     )
                     .hint(usage));
             }
-            Ok(names)
+            Ok(Some((names, at)))
         }
     }
 }

@@ -5,6 +5,7 @@ mod job;
 mod model;
 pub(crate) mod options;
 pub(crate) mod render;
+mod spill;
 mod statements;
 mod table;
 

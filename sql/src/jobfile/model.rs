@@ -31,7 +31,7 @@ pub(super) fn read(source: &Rendered, folder: &Path, statement: ModelStatement) 
             });
         }
     };
-    options.finish(&[])?;
+    options.finish()?;
     Ok(ModelSpec { name: statement.name, engine })
 }
 

@@ -134,14 +134,9 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Refuses the first option that nobody took. `later` are options of the design that this version lacks.
-    pub(crate) fn finish(self, later: &[&str]) -> Result<()> {
+    /// Refuses the first option that nobody took.
+    pub(crate) fn finish(self) -> Result<()> {
         let Some(item) = self.items.first() else { return Ok(()) };
-        if later.contains(&item.name.as_str()) {
-            return Err(self
-                .error(item.name_at, format!("option `{}` is not supported by this version", item.name))
-                .hint("remove it: this version asks the model that a call names, and no other"));
-        }
         let error = self.error(item.name_at, format!("{} has no option `{}`", self.owner, item.name));
         Err(match closest(&item.name, self.taken.iter().copied()) {
             Some(name) => error.hint(format!("did you mean `{name}`?")),

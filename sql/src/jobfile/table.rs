@@ -15,6 +15,7 @@ use super::options::Place;
 use super::render::Rendered;
 use super::statements::{TableStatement, normal, place};
 use crate::functions::sql_type;
+use crate::plan::row_notes::Note;
 
 /// Options of CSV tables.
 pub(crate) const CSV_OPTIONS: [&str; 5] =
@@ -100,7 +101,7 @@ fn columns(source: &Rendered, statement: &TableStatement) -> Result<(Columns, Co
         if columns.iter().any(|(earlier, _)| *earlier == name) {
             return Err(source.error(at, format!("column `{name}` is declared twice")));
         }
-        if name == "_errors" || name.starts_with("__ai_") {
+        if Note::is_output(&name) || name.starts_with("__ai_") {
             return Err(source.error(at, format!("column `{name}`: this name is Rowmill's own")));
         }
         sql_type::to_arrow(&column.data_type)

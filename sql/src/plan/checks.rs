@@ -11,7 +11,7 @@ use rowmill_jobs::spec::JobSpec;
 use rowmill_jobs::{Error, Result};
 
 use super::diagnose::Diagnosis;
-use super::lift::ERRORS;
+use super::row_notes::Note;
 use crate::exec::shape_of;
 use crate::functions::{self, CallSpec, OWN_PREFIX, Places, Returns};
 
@@ -91,10 +91,10 @@ pub(super) fn output_names(schema: &DFSchema, spec: &JobSpec, diagnosis: &Diagno
     let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
     for (index, name) in names.iter().enumerate() {
         let at = diagnosis.find(name).unwrap_or((1, 1));
-        if name.eq_ignore_ascii_case(ERRORS) || name.starts_with(OWN_PREFIX) {
+        if Note::is_output(name) || name.starts_with(OWN_PREFIX) {
             return Err(diagnosis
                 .at(at, format!("an output column is called `{name}`: this name is Rowmill's own"))
-                .hint("rename it with AS, or leave it out: SELECT * EXCEPT (_errors)"));
+                .hint(format!("rename it with AS, or leave it out: SELECT * EXCEPT ({name})")));
         }
         if names[..index].iter().any(|earlier| earlier == name) {
             return Err(diagnosis

@@ -7,10 +7,11 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Fields};
+use arrow::datatypes::{DataType, Field};
 use datafusion::common::{DFSchema, DFSchemaRef, Result, TableReference, internal_err};
 use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNodeCore};
 
+use super::row_notes::Note;
 use crate::functions::OWN_PREFIX;
 
 /// One AI call, resolved against the node's input.
@@ -26,6 +27,18 @@ pub(crate) struct InferCall {
     pub(crate) only: Option<Expr>,
     /// Type of the answer.
     pub(crate) returns: DataType,
+    /// Whether another model than its own may answer.
+    pub(crate) spills: bool,
+}
+
+impl InferCall {
+    /// The columns that a node appends for the call.
+    pub(crate) fn fields(&self) -> Vec<Arc<Field>> {
+        let field = |name, data_type| Arc::new(Field::new(name, data_type, true));
+        let note = |note: Note| field(note_column(note, self.id), note.call_type());
+        let value = field(value_column(self.id), self.returns.clone());
+        [value, note(Note::Error)].into_iter().chain(self.spills.then(|| note(Note::Spill))).collect()
+    }
 }
 
 /// Name of the column with a call's answer.
@@ -33,17 +46,12 @@ pub(crate) fn value_column(id: usize) -> String {
     format!("{OWN_PREFIX}{id}")
 }
 
-/// Name of the column with a call's error.
-pub(crate) fn error_column(id: usize) -> String {
-    format!("{OWN_PREFIX}{id}_error")
-}
-
-/// Type of an error column: NULL where there is none.
-pub(crate) fn error_type() -> DataType {
-    DataType::Struct(Fields::from(vec![
-        Field::new("code", DataType::Utf8, true),
-        Field::new("message", DataType::Utf8, true),
-    ]))
+/// Name of the column with what is to be said of a call's answers.
+pub(crate) fn note_column(note: Note, id: usize) -> String {
+    match note {
+        Note::Error => format!("{OWN_PREFIX}{id}_error"),
+        Note::Spill => format!("{OWN_PREFIX}{id}_spill"),
+    }
 }
 
 /// The node.
@@ -61,12 +69,19 @@ impl Infer {
     pub(crate) fn try_new(input: LogicalPlan, calls: Vec<InferCall>) -> Result<Self> {
         let mut fields: Vec<(Option<TableReference>, Arc<Field>)> =
             input.schema().iter().map(|(qualifier, field)| (qualifier.cloned(), Arc::clone(field))).collect();
-        for call in &calls {
-            fields.push((None, Arc::new(Field::new(value_column(call.id), call.returns.clone(), true))));
-            fields.push((None, Arc::new(Field::new(error_column(call.id), error_type(), true))));
-        }
+        fields.extend(calls.iter().flat_map(InferCall::fields).map(|field| (None, field)));
         let schema = DFSchema::new_with_metadata(fields, input.schema().metadata().clone())?;
         Ok(Self { input, calls, schema: Arc::new(schema) })
+    }
+
+    /// The call that a column of the node belongs to; `None` for the input's own.
+    pub(crate) fn call_of_column(&self, index: usize) -> Option<&InferCall> {
+        let mut first = self.input.schema().fields().len();
+        let index = (index >= first).then_some(index)?;
+        self.calls.iter().find(|call| {
+            first += call.fields().len();
+            index < first
+        })
     }
 }
 
@@ -111,7 +126,7 @@ impl UserDefinedLogicalNodeCore for Infer {
     }
 
     fn prevent_predicate_push_down_columns(&self) -> HashSet<String> {
-        self.calls.iter().flat_map(|call| [value_column(call.id), error_column(call.id)]).collect()
+        self.calls.iter().flat_map(InferCall::fields).map(|field| field.name().clone()).collect()
     }
 
     fn fmt_for_explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -172,7 +172,11 @@ async fn plan_query(
     let plan = state.analyzer().execute_and_check(plan, state.config_options(), |_, _| {}).map_err(planning)?;
     let names = output_names(plan.schema(), spec, diagnosis)?;
     let chain = chain::read(&plan).map_err(|refusal| diagnosis.refusal(refusal))?;
-    let lifted = lift(chain, &names).map_err(planning)?;
+    let spilling = spec
+        .spill
+        .is_some()
+        .then(|| (0..diagnosis.calls.len()).filter(|call| spec.spills(&diagnosis.calls[*call].task)).collect());
+    let lifted = lift(chain, &names, spilling.as_ref()).map_err(planning)?;
     Ok((state.optimize(&lifted.plan).map_err(planning)?, lifted.calls))
 }
 

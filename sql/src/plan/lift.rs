@@ -1,7 +1,7 @@
 //! Lifts AI calls out of expressions into [`Infer`] nodes: filters first, so that a row that one refuses costs no further
 //! call; calls that feed other calls below those; the same call once. It decides only; nothing runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
@@ -13,21 +13,19 @@ use datafusion::logical_expr::utils::{conjunction, disjunction};
 use datafusion::logical_expr::{Expr, Extension, LogicalPlan, LogicalPlanBuilder, Operator, ScalarUDF, cast, not};
 
 use super::chain::{Chain, calls_of};
-use super::errors_column::ErrorsColumn;
-use super::infer_node::{Infer, InferCall, error_column, value_column};
+use super::infer_node::{Infer, InferCall, note_column, value_column};
 use super::origins;
+use super::row_notes::{Note, RowNotes};
 use crate::functions::udf::AiFunction;
 use crate::source::infer_schema::plain;
 
-/// Name of the column with a row's errors.
-pub(crate) const ERRORS: &str = "_errors";
 /// What an error in a condition is filed under.
 const WHERE: &str = "WHERE";
 
 /// A plan without AI functions in expressions.
 #[derive(Debug)]
 pub(crate) struct Lifted {
-    /// Outputs and `_errors` on top, [`Infer`] nodes below, the base at the bottom.
+    /// Outputs and notes (`_errors`) on top, [`Infer`] nodes below, the base at the bottom.
     pub(crate) plan: LogicalPlan,
     /// The plan's calls, by their numbers.
     pub(crate) calls: Vec<LiftedCall>,
@@ -44,9 +42,16 @@ pub(crate) struct LiftedCall {
     pub(crate) origins: Vec<String>,
 }
 
-/// Builds the plan. `names` are the output columns' names.
-pub(crate) fn lift(chain: Chain, names: &[String]) -> Result<Lifted> {
-    let mut lifter = Lifter { plan: chain.base, calls: Vec::new(), feeds: BTreeMap::new(), kept_because: Vec::new() };
+/// Builds the plan. `names` are the output columns' names; `spilling`, if the job spills, the fixed parts of the calls that
+/// another model may answer.
+pub(crate) fn lift(chain: Chain, names: &[String], spilling: Option<&BTreeSet<usize>>) -> Result<Lifted> {
+    let mut lifter = Lifter {
+        plan: chain.base,
+        calls: Vec::new(),
+        feeds: BTreeMap::new(),
+        kept_because: Vec::new(),
+        spilling: spilling.cloned().unwrap_or_default(),
+    };
     lifter.infer(Vec::new())?;
     for filter in chain.filters {
         lifter.filter(filter)?;
@@ -69,9 +74,16 @@ pub(crate) fn lift(chain: Chain, names: &[String]) -> Result<Lifted> {
             labels.join(", ")
         })
         .collect();
-    let errors = ScalarUDF::from(ErrorsColumn::new(feeds.clone()));
-    let arguments = (0..feeds.len()).map(|id| column(&error_column(id))).collect();
-    exprs.push(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(errors), arguments)).alias(ERRORS));
+    let notes = |note: Note, ids: Vec<usize>| {
+        let function = ScalarUDF::from(RowNotes::new(note, ids.iter().map(|id| feeds[*id].clone()).collect()));
+        let arguments = ids.iter().map(|id| column(&note_column(note, *id))).collect();
+        Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(function), arguments)).alias(note.output())
+    };
+    if spilling.is_some() {
+        exprs.push(notes(Note::Spill, (0..feeds.len()).filter(|id| lifter.calls[*id].spills).collect()));
+    }
+    // The last: whoever counts rows with errors finds it there.
+    exprs.push(notes(Note::Error, (0..feeds.len()).collect()));
     let plan = LogicalPlanBuilder::from(lifter.plan).project(exprs)?.build()?;
     let origins = origins::of_calls(&plan, feeds.len())?;
     let known = lifter.calls.iter().zip(feeds).zip(origins);
@@ -91,6 +103,8 @@ struct Lifter {
     feeds: BTreeMap<usize, Vec<String>>,
     /// Conditions passed so far. A row that is still here has TRUE in each, or NULL because a model failed.
     kept_because: Vec<Expr>,
+    /// Fixed parts of calls that another model may answer.
+    spilling: BTreeSet<usize>,
 }
 
 impl Lifter {
@@ -107,7 +121,7 @@ impl Lifter {
         let [condition] = lowered;
         let failed: Vec<Expr> = calls_below(&condition, &self.calls)?
             .into_iter()
-            .map(|id| column(&error_column(id)).is_not_null())
+            .map(|id| column(&note_column(Note::Error, id)).is_not_null())
             .collect();
         let keep = match disjunction(failed) {
             Some(failed) => condition.clone().is_true().or(condition.clone().is_null().and(failed)),
@@ -154,6 +168,7 @@ impl Lifter {
             spec: found.spec,
             values: found.values,
             only: conjunction(only),
+            spills: self.spilling.contains(&found.spec),
             returns: found.returns,
         })
     }

@@ -87,8 +87,8 @@ fn of_column(column: &Column, plan: &LogicalPlan, found: &mut BTreeSet<String>) 
             Some(infer) if index < infer.input.schema().fields().len() => {
                 of_column(&same(&infer.input), &infer.input, found)
             }
-            // An answer, or why there is none: both are made of the call's values.
-            Some(infer) => match infer.calls.get((index - infer.input.schema().fields().len()) / 2) {
+            // An answer, or what is said of it: both are made of the call's values.
+            Some(infer) => match infer.call_of_column(index) {
                 Some(call) => call.values.iter().try_for_each(|value| of_expression(value, &[&infer.input], found)),
                 None => everything(plan, found),
             },

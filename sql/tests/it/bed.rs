@@ -56,10 +56,8 @@ impl Engine for Script {
                     TaskKind::Complete { format: TextFormat::Free, .. } => Answer::Text(text.to_uppercase()),
                     TaskKind::Complete { .. } => Answer::Text(text),
                 };
-                Ok(Answered {
-                    answer,
-                    usage: Usage { input_tokens: 2, cached_tokens: 1, output_tokens: 1, ..Usage::default() },
-                })
+                let usage = Usage { input_tokens: 2, cached_tokens: 1, output_tokens: 1, ..Usage::default() };
+                Ok(Answered::new(answer, usage))
             })
             .collect())
     }

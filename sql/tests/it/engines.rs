@@ -36,7 +36,7 @@ impl Engine for Pairs {
         }
         self.answered.fetch_add(requests.len(), Ordering::SeqCst);
         self.under_way.fetch_sub(1, Ordering::SeqCst);
-        let answered = |text: String| Answered { answer: Answer::Text(text), usage: Usage::default() };
+        let answered = |text: String| Answered::new(Answer::Text(text), Usage::default());
         Ok(requests.into_iter().map(|mut request| Ok(answered(request.values.remove(0)))).collect())
     }
 }

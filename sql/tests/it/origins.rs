@@ -66,3 +66,27 @@ async fn values_are_followed_to_their_tables() {
         assert_eq!(origins, expected, "{query}");
     }
 }
+
+/// A call that another model may answer has a column more: that shifts no other call's.
+#[tokio::test]
+async fn values_are_followed_through_calls_that_spill() {
+    let bed = bed();
+    let head = HEAD.replace(
+        "CREATE JOB j WITH (",
+        "CREATE MODEL away WITH (engine = 'openai', name = 'x');\n\
+         CREATE JOB j WITH (spill_to = 'away', spill_when = 'overflow', ",
+    );
+    let query = "SELECT id, ai_complete(email) AS a, ai_complete(phone) AS b, ai_embed(body, model => 'vectors') AS v, \
+                 ai_complete(lang) AS d, ai_classify(ai_complete(lang), ['x', 'y']) AS e, \
+                 ai_classify(ai_complete(phone), ['x', 'y']) AS f FROM t";
+    let (job, _) = bed.compiled(&format!("{head}{query}")).await.unwrap_or_else(|error| panic!("{}", error.report()));
+    let origins: Vec<(&str, Vec<&str>)> = job
+        .calls()
+        .iter()
+        .map(|call| (call.column.as_str(), call.origins.iter().map(String::as_str).collect()))
+        .collect();
+    for (column, origin) in [("a", "email"), ("e", "lang"), ("f", "phone"), ("v", "body")] {
+        let (_, found) = origins.iter().rfind(|(columns, _)| columns.split(", ").any(|name| name == column)).unwrap();
+        assert_eq!(found, &[origin], "{column}: {origins:?}");
+    }
+}

@@ -69,6 +69,8 @@ fn plan(random: &mut Random, nonce: Option<&str>) -> Plan {
         max_error_ratio: 0.0,
         never_send: Vec::new(),
         data_class: None,
+        spill: None,
+        deadline: None,
         nano_usd_max: None,
         pool: "default".into(),
         params: Default::default(),
@@ -89,6 +91,8 @@ fn plan(random: &mut Random, nonce: Option<&str>) -> Plan {
         models: Vec::new(),
         output_schema: serde_json::Value::Null,
         shards,
+        deadline_ms: None,
+        policy_hash: None,
     }
 }
 

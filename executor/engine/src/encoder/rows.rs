@@ -60,7 +60,7 @@ fn in_batches(
         for (row, answer) in batch.iter().zip(halving(&batch, &compute)?) {
             outcomes[*row] = answer.and_then(|answer| {
                 let usage = Usage { input_tokens: lengths[*row] as u64, ..Usage::default() };
-                Ok(Answered { answer: answer.ok_or_else(numeric)?, usage })
+                Ok(Answered::new(answer.ok_or_else(numeric)?, usage))
             });
         }
     }

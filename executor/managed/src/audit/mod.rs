@@ -56,7 +56,8 @@ struct Copied {
 /// A line that waits for the disk, and who waits for it.
 #[derive(Debug)]
 struct Waiting {
-    said: Said,
+    /// Without one, it is waited for what came before.
+    said: Option<Said>,
     written: Option<oneshot::Sender<Result<u64>>>,
 }
 
@@ -137,14 +138,15 @@ impl Audit {
     /// The audit's thread has ended.
     pub async fn end(&self, intended: Intended, ending: Ending) -> Result<()> {
         let said = Said::Ending(Ending { intent: intended.seq, ..ending });
-        self.lines.send(Waiting { said, written: None }).await.map_err(|_| ended())
+        self.lines.send(Waiting { said: Some(said), written: None }).await.map_err(|_| ended())
     }
 
-    /// Copies what is on disk and not yet in the run's store into it. To be called when a shard ends, and at the end.
+    /// Copies what was said and is not yet in the run's store into it. To be called when a shard ends, and at the end.
     ///
     /// # Errors
     /// The file cannot be read, or the store does not answer.
     pub async fn copy(&self, store: &dyn Store) -> Result<()> {
+        self.wait(None).await?;
         let mut copied = self.copied.lock().await;
         loop {
             let durable = self.durable.load(Ordering::Acquire);
@@ -165,11 +167,11 @@ impl Audit {
         }
     }
 
-    /// Writes the last line, and copies what is new. Whatever else was said is on disk then.
+    /// Writes the last line, and copies what is new. Whatever else was said is on disk then, and nothing can be said any more.
     ///
     /// # Errors
     /// The file cannot be written, or the store does not answer.
-    pub async fn close(self, store: Option<&dyn Store>) -> Result<()> {
+    pub async fn close(&self, store: Option<&dyn Store>) -> Result<()> {
         self.say(Said::Closing {}).await?;
         match store {
             Some(store) => self.copy(store).await,
@@ -178,6 +180,11 @@ impl Audit {
     }
 
     async fn say(&self, said: Said) -> Result<u64> {
+        self.wait(Some(said)).await
+    }
+
+    /// Returns once everything that was said is on disk, with the number of the next line or of this one.
+    async fn wait(&self, said: Option<Said>) -> Result<u64> {
         let (written, answer) = oneshot::channel();
         self.lines.send(Waiting { said, written: Some(written) }).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
@@ -237,12 +244,14 @@ impl Writer {
         let mut writes = 0;
         let mut group = Vec::with_capacity(GROUP_MAX);
         while waiting.blocking_recv_many(&mut group, GROUP_MAX) > 0 {
-            let first = self.seq;
+            let mut seq = self.seq;
             let written = self.write(&group);
             writes += 1;
-            for (line, seq) in group.drain(..).zip(first..) {
+            for line in group.drain(..) {
+                let own = seq;
+                seq += u64::from(line.said.is_some());
                 let Some(answer) = line.written else { continue };
-                let said = written.as_ref().map(|()| seq).map_err(|why| {
+                let said = written.as_ref().map(|()| own).map_err(|why| {
                     Error::invalid(format!("cannot write the audit: {why}"))
                         .with("file", self.path.display())
                         .hint("nothing is sent without it: give its folder room and start the same command again")
@@ -256,7 +265,7 @@ impl Writer {
 
     /// Writes a group and waits until it is on disk.
     fn write(&mut self, group: &[Waiting]) -> std::result::Result<(), String> {
-        if let Some(why) = &self.failed {
+        if let Some(why) = self.failed.as_ref().filter(|_| group.iter().any(|waiting| waiting.said.is_some())) {
             return Err(why.clone());
         }
         self.try_write(group).map_err(|error| {
@@ -269,12 +278,19 @@ impl Writer {
     fn try_write(&mut self, group: &[Waiting]) -> std::io::Result<()> {
         let at = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
         let mut text = String::new();
-        for waiting in group {
-            let record = Record { seq: self.seq, at: at.clone(), said: waiting.said.clone() };
+        for said in group.iter().filter_map(|waiting| waiting.said.as_ref()) {
+            if matches!(said, Said::Closing {}) {
+                // What comes in a later group is refused.
+                self.failed = Some("it was closed".to_owned());
+            }
+            let record = Record { seq: self.seq, at: at.clone(), said: said.clone() };
             let (line, hash) = record::write(&record, &self.hash)?;
             text.push_str(&line);
             self.hash = hash;
             self.seq += 1;
+        }
+        if text.is_empty() {
+            return Ok(());
         }
         self.file.write_all(text.as_bytes())?;
         self.file.sync_data()?;

@@ -141,7 +141,7 @@ fn after_a_failed_write_nothing_is_permitted_any_more() {
         failed: None,
         durable: durable.clone(),
     };
-    let group = [Waiting { said: Said::Intent(intent(0)), written: None }];
+    let group = [Waiting { said: Some(Said::Intent(intent(0))), written: None }];
     assert!(writer.write(&group).is_err());
     writer.file = tempfile::tempfile().unwrap();
     assert!(writer.write(&group).is_err());
@@ -167,7 +167,7 @@ fn calls_that_arrive_together_share_a_write() {
     let mut answers = Vec::new();
     for number in 0..1_500 {
         let (written, answer) = oneshot::channel();
-        lines.try_send(Waiting { said: Said::Intent(intent(number)), written: Some(written) }).unwrap();
+        lines.try_send(Waiting { said: Some(Said::Intent(intent(number))), written: Some(written) }).unwrap();
         answers.push(answer);
     }
     drop(lines);

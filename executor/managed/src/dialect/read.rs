@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Unreadable;
+use crate::transport::errors;
 
 /// A response's JSON. Blank lines before it (DeepSeek keeps connections alive with them) are white space to JSON.
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
@@ -16,16 +17,18 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unreadable> {
 
 /// An error that a response carries although its status is 200.
 pub(super) fn refuse_error(error: Option<&Value>) -> Result<(), Unreadable> {
-    match error {
-        None | Some(Value::Null) => Ok(()),
+    match error.filter(|error| errors::says_something(error)) {
+        None => Ok(()),
         Some(_) => Err(Unreadable("the response is an error with a status of success".to_owned())),
     }
 }
 
+/// Tokens that no request has: a number above is none, and sums of numbers below cannot overflow.
+const COUNT_MAX: f64 = 1e12;
+
 /// A count of tokens.
 pub(super) fn count(value: &Value) -> Option<u64> {
-    let float = || value.as_f64().filter(|number| (0.0..1e15).contains(number)).map(|number| number as u64);
-    value.as_u64().or_else(float)
+    value.as_f64().filter(|number| (0.0..COUNT_MAX).contains(number)).map(|number| number as u64)
 }
 
 /// Text that is a string, a list of parts with `text`, or absent.

@@ -181,13 +181,16 @@ pub struct Egress {
     pub default: Deny,
     /// What the data of a job is taken for that does not say.
     pub unclassified: DataClass,
+    /// Where what leaves in a day is counted, over all runs: a folder or `s3://…/` that all executors can write to. Needed where a
+    /// rule has `per_day`.
+    pub ledger: Option<String>,
     /// The rules. One that allows is enough.
     pub allow: Vec<Rule>,
 }
 
 impl Default for Egress {
     fn default() -> Self {
-        Self { default: Deny::Deny, unclassified: DataClass::Restricted, allow: Vec::new() }
+        Self { default: Deny::Deny, unclassified: DataClass::Restricted, ledger: None, allow: Vec::new() }
     }
 }
 
@@ -305,7 +308,7 @@ pub struct Local {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Audit {
-    /// An absolute folder of each executor; without it, one beside its temporary files.
+    /// An absolute folder of each executor; without it, `rowmill/audit` in the folder of the user's state (`XDG_STATE_HOME`).
     pub folder: Option<std::path::PathBuf>,
     /// Where the key is kept that payloads are signed with, so that somebody who has it can prove what was sent. Without it, each
     /// executor draws one and forgets it.

@@ -13,9 +13,9 @@ use serde_json::Value;
 use super::authentication::Authenticated;
 use super::errors;
 use super::headers::{Windows, rate_limits, request_id};
-use super::stack::{Answer, Failed, Layered, Sent, error};
+use super::stack::{Answer, Failed, Layered, error};
 use super::wire::Response;
-use crate::call::Class;
+use crate::call::{Class, Left};
 
 /// What any provider's answer may have at its top.
 #[derive(Deserialize)]
@@ -35,19 +35,19 @@ fn judge(response: Response, expected: Expected, windows: Windows) -> Result<Ans
     let seen = rate_limits(&headers, windows, now);
     if !status.is_success() {
         let error = errors::from_response(status, &headers, &body, now);
-        return Err(Box::new(Failed { error, seen, sent: Sent::Something }));
+        return Err(Box::new(Failed { error, seen, left: Left::Something }));
     }
     match look_into(&body, expected) {
         Inside::Answer(used) => Ok(Answer { body, request_id: request_id(&headers), first_byte, seen, used }),
         Inside::Error(inside) => {
             let error = errors::in_success(&inside, &headers, now);
-            Err(Box::new(Failed { error, seen, sent: Sent::Something }))
+            Err(Box::new(Failed { error, seen, left: Left::Something }))
         }
         Inside::Broken => {
             let mut error = error(Class::Transient, "the provider's answer is no JSON");
             error.status = Some(status.as_u16());
             error.request_id = request_id(&headers);
-            Err(Box::new(Failed { error, seen, sent: Sent::Something }))
+            Err(Box::new(Failed { error, seen, left: Left::Something }))
         }
     }
 }
@@ -73,19 +73,10 @@ fn look_into(body: &Bytes, expected: Expected) -> Inside {
         return if json { Inside::Answer(None) } else { Inside::Broken };
     }
     match serde_json::from_slice::<Envelope>(body) {
-        Ok(Envelope { error: Some(error), .. }) if says_something(&error) => Inside::Error(error),
+        Ok(Envelope { error: Some(error), .. }) if errors::says_something(&error) => Inside::Error(error),
         Ok(envelope) => Inside::Answer(envelope.usage.or(envelope.usage_metadata).as_ref().and_then(used)),
         Err(_) if expected == Expected::Anything => Inside::Answer(None),
         Err(_) => Inside::Broken,
-    }
-}
-
-fn says_something(error: &Value) -> bool {
-    match error {
-        Value::Object(fields) => !fields.is_empty(),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        _ => false,
     }
 }
 

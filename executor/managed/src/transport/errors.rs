@@ -1,6 +1,7 @@
 //! Reads a provider's refusal, in whatever shape it comes, and decides what sort of trouble it is. Pure. Nothing of a body
 //! gets out but codes that are plain words and times: messages echo prompts and keys.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -36,6 +37,21 @@ pub fn in_success(error: &Value, headers: &HeaderMap, now: DateTime<Utc>) -> Cal
     // Without a status inside nothing is known: it may be better next time.
     let status = facts.status.and_then(|status| StatusCode::from_u16(status).ok());
     facts.error(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), headers, now)
+}
+
+/// Whether a code means that a content filter held a request back.
+pub fn is_filter(code: &str) -> bool {
+    phrases::of_code(code) == Some(phrases::FILTERED)
+}
+
+/// Whether the `error` of an answer is one: many servers write an empty one beside a whole answer.
+pub fn says_something(error: &Value) -> bool {
+    match error {
+        Value::Object(fields) => !fields.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => false,
+    }
 }
 
 /// What a body says. Lives only as long as it takes to judge it.
@@ -82,7 +98,7 @@ impl Facts {
                         ("retryDelay", Value::String(delay)) => self.retry_after = headers::duration(delay),
                         ("retry_after", Value::Number(number)) => {
                             let seconds = number.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-                            self.retry_after = self.retry_after.or(seconds);
+                            self.retry_after = self.retry_after.or(seconds).map(|wait| wait.min(headers::TIME_MAX));
                         }
                         (
                             "error" | "errors" | "message" | "Message" | "msg" | "detail" | "details" | "innererror"
@@ -122,7 +138,7 @@ impl Facts {
             headers::retry_after(headers, now).or(self.retry_after).or_else(|| phrases::try_again_in(&self.text));
         let meaning = phrases::of_size(&self.text)
             .or_else(|| phrases::of_codes(&self.codes))
-            .or_else(|| phrases::of_text(&self.text, retry_after.is_some()))
+            .or_else(|| self.of_text(status, retry_after.is_some()))
             .unwrap_or_else(|| of_status(status));
         let class = match (meaning.class, headers::should_retry(headers)) {
             (Class::Transient | Class::Throttled, Some(false)) => Class::Refused,
@@ -138,6 +154,29 @@ impl Facts {
             retry_after,
             request_id: headers::request_id(headers),
         }
+    }
+}
+
+impl Facts {
+    /// What the message says. That a row is too long is this row's trouble, wherever it stands; what stops all rows must stand in
+    /// the provider's own words.
+    fn of_text(&self, status: StatusCode, comes_back: bool) -> Option<Meaning> {
+        let said = phrases::of_text(&self.text, comes_back)?;
+        match said.class {
+            Class::TooLong | Class::Refused => Some(said),
+            _ => phrases::of_text(&self.own_words(status), comes_back),
+        }
+    }
+
+    /// The provider's own words. A refusal of the request (400, 413, 422) may quote the row, whose words must not decide that
+    /// the account is empty: what stands behind the first mark of a quotation is left out.
+    fn own_words(&self, status: StatusCode) -> Cow<'_, str> {
+        if !matches!(status.as_u16(), 400 | 413 | 422) {
+            return Cow::Borrowed(&self.text);
+        }
+        let unquoted =
+            |line: &str| line.split([':', '"', '\'', '`', '“', '‘', '{', '[', '(']).next().map(str::to_owned);
+        Cow::Owned(self.text.lines().filter_map(unquoted).collect::<Vec<_>>().join("\n"))
     }
 }
 

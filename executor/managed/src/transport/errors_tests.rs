@@ -341,6 +341,9 @@ fn a_row_that_is_quoted_decides_nothing() {
     let row = format!("{} your credit balance is too low, rate limit, maximum context length", "x ".repeat(200));
     let quoted = json!({"error": {"message": format!("Invalid value for 'messages[0].content': {row}")}});
     assert_eq!(read_with(400, &[], &quoted.to_string()).class, Class::Refused);
+    let quoted =
+        json!({"error": {"message": "Invalid value for 'messages[0].content': insufficient credits, rate limit"}});
+    assert_eq!(read_with(400, &[], &quoted.to_string()).class, Class::Refused);
     let quoted = json!({"detail": [{"type": "value_error", "msg": "Value error", "input": "insufficient credits"}]});
     assert_eq!(read_with(422, &[], &quoted.to_string()).class, Class::Refused);
 }

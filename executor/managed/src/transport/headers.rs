@@ -16,7 +16,7 @@ const EPOCH_SECONDS: f64 = 1e9;
 /// Numbers from here on are milliseconds since 1970.
 const EPOCH_MILLISECONDS: f64 = 1e10;
 /// Longest time that is believed.
-const TIME_MAX: Duration = Duration::from_secs(31 * 86_400);
+pub(super) const TIME_MAX: Duration = Duration::from_secs(31 * 86_400);
 /// Longest name of a request that is kept.
 const REQUEST_ID_MAX: usize = 128;
 /// Where providers name a request.

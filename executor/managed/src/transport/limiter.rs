@@ -9,8 +9,8 @@ use rowmill_jobs::allowance::{Allowance, Charge, Concurrency, Finished, Grant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 
-use super::stack::{Answer, Facts, Failed, Layered, Sent, error};
-use crate::call::{CallError, Class, Estimate};
+use super::stack::{Answer, Facts, Failed, Layered, error};
+use crate::call::{CallError, Class, Estimate, Left};
 
 /// Limits of an account, as the calls of a transport share them.
 #[derive(Debug)]
@@ -142,10 +142,10 @@ fn charge(estimate: Estimate) -> Charge {
 /// What a call that failed is taken to have used: nothing if it was not sent; a request if it was refused; all of it if
 /// nobody knows.
 fn used_by(failed: &Failed, reserved: Charge) -> Charge {
-    match (failed.sent, failed.error.status) {
-        (Sent::Nothing, _) => Charge::default(),
-        (Sent::Something, Some(status)) if status >= 400 => Charge { requests: 1, ..Charge::default() },
-        (Sent::Something, _) => reserved,
+    match (failed.left, failed.error.status) {
+        (Left::Nothing, _) => Charge::default(),
+        (Left::Something, Some(status)) if status >= 400 => Charge { requests: 1, ..Charge::default() },
+        (Left::Something, _) => reserved,
     }
 }
 
@@ -194,7 +194,7 @@ impl<S: Layered> Layered for Limiter<S> {
             }
             Err(failed) => {
                 gate.allowance.correct(&failed.seen);
-                if failed.error.class == Class::Throttled && failed.sent == Sent::Something {
+                if failed.error.class == Class::Throttled && failed.left == Left::Something {
                     if let Some(wait) = failed.error.retry_after {
                         gate.allowance.pause(wait);
                     }

@@ -1,8 +1,9 @@
 //! The transport: the one way out. It sends [`Call`]s of an account to a provider, within its limits, as often as helps, and
-//! gives back whole answers. It asks nobody whether a call may be sent: policy, audit and money are the caller's, before
-//! it calls [`Transport::send`]. Bodies are neither read beyond errors and token counts, nor logged, nor put into errors.
+//! gives back whole answers. Policy is the caller's, before it calls [`Transport::send`]; audit and money are asked for before
+//! each attempt, through the call's [`Witness`]. Bodies are neither read beyond errors and token counts, nor logged, nor put
+//! into errors.
 //!
-//! Outer to inner: deadline, retry, limiter, breaker, classification, authentication, wire. Retrying is outside the
+//! Outer to inner: deadline, retry, limiter, witness, breaker, classification, authentication, wire. Retrying is outside the
 //! limiter, so that each attempt takes from the limits and a call that waits holds no place.
 
 mod authentication;
@@ -25,6 +26,7 @@ mod stub;
 #[cfg(test)]
 mod tests;
 mod wire;
+mod witnessed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +47,7 @@ pub use host::Place;
 pub use options::{Timeouts, TransportOptions};
 pub use retry::RetryPolicy;
 
-use crate::call::{Call, CallError, Class, Reply};
+use crate::call::{Call, CallError, Class, Reply, Witness};
 use authentication::Authenticated;
 use breaker::Breaker;
 use classify::Classify;
@@ -53,6 +55,7 @@ use limiter::Limiter;
 use retry::Retry;
 use stack::{Deadline, Facts, call_error, error};
 use wire::Wire;
+use witnessed::Witnessed;
 
 /// The way to a provider's account. Cheap to clone; clones share everything.
 #[derive(Clone)]
@@ -113,33 +116,45 @@ impl Transport {
         let wire = Wire::new(reach, timeouts, concurrency_max, options.answer_max)?;
         let makes_requests = wire.client();
         let inner = Authenticated::new(&options.authentication, wire, base, reach, timeouts)?;
-        let inner = Breaker::new(Classify { inner, windows });
+        let inner = Witnessed { inner: Breaker::new(Classify { inner, windows }) };
         let inner = Limiter::new(inner, options.allowance, concurrency_max, retry.wait_max);
         let inner = Deadline { inner: Retry { inner, policy: retry } };
         let client = Client::build(makes_requests, target).with_http_service(inner);
         Ok(Self { client: Arc::new(client), call_time: timeouts.call })
     }
 
-    /// Sends a call, with the transport's own deadline.
+    /// Sends a call that carries no row, with the transport's own deadline.
     ///
     /// # Errors
     /// See [`Transport::send_by`].
     pub async fn send(&self, call: Call) -> Result<Reply, CallError> {
-        self.send_by(call, Instant::now() + self.call_time).await
+        self.send_by(call, Instant::now() + self.call_time, None).await
     }
 
-    /// Sends a call that has to be over at `deadline`. Whoever calls this has the operator's permit, has written the audit
-    /// record and reserved the money.
+    /// Sends a call with rows, whose attempts are paid for and on record.
+    ///
+    /// # Errors
+    /// See [`Transport::send_by`].
+    pub async fn send_paid(&self, call: Call, witness: Arc<dyn Witness>) -> Result<Reply, CallError> {
+        self.send_by(call, Instant::now() + self.call_time, Some(witness)).await
+    }
+
+    /// Sends a call that has to be over at `deadline`. Whoever calls this has the operator's permit.
     ///
     /// # Errors
     /// There is no answer: the class says what to do. With [`Class::Throttled`], `retry_after` says when it is worth coming
     /// back, which is later than is waited for here.
-    pub async fn send_by(&self, call: Call, deadline: Instant) -> Result<Reply, CallError> {
+    pub async fn send_by(
+        &self,
+        call: Call,
+        deadline: Instant,
+        witness: Option<Arc<dyn Witness>>,
+    ) -> Result<Reply, CallError> {
         let Call { path, body, estimate } = call;
         if !path.starts_with('/') {
             return Err(error(Class::Refused, "the request's path is none"));
         }
-        let facts = Facts::new(estimate, deadline);
+        let facts = Facts::new(estimate, deadline, witness);
         let answered = Arc::clone(&facts).run(self.answer(path, body)).await;
         let body = answered?;
         let noted = facts.take_noted();

@@ -17,7 +17,7 @@ pub(super) struct Meaning {
 
 const BILLING: Meaning = Meaning { class: Class::Billing, message: "the provider's account has no money left" };
 const TOO_LONG: Meaning = Meaning { class: Class::TooLong, message: "the prompt is longer than the model takes" };
-const FILTERED: Meaning =
+pub(super) const FILTERED: Meaning =
     Meaning { class: Class::Refused, message: "the provider's content filter refused the request" };
 const DENIED: Meaning = Meaning { class: Class::Denied, message: "the provider does not accept the credentials" };
 const UNKNOWN: Meaning = Meaning { class: Class::Denied, message: "the provider knows no such model or path" };

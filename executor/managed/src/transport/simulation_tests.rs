@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep};
 use super::breaker::Breaker;
 use super::limiter::Limiter;
 use super::retry::{Retry, RetryPolicy};
-use super::stack::{Answer, Facts, Failed, Layered, Sent, error};
-use crate::call::{Class, Estimate};
+use super::stack::{Answer, Facts, Failed, Layered, error};
+use crate::call::{Class, Estimate, Left};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -91,7 +91,7 @@ impl Layered for Provider {
             sleep(Duration::from_millis(50)).await;
             let mut error = error(Class::Throttled, "429");
             error.status = Some(429);
-            return Err(Box::new(Failed { error, seen, sent: Sent::Something }));
+            return Err(Box::new(Failed { error, seen, left: Left::Something }));
         }
         sleep(self.latency.mul_f64(0.5 + fastrand::f64())).await;
         let mut state = self.state.lock().unwrap();
@@ -126,7 +126,7 @@ async fn work(stack: impl Layered) {
     let unmade = || HttpRequestFactory::new(|| async { unreachable!("the provider is simulated") });
     loop {
         let estimate = Estimate { input_tokens: 100, output_tokens: 40, nano_usd_max: 0 };
-        let facts = Facts::new(estimate, Instant::now() + MINUTE * 60);
+        let facts = Facts::new(estimate, Instant::now() + MINUTE * 60, None);
         if let Err(failed) = facts.run(stack.call(unmade())).await {
             panic!("a call was lost: {:?}", failed.error);
         }

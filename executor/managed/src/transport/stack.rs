@@ -17,7 +17,7 @@ use rowmill_jobs::allowance::{Charge, Seen};
 use tokio::time::{Instant, timeout_at};
 use tower::Service;
 
-use crate::call::{CallError, Class, Estimate};
+use crate::call::{CallError, Class, Estimate, Left, Witness};
 
 /// An answer without an error in it, read whole.
 #[derive(Debug)]
@@ -42,27 +42,18 @@ pub(super) struct Failed {
     /// What the headers say about limits.
     pub(super) seen: Vec<Seen>,
     /// Whether the provider got anything of it.
-    pub(super) sent: Sent,
-}
-
-/// How far a call came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sent {
-    /// Nothing left this machine.
-    Nothing,
-    /// Something did.
-    Something,
+    pub(super) left: Left,
 }
 
 impl Failed {
     /// Nothing of it was sent.
     pub(super) fn unsent(error: CallError) -> Box<Self> {
-        Box::new(Self { error, seen: Vec::new(), sent: Sent::Nothing })
+        Box::new(Self { error, seen: Vec::new(), left: Left::Nothing })
     }
 
     /// It was sent, and there is no answer.
     pub(super) fn unanswered(error: CallError) -> Box<Self> {
-        Box::new(Self { error, seen: Vec::new(), sent: Sent::Something })
+        Box::new(Self { error, seen: Vec::new(), left: Left::Something })
     }
 }
 
@@ -86,6 +77,8 @@ tokio::task_local! {
 pub(super) struct Facts {
     pub(super) estimate: Estimate,
     pub(super) deadline: Instant,
+    /// Asked before each attempt.
+    pub(super) witness: Option<Arc<dyn Witness>>,
     noted: Mutex<Option<Noted>>,
 }
 
@@ -97,8 +90,8 @@ pub(super) struct Noted {
 }
 
 impl Facts {
-    pub(super) fn new(estimate: Estimate, deadline: Instant) -> Arc<Self> {
-        Arc::new(Self { estimate, deadline, noted: Mutex::default() })
+    pub(super) fn new(estimate: Estimate, deadline: Instant, witness: Option<Arc<dyn Witness>>) -> Arc<Self> {
+        Arc::new(Self { estimate, deadline, witness, noted: Mutex::default() })
     }
 
     /// Runs a call with its facts.
@@ -108,7 +101,7 @@ impl Facts {
 
     /// The facts of the call that is running. Outside of one: nothing expected, no time left.
     pub(super) fn of_this_call() -> Arc<Self> {
-        FACTS.try_with(Arc::clone).unwrap_or_else(|_| Self::new(Estimate::default(), Instant::now()))
+        FACTS.try_with(Arc::clone).unwrap_or_else(|_| Self::new(Estimate::default(), Instant::now(), None))
     }
 
     /// What was learned; once.
@@ -137,7 +130,12 @@ impl<S: Layered> Service<HttpRequestFactory> for Deadline<S> {
         let inner = self.inner.clone();
         Box::pin(async move {
             let facts = Facts::of_this_call();
-            let late = || Err(Failed::unanswered(error(Class::Stopped, "the call's deadline has passed")));
+            let late = || {
+                Err(Failed::unanswered(error(
+                    Class::Transient,
+                    "the call was not answered within the time that calls may take",
+                )))
+            };
             let answer = timeout_at(facts.deadline, inner.call(request)).await.unwrap_or_else(|_| late());
             let answer = answer.map_err(|failed| OpenAIError::Boxed(Box::new(failed.error)))?;
             let noted = Noted { request_id: answer.request_id, first_byte: answer.first_byte };

@@ -216,7 +216,7 @@ async fn a_deadline_ends_everything() {
         options.retry.attempts_max = u32::MAX;
         let transport = Transport::new(options).unwrap();
         let deadline = Instant::now() + Duration::from_millis(200);
-        let error = transport.send_by(call(), deadline).await.unwrap_err();
+        let error = transport.send_by(call(), deadline, None).await.unwrap_err();
         assert!(matches!(error.class, Class::Stopped | Class::Transient | Class::Throttled), "{error:?}");
         assert!(Instant::now() < deadline + Duration::from_secs(10));
     }

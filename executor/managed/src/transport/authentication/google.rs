@@ -238,6 +238,8 @@ impl GoogleTokens {
         let unread = || failed(Class::Transient, "Google's answer has no token");
         let granted = granted.ok_or_else(unread)?;
         let header = super::bearer(granted.access_token.expose_secret()).map_err(|_| unread())?;
-        Ok(Token { header, ends: asked + Duration::from_secs(granted.expires_in) })
+        // No token lasts for longer than a day, whatever is said.
+        let lasts = Duration::from_secs(granted.expires_in.min(24 * 3_600));
+        Ok(Token { header, ends: asked + lasts })
     }
 }

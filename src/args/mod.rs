@@ -1,17 +1,19 @@
 //! The command line: what can be asked, in the words a newcomer reads under `--help`. Every flag and environment
 //! variable is declared here and nowhere else; what they do is in the other files.
 
+mod models;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use rowmill_executor::EngineLimits;
-use rowmill_jobs::spec::Dtype;
 use rowmill_jobs::{Error, Kind, Result};
+
+pub(crate) use models::{BenchArgs, ListArgs, VerifyArgs};
 
 /// Enrich tables with language models, every night: a SQL file in, a Parquet table out, all or nothing.
 #[derive(Debug, Parser)]
@@ -19,7 +21,7 @@ use rowmill_jobs::{Error, Kind, Result};
 #[command(after_help = "\
 Examples:
   rowmill preview job.sql --param ds=2026-11-20 -n 5     look at a few rows first
-  rowmill plan    job.sql --param ds=2026-11-20          what a run would do; computes nothing
+  rowmill plan    job.sql --param ds=2026-11-20          what a run would do and cost; sends nothing
   rowmill run     job.sql --param ds=2026-11-20          compute and publish; safe to repeat
   rowmill resolve job.sql --param ds=2026-11-20          where the published table is
 
@@ -58,7 +60,7 @@ pub(crate) enum Command {
     /// twice, and does nothing at all once the run is published.
     Run(RunArgs),
     /// Show what a run would read and do, without computing or writing anything
-    Plan(RunIdArgs),
+    Plan(PlanArgs),
     /// Compute a job's first rows and print them; writes nothing
     Preview {
         /// The job.
@@ -178,84 +180,6 @@ pub(crate) enum ModelsCommand {
     Bench(BenchArgs),
 }
 
-/// What `models list` takes.
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// The job file
-    #[arg(value_name = "JOB.sql", required_unless_present = "architectures")]
-    pub(crate) job: Option<PathBuf>,
-
-    /// Value of a {{ NAME }} in the job file; may be given several times
-    #[arg(short, long = "param", value_name = "NAME=VALUE", requires = "job")]
-    pub(crate) params: Vec<String>,
-
-    /// List the architectures that can be computed, and by what, in place of a job's models
-    #[arg(long, conflicts_with = "job")]
-    pub(crate) architectures: bool,
-}
-
-/// What `models verify` takes.
-#[derive(Debug, Args)]
-pub(crate) struct VerifyArgs {
-    /// The model: a folder, a .gguf file, hf://owner/name, or s3://
-    #[arg(long, value_name = "DIR")]
-    pub(crate) source: String,
-
-    /// What another implementation answered
-    #[arg(long, value_name = "FILE")]
-    pub(crate) reference: PathBuf,
-
-    /// Number type to compute in
-    #[arg(long, default_value = "f32", value_parser = dtypes())]
-    pub(crate) dtype: Dtype,
-
-    /// Threads to compute with; without it, all of the machine's
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
-}
-
-/// What `models bench` takes.
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// The model: a folder, a .gguf file, hf://owner/name, or s3://
-    #[arg(long, value_name = "DIR")]
-    pub(crate) source: String,
-
-    /// Number type to compute in
-    #[arg(long, default_value = "auto", value_parser = dtypes())]
-    pub(crate) dtype: Dtype,
-
-    /// Threads to compute with; without it, all of the machine's
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
-
-    /// Time for all measurements together; each takes one step at least
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=86_400))]
-    pub(crate) seconds: u32,
-
-    /// Tokens of a prompt, or of an embedded text
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub(crate) prompt_tokens: u32,
-
-    /// Tokens that are written after each prompt
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub(crate) output_tokens: u32,
-
-    /// Rows that are computed together; a measurement of each kind for each number
-    #[arg(long, value_name = "N,N", default_value = "1,8,64", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(crate) rows: Vec<u16>,
-}
-
-/// Number types by their names.
-fn dtypes() -> impl TypedValueParser<Value = Dtype> {
-    PossibleValuesParser::new(["auto", "f32", "bf16", "f16"]).map(|name| match name.as_str() {
-        "f32" => Dtype::F32,
-        "bf16" => Dtype::Bf16,
-        "f16" => Dtype::F16,
-        _ => Dtype::Auto,
-    })
-}
-
 /// A job file and its parameters.
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
@@ -278,6 +202,26 @@ pub(crate) struct RunIdArgs {
     /// Compute the date again although a run holds it; the same ID joins the same rerun
     #[arg(long, value_name = "ID")]
     pub(crate) rerun: Option<String>,
+}
+
+/// What `plan` takes.
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// The run.
+    #[command(flatten)]
+    pub(crate) id: RunIdArgs,
+
+    /// Rows that tokens and money are estimated from; 0 reads none
+    #[arg(long, value_name = "ROWS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(0..=100_000))]
+    pub(crate) sample: u64,
+
+    /// Let this machine's models answer the sample, and so measure how long the run would take here; nothing leaves
+    #[arg(long)]
+    pub(crate) measure: bool,
+
+    /// The engines.
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
 }
 
 /// What engines of this process may take.

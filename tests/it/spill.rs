@@ -1,0 +1,275 @@
+//! Work of models of this machine that goes elsewhere, in each case that a job can name; and answers that were paid for,
+//! which a run that goes on does not pay for again.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
+use rowmill_provider_simulator::config::Faults;
+use rowmill_provider_simulator::{Config, Provider};
+
+use crate::managed::{CANARY, Providers, provider};
+use crate::support::{Job, Said, integers, read_table, repository, rowmill, strings};
+
+/// A job whose model `own` is on this machine and whose model `away` is a simulated provider's.
+struct Spilling {
+    job: Job,
+    providers: Providers,
+}
+
+impl Spilling {
+    /// `own` are the options of CREATE MODEL, `options` further ones of CREATE JOB.
+    fn new(own: &str, options: &str, select: &str) -> Self {
+        Self::at(Providers::start(Faults::default()), own, options, select)
+    }
+
+    fn at(providers: Providers, own: &str, options: &str, select: &str) -> Self {
+        let job = Job::new(&format!(
+            "CREATE EXTERNAL TABLE rows STORED AS PARQUET LOCATION 'rows/';\n\
+             CREATE MODEL own WITH ({own});\n\
+             CREATE MODEL away WITH (engine = 'openai', provider = 'away', name = 'gpt-4o-mini');\n\
+             CREATE JOB ask WITH (output = 'out', logical_date = '2026-11-20', key = 'id', model = 'own', {options}) AS\n\
+             {select};\n"
+        ));
+        let audit = format!("[audit]\nfolder = \"{}\"\n", job.folder.path().join("audit").display());
+        let config = format!("{}{audit}", provider(&providers, "openai", Provider::Openai));
+        std::fs::write(job.folder.path().join("rowmill.toml"), config).expect("the configuration is written");
+        Self { job, providers }
+    }
+
+    /// `rowmill <command> job.sql` with the operator's configuration.
+    fn command(&self, command: &str) -> Command {
+        let (job, config) = (self.job.path(), self.job.folder.path().join("rowmill.toml"));
+        let mut command = rowmill(&[command, job.to_str().expect("UTF-8"), "--json", "--config"]);
+        command.arg(config).env("ROWMILL_TEST_KEY", CANARY).env("TMPDIR", self.job.folder.path());
+        command
+    }
+
+    fn say(&self, command: &str) -> Said {
+        Said::of(self.command(command).output().expect("it runs"))
+    }
+
+    /// The published rows of a run that succeeds without errors.
+    fn published(&self) -> Vec<RecordBatch> {
+        let summary = self.say("run").ok().summary();
+        assert_eq!(summary["errors"], 0, "{summary}");
+        read_table(summary["published"].as_str().expect("a folder").as_ref())
+    }
+
+    /// Changes the job file.
+    fn edit(&self, from: &str, to: &str) {
+        let path = self.job.path();
+        let text = std::fs::read_to_string(&path).expect("the job file");
+        assert!(text.contains(from), "{text}");
+        std::fs::write(path, text.replace(from, to)).expect("written");
+    }
+}
+
+/// Who answered which column in place of the model that was asked, by row.
+fn spilled(batches: &[RecordBatch]) -> Vec<Vec<(String, String)>> {
+    let of = |batch: &RecordBatch| {
+        let list = batch.column_by_name("_spilled").expect("the column").as_list::<i32>().clone();
+        (0..list.len())
+            .map(|row| {
+                let items = if list.is_null(row) { return Vec::new() } else { list.value(row) };
+                let items = items.as_struct();
+                let (columns, models) = (items.column(0).as_string::<i32>(), items.column(1).as_string::<i32>());
+                (0..items.len()).map(|at| (columns.value(at).to_owned(), models.value(at).to_owned())).collect()
+            })
+            .collect::<Vec<_>>()
+    };
+    batches.iter().flat_map(of).collect()
+}
+
+/// How many rows have an answer of `away`.
+fn count(batches: &[RecordBatch]) -> usize {
+    spilled(batches).iter().filter(|models| !models.is_empty()).count()
+}
+
+fn table(job: &Job, texts: &[String]) {
+    let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..texts.len() as i64));
+    let texts: ArrayRef = Arc::new(StringArray::from_iter_values(texts));
+    job.with_file("a", vec![("id", ids), ("text", texts)]);
+}
+
+fn triage() -> String {
+    let model = repository().join("examples/tickets/models/triage");
+    format!("engine = 'candle', source = '{}'", model.display())
+}
+
+const CLASSIFY: &str = "SELECT id, ai_classify(text, ['billing', 'bug', 'how-to', 'other']) AS topic FROM rows";
+const COMPLETE: &str = "SELECT id, ai_complete(text) AS answer FROM rows";
+
+#[test]
+fn one_word_of_the_job_file_sends_all_work_elsewhere_and_back_with_the_same_schema() {
+    let spilling = Spilling::new("engine = 'echo'", "spill_to = 'away', spill_when = 'never'", COMPLETE);
+    spilling.job.with_rows("a", 0, 50);
+    let here = spilling.published();
+    assert_eq!((count(&here), spilling.providers.requests()), (0, 0));
+    spilling.edit("'never'", "'always'");
+    spilling.edit("2026-11-20", "2026-11-21");
+    let away = spilling.published();
+    assert_eq!((count(&away), spilling.providers.requests()), (50, 50));
+    assert_eq!(spilled(&away)[7], [("answer".to_owned(), "away".to_owned())]);
+    assert_eq!(here[0].schema().fields(), away[0].schema().fields());
+    assert_ne!(strings(&here, "answer"), strings(&away, "answer"));
+    spilling.edit("'always'", "'never'");
+    spilling.edit("2026-11-21", "2026-11-22");
+    assert_eq!(strings(&spilling.published(), "answer"), strings(&here, "answer"));
+    assert_eq!(spilling.providers.requests(), 50);
+}
+
+#[test]
+fn rows_that_are_too_long_are_asked_elsewhere_and_no_others() {
+    let spilling = Spilling::new(&triage(), "spill_to = 'away', spill_when = 'overflow'", CLASSIFY);
+    let mut texts: Vec<String> = (0..20).map(|row| format!("The invoice {row} is wrong")).collect();
+    texts[7] = "the printer burns ".repeat(4_000);
+    table(&spilling.job, &texts);
+    let rows = spilling.published();
+    let elsewhere: Vec<usize> = (0..20).filter(|row| !spilled(&rows)[*row].is_empty()).collect();
+    assert_eq!((elsewhere, spilling.providers.requests()), (vec![7], 1));
+    assert!(strings(&rows, "topic").iter().all(Option::is_some));
+}
+
+#[test]
+fn rows_that_the_model_is_not_sure_of_are_asked_elsewhere() {
+    let options = "spill_to = 'away', spill_when = 'low_confidence', min_confidence = 0.9";
+    let scored = CLASSIFY.replace("'other'])", "'other'], with_score => true)");
+    let spilling = Spilling::new(&triage(), "spill_to = 'away', spill_when = 'never'", &scored);
+    let texts: Vec<String> = (0..60)
+        .map(|row| if row % 2 == 0 { format!("Refund invoice {row}") } else { format!("zq {row} ??") })
+        .collect();
+    table(&spilling.job, &texts);
+    let alone = spilling.published();
+    let score = |batches: &[RecordBatch]| -> Vec<Option<f64>> {
+        let of = |batch: &RecordBatch| {
+            let topic = batch.column_by_name("topic").expect("the column").as_struct().clone();
+            let scores = topic.column_by_name("score").expect("the score").clone();
+            scores.as_primitive::<arrow::datatypes::Float64Type>().iter().collect::<Vec<_>>()
+        };
+        batches.iter().flat_map(of).collect()
+    };
+    let unsure = score(&alone).iter().filter(|score| score.is_some_and(|score| score < 0.9)).count();
+    assert!((1..60).contains(&unsure), "{unsure} of 60 rows are unsure: the test needs both kinds");
+    spilling.edit("spill_to = 'away', spill_when = 'never'", options);
+    let rows = spilling.published();
+    assert_eq!((count(&rows), spilling.providers.requests()), (unsure, unsure as u64));
+    for (row, models) in spilled(&rows).iter().enumerate() {
+        // The provider tells no probability, and none is invented.
+        assert_eq!(score(&rows)[row].is_none(), !models.is_empty(), "row {row}");
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_replaced_if_the_job_says_so() {
+    let broken = tempfile::tempdir().expect("a folder");
+    let model = repository().join("examples/tickets/models/triage");
+    for entry in std::fs::read_dir(model).expect("the model").flatten() {
+        std::fs::copy(entry.path(), broken.path().join(entry.file_name())).expect("copied");
+    }
+    let weights =
+        std::fs::OpenOptions::new().write(true).open(broken.path().join("model.safetensors")).expect("weights");
+    weights.set_len(weights.metadata().expect("a size").len() / 2).expect("cut");
+    let own = format!("engine = 'candle', source = '{}'", broken.path().display());
+    let spilling = Spilling::new(&own, "spill_to = 'away', spill_when = 'overflow'", CLASSIFY);
+    spilling.job.with_rows("a", 0, 30);
+    let said = spilling.say("run");
+    assert_eq!((said.code, spilling.providers.requests()), (Some(1), 0), "{said:?}");
+    spilling.edit("'overflow'", "'unavailable'");
+    spilling.edit("2026-11-20", "2026-11-21");
+    assert_eq!((count(&spilling.published()), spilling.providers.requests()), (30, 30));
+}
+
+#[test]
+fn a_late_run_shares_its_rows_with_a_provider_and_a_timely_one_does_not() {
+    let options = "shard_rows = 200, spill_to = 'away', spill_when = 'late', deadline = '2999-01-01T06:00:00+01:00'";
+    let spilling = Spilling::new("engine = 'echo', delay_ms = 10", options, COMPLETE);
+    spilling.job.with_rows("a", 0, 200);
+    assert_eq!((count(&spilling.published()), spilling.providers.requests()), (0, 0));
+    spilling.edit("2999-01-01", "2020-01-01");
+    spilling.edit("2026-11-20", "2026-11-21");
+    let rows = spilling.published();
+    assert_eq!(integers(&rows, "id"), (0..200).collect::<Vec<_>>());
+    let away = count(&rows);
+    assert!((1..200).contains(&away), "{away} of 200 rows went elsewhere");
+    assert_eq!(spilling.providers.requests(), away as u64);
+    // What this machine answered is the row itself.
+    for (row, (models, answer)) in spilled(&rows).iter().zip(strings(&rows, "answer")).enumerate() {
+        assert_eq!(answer.as_deref() == Some(&format!("text of row {row}")), models.is_empty(), "row {row}");
+    }
+}
+
+#[test]
+fn nothing_spills_that_the_operator_does_not_allow() {
+    let cases = [
+        ("spill_to = 'away', spill_when = 'overflow'", false, "rowmill.toml"),
+        ("spill_to = 'away', spill_when = 'overflow', never_send = 'text'", true, "text"),
+    ];
+    for (options, configured, word) in cases {
+        let spilling = Spilling::new("engine = 'echo'", options, COMPLETE);
+        spilling.job.with_rows("a", 0, 10);
+        if !configured {
+            std::fs::write(spilling.job.folder.path().join("rowmill.toml"), "").expect("written");
+        }
+        for command in ["plan", "run", "preview"] {
+            let said = spilling.say(command);
+            assert_eq!(said.code, Some(1), "{options}, {command}: {said:?}");
+            assert!(said.stderr.contains(word) || !configured, "{options}, {command}: {}", said.stderr);
+        }
+        assert_eq!(spilling.providers.requests(), 0, "{options}");
+        // What never spills needs nobody's leave.
+        spilling.edit("'overflow'", "'never'");
+        assert_eq!(count(&spilling.published()), 0);
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_half_way_pays_for_nothing_twice() {
+    const ROWS: u64 = 2_000;
+    let spilling =
+        Spilling::new("engine = 'echo'", "shard_rows = 1000, spill_to = 'away', spill_when = 'always'", COMPLETE);
+    // At a rate that a kill can hit; what is under way or was answered within the last moment is lost.
+    let path = spilling.job.folder.path().join("rowmill.toml");
+    let config = std::fs::read_to_string(&path).expect("the configuration");
+    let limits = "[providers.away.limits]\nrequests_per_minute = 12000\nconcurrency = 4\n[[egress.allow]]";
+    std::fs::write(&path, config.replacen("[[egress.allow]]", limits, 1)).expect("written");
+    spilling.job.with_rows("a", 0, ROWS as i64);
+    let mut process = spilling.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let started = Instant::now();
+    while spilling.providers.requests() < ROWS / 2 {
+        assert!(started.elapsed() < Duration::from_secs(120), "{} requests", spilling.providers.requests());
+        assert!(process.try_wait().expect("a process").is_none(), "it ended early");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    process.kill().expect("it can be killed");
+    process.wait().expect("it ended");
+    let before = spilling.providers.requests();
+    assert!((ROWS / 2..ROWS * 3 / 4).contains(&before), "{before} requests before the kill");
+    let rows = spilling.published();
+    assert_eq!(integers(&rows, "id").len() as u64, ROWS);
+    let requests = spilling.providers.requests();
+    println!("{requests} requests for {ROWS} rows, {before} of them before the kill");
+    assert!((ROWS..=ROWS + ROWS / 100).contains(&requests), "{requests} requests for {ROWS} rows");
+}
+
+#[test]
+fn answers_of_a_run_that_stopped_at_its_cap_are_kept() {
+    const ROWS: u64 = 200;
+    let providers = Providers::with(Config::default());
+    let options = "spill_to = 'away', spill_when = 'always', max_cost_usd = 0.5";
+    let spilling = Spilling::at(providers, "engine = 'echo'", options, COMPLETE);
+    let path = spilling.job.folder.path().join("rowmill.toml");
+    let config = std::fs::read_to_string(&path).expect("the configuration");
+    let prices = "[prices.\"away/gpt-4o-mini\"]\ninput = \"100\"\noutput = \"400\"\n";
+    std::fs::write(&path, format!("{config}{prices}")).expect("written");
+    spilling.job.with_rows("a", 0, ROWS as i64);
+    let said = spilling.say("run");
+    assert_eq!(said.code, Some(3), "{said:?}");
+    let before = spilling.providers.requests();
+    assert!((1..ROWS).contains(&before), "{before} requests until the cap");
+    spilling.edit("max_cost_usd = 0.5", "max_cost_usd = 1000");
+    let rows = spilling.published();
+    assert_eq!(integers(&rows, "id").len() as u64, ROWS);
+    assert_eq!(spilling.providers.requests(), ROWS, "{before} of them before the cap: an answer was paid for twice");
+}
