@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rowmill_executor::policy::Permit;
-use rowmill_executor::{Egress, ResolvedModel, Scratch, pinned_specs};
+use rowmill_executor::{Egress, ResolvedModel, Scratch};
 use rowmill_jobs::plan::{Plan, run_key};
 use rowmill_jobs::publish::Manifest;
 use rowmill_jobs::spec::JobSpec;
@@ -127,12 +127,4 @@ impl Asked {
         }
         Ok(())
     }
-}
-
-/// A stored plan's models, brought to this machine at the revisions it pinned.
-///
-/// # Errors
-/// A model cannot be fetched.
-pub(crate) async fn models_of(plan: &Plan) -> Result<Vec<ResolvedModel>> {
-    resolve_models(&pinned_specs(plan)).await
 }

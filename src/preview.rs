@@ -52,7 +52,7 @@ pub(crate) async fn preview(args: &JobArgs, rows: u64, means: Means, format: For
         }
     };
     let engines = Engines::new(means.limits);
-    let found = Models { found: models, absent: Vec::new(), pins: &pins, engines: &engines };
+    let found = Models { planned: models.into(), pins: &pins, engines: &engines };
     // A preview writes nothing to the job's output: money is counted beside it, each preview for itself.
     let beside: Arc<dyn Store> = Arc::new(LocalStore::new(scratch.path().join("beside")));
     let run = Sending { job: &job, calls: compiled.calls(), run_key: RUN, store: Some(&beside), plan: None };

@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
 use crate::args::RunArgs;
-use crate::output::{Format, Work};
-use crate::planned::{Asked, Found, models_of};
+use crate::output::{Format, Work, tell};
+use crate::planned::{Asked, Found};
 use crate::progress::Progress;
 use crate::setup::{egress, isolation, process_name, temporary, told_to_stop};
 
@@ -71,16 +71,16 @@ async fn compute(
 ) -> Result<Manifest> {
     let scratch = Scratch::new(&temporary())?;
     let (Planned { plan, compiled }, models) = match asked.plan(&scratch, &options.egress).await? {
-        Found::New(planned, models) => (*planned, models),
+        Found::New(planned, models) => (*planned, models.into()),
         Found::Stored(plan) => {
-            let models = models_of(&plan).await?;
+            let models = rowmill_executor::models_of(&plan, &tell).await?;
             (rowmill_scheduler::adopt(*plan).await?, models)
         }
     };
     let (news, receiver) = mpsc::channel(NEWS_WAITING);
     let executor = Arc::new(Executor::new(options, scratch, Arc::clone(counters), Some(news)));
     let store = Arc::clone(&asked.store);
-    let found = Models { found: models, absent: Vec::new(), pins: &plan.models, engines: executor.runs().engines() };
+    let found = Models { planned: models, pins: &plan.models, engines: executor.runs().engines() };
     // The cap of the job file as it is now: raising it goes on with a run that reached the plan's.
     let run = Sending {
         job: &asked.job,

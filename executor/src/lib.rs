@@ -27,6 +27,6 @@ pub use router::{AtShard, Models, Router};
 pub use rowmill_engine::{EngineOptions, architectures, bench, verify};
 /// What the command line asks of managed models without a run.
 pub use rowmill_managed::{Accounts, audit, lane, policy, pricing};
-pub use runs::{RunContext, Runs, pinned_specs};
+pub use runs::{PlannedModels, RunContext, Runs, models_of};
 pub use scratch::Scratch;
 pub use worker::{Executor, ExecutorOptions, Watch};

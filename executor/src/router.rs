@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::egress::{Egress, Sending};
 use crate::engines::{Engines, Loadable};
 use crate::forecast::Forecast;
-use crate::models::ResolvedModel;
+use crate::runs::PlannedModels;
 use crate::spill::{Lateness, Seats, Spill};
 
 /// The engines of a run's models.
@@ -58,10 +58,8 @@ enum Weights {
 /// What a router is made of.
 #[derive(Debug)]
 pub struct Models<'a> {
-    /// The models, as they are here.
-    pub found: Vec<ResolvedModel>,
-    /// The names of those that cannot be had here, and why: the job does without them.
-    pub absent: Vec<(String, String)>,
+    /// The models, as they can be had here.
+    pub planned: PlannedModels,
     /// The models, as the plan pinned them.
     pub pins: &'a [ModelPin],
     /// What is loaded in this process.
@@ -78,7 +76,7 @@ impl Router {
         let opened = egress.open(run).await?;
         let spill = run.job.spill.as_ref().filter(|spill| !spill.when.is_empty());
         let mut slots = BTreeMap::new();
-        for model in models.found {
+        for model in models.planned.found {
             let pinned = models.pins.iter().find(|pin| pin.name == model.pin.name);
             if pinned.is_none_or(|pinned| pinned.digest != model.pin.digest) {
                 return Err(Error::invalid(format!(
@@ -98,7 +96,7 @@ impl Router {
             }
             // A managed model that no call asks is not opened.
         }
-        for (name, why) in models.absent {
+        for (name, why) in models.planned.absent {
             let local = Local { weights: Weights::Absent(why), spill: spill.map(Spill::new) };
             slots.insert(name, Model::Local(local));
         }

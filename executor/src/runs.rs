@@ -83,20 +83,9 @@ impl Runs {
         let plan = plan.ok_or_else(|| {
             Error::invalid("the run has no plan").with("run", &run.run_key).with("output", &run.output)
         })?;
-        let mut models: Vec<ResolvedModel> = Vec::new();
-        let mut absent = Vec::new();
-        for spec in pinned_specs(&plan) {
-            match resolve(&spec, &|note| tracing::info!("{note}")).await {
-                Ok(model) => models.push(model),
-                Err(error) if plan.job.does_without_models() => {
-                    tracing::warn!(model = spec.name, error = %error, "a model cannot be had; its rows are asked elsewhere");
-                    absent.push((spec.name, error.to_string()));
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        let models = models_of(&plan, &|note| tracing::info!("{note}")).await?;
         let compiled = compile_plan(&plan).await?;
-        let found = Models { found: models, absent, pins: &plan.models, engines: &self.engines };
+        let found = Models { planned: models, pins: &plan.models, engines: &self.engines };
         let run = Sending {
             job: &plan.job,
             calls: compiled.calls(),
@@ -128,8 +117,42 @@ impl Runs {
     }
 }
 
+/// A plan's models, as they can be had here.
+#[derive(Debug, Default)]
+pub struct PlannedModels {
+    /// Those that are here.
+    pub found: Vec<ResolvedModel>,
+    /// The names of those that cannot be had, and why: the job does without them.
+    pub absent: Vec<(String, String)>,
+}
+
+impl From<Vec<ResolvedModel>> for PlannedModels {
+    fn from(found: Vec<ResolvedModel>) -> Self {
+        Self { found, absent: Vec::new() }
+    }
+}
+
+/// Brings a plan's models to this machine, at the revisions it pinned. `tell` is told of what takes long.
+///
+/// # Errors
+/// A model cannot be had that the job cannot do without.
+pub async fn models_of(plan: &Plan, tell: &(dyn Fn(&str) + Send + Sync)) -> Result<PlannedModels> {
+    let mut models = PlannedModels::default();
+    for spec in pinned_specs(plan) {
+        match resolve(&spec, tell).await {
+            Ok(model) => models.found.push(model),
+            Err(error) if plan.job.does_without_models() => {
+                tracing::warn!(model = spec.name, error = %error, "a model cannot be had; its rows are asked elsewhere");
+                models.absent.push((spec.name, error.to_string()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(models)
+}
+
 /// The plan's models at the revisions it pinned: a branch may have moved since.
-pub fn pinned_specs(plan: &Plan) -> Vec<ModelSpec> {
+fn pinned_specs(plan: &Plan) -> Vec<ModelSpec> {
     let mut specs = plan.job.models.clone();
     for spec in &mut specs {
         let pin = plan.models.iter().find(|pin| pin.name == spec.name);

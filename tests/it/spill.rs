@@ -153,32 +153,53 @@ fn rows_that_the_model_is_not_sure_of_are_asked_elsewhere() {
     let unsure = score(&alone).iter().filter(|score| score.is_some_and(|score| score < 0.9)).count();
     assert!((1..60).contains(&unsure), "{unsure} of 60 rows are unsure: the test needs both kinds");
     spilling.edit("spill_to = 'away', spill_when = 'never'", options);
+    spilling.edit("2026-11-20", "2026-11-21");
     let rows = spilling.published();
     assert_eq!((count(&rows), spilling.providers.requests()), (unsure, unsure as u64));
     for (row, models) in spilled(&rows).iter().enumerate() {
-        // The provider tells no probability, and none is invented.
-        assert_eq!(score(&rows)[row].is_none(), !models.is_empty(), "row {row}");
+        let alone = score(&alone)[row].expect("the model's own probability");
+        assert_eq!(alone < 0.9, !models.is_empty(), "row {row}");
+        assert!(!models.is_empty() || score(&rows)[row] == Some(alone), "row {row}");
     }
 }
 
 #[test]
-fn a_model_that_cannot_be_loaded_is_replaced_if_the_job_says_so() {
-    let broken = tempfile::tempdir().expect("a folder");
-    let model = repository().join("examples/tickets/models/triage");
-    for entry in std::fs::read_dir(model).expect("the model").flatten() {
-        std::fs::copy(entry.path(), broken.path().join(entry.file_name())).expect("copied");
+fn a_model_that_is_gone_is_replaced_if_the_job_says_so() {
+    for (case, code) in [("overflow", 1), ("unavailable", 0)] {
+        let model = tempfile::tempdir().expect("a folder");
+        for entry in
+            std::fs::read_dir(repository().join("examples/tickets/models/triage")).expect("the model").flatten()
+        {
+            std::fs::copy(entry.path(), model.path().join(entry.file_name())).expect("copied");
+        }
+        let own = format!("engine = 'candle', source = '{}'", model.path().display());
+        let options = format!("shard_rows = 500, spill_to = 'away', spill_when = '{case}'");
+        let spilling = Spilling::new(&own, &options, CLASSIFY);
+        spilling.job.with_rows("a", 0, 2_000);
+        // Planned while the model was there; what goes on finds it gone.
+        let mut process =
+            spilling.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let plan = || {
+            std::fs::read_dir(spilling.job.output()).ok()?.flatten().find(|run| run.path().join("_plan.json").exists())
+        };
+        let started = Instant::now();
+        while plan().is_none() {
+            assert!(started.elapsed() < Duration::from_secs(120), "no plan");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        process.kill().expect("it can be killed");
+        process.wait().expect("it ended");
+        drop(model);
+        let said = spilling.say("run");
+        assert_eq!(said.code, Some(code), "{case}: {said:?}");
+        if code == 0 {
+            let summary = said.summary();
+            let rows = read_table(summary["published"].as_str().expect("a folder").as_ref());
+            assert_eq!(integers(&rows, "id").len(), 2_000);
+            assert!(count(&rows) > 0);
+        }
+        assert_eq!(spilling.providers.requests() > 0, code == 0, "{case}");
     }
-    let weights =
-        std::fs::OpenOptions::new().write(true).open(broken.path().join("model.safetensors")).expect("weights");
-    weights.set_len(weights.metadata().expect("a size").len() / 2).expect("cut");
-    let own = format!("engine = 'candle', source = '{}'", broken.path().display());
-    let spilling = Spilling::new(&own, "spill_to = 'away', spill_when = 'overflow'", CLASSIFY);
-    spilling.job.with_rows("a", 0, 30);
-    let said = spilling.say("run");
-    assert_eq!((said.code, spilling.providers.requests()), (Some(1), 0), "{said:?}");
-    spilling.edit("'overflow'", "'unavailable'");
-    spilling.edit("2026-11-20", "2026-11-21");
-    assert_eq!((count(&spilling.published()), spilling.providers.requests()), (30, 30));
 }
 
 #[test]
@@ -258,7 +279,8 @@ fn answers_of_a_run_that_stopped_at_its_cap_are_kept() {
     const ROWS: u64 = 200;
     let providers = Providers::with(Config::default());
     let options = "spill_to = 'away', spill_when = 'always', max_cost_usd = 0.5";
-    let spilling = Spilling::at(providers, "engine = 'echo'", options, COMPLETE);
+    let select = "SELECT id, ai_complete(text, max_tokens => 64) AS answer FROM rows";
+    let spilling = Spilling::at(providers, "engine = 'echo'", options, select);
     let path = spilling.job.folder.path().join("rowmill.toml");
     let config = std::fs::read_to_string(&path).expect("the configuration");
     let prices = "[prices.\"away/gpt-4o-mini\"]\ninput = \"100\"\noutput = \"400\"\n";

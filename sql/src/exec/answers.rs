@@ -126,6 +126,8 @@ pub(super) fn from_outcomes(outcomes: Vec<Outcome>, kind: &TaskKind, shape: &Sha
         (Returns::Vector, _) => vectors(&mut answers, rows, &shape.data_type)?,
         _ => return internal_err!("an answer of a kind that was not asked for"),
     };
+    // Whoever gave an answer that does not fit gave none.
+    spills.retain(|(row, _)| misfits.iter().all(|(misfit, _)| misfit != row));
     errors.extend(misfits);
     let errors = (!errors.is_empty()).then(|| error_rows(errors, rows)).transpose()?;
     let spills = (!spills.is_empty()).then(|| spill_rows(spills, rows)).transpose()?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray};
+use arrow::compute::prep_null_mask_filter;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::runtime::SpawnedTask;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err, internal_err};
@@ -171,7 +172,7 @@ impl Planner {
             let values: Vec<&StringArray> = open.values[index].iter().collect();
             let only = open.only[index].as_ref();
             places[index].extend(rows.clone().map(|row| match only {
-                Some(only) if only.is_null(row) || !only.value(row) => Place::Nothing,
+                Some(only) if !only.value(row) => Place::Nothing,
                 _ => desk.place(&values, row),
             }));
         }
@@ -180,22 +181,24 @@ impl Planner {
 
 fn evaluate(calls: &[ExecCall], batch: RecordBatch) -> Result<Open> {
     let rows = batch.num_rows();
-    let array = |expr: &Arc<dyn PhysicalExpr>| expr.evaluate(&batch)?.into_array(rows);
     let (mut values, mut only) = (Vec::with_capacity(calls.len()), Vec::with_capacity(calls.len()));
     for call in calls {
-        let texts = call.values.iter().map(|expr| text(array(expr)?)).collect::<Result<Vec<_>>>()?;
-        values.push(texts);
-        only.push(match &call.only {
-            Some(expr) => Some(
-                array(expr)?
-                    .as_boolean_opt()
-                    .ok_or_else(|| internal_datafusion_err!("a guard is not a boolean"))?
-                    .clone(),
-            ),
-            None => None,
-        });
+        let guard = call.only.as_ref().map(|expr| guard(expr.evaluate(&batch)?.into_array(rows)?)).transpose()?;
+        // A value may fail where its guard says no: `CASE WHEN n > 0 THEN ai_complete(… 1 / n …) END`.
+        let value = |expr: &Arc<dyn PhysicalExpr>| match &guard {
+            Some(guard) => expr.evaluate_selection(&batch, guard)?.into_array(rows),
+            None => expr.evaluate(&batch)?.into_array(rows),
+        };
+        values.push(call.values.iter().map(|expr| text(value(expr)?)).collect::<Result<Vec<_>>>()?);
+        only.push(guard);
     }
     Ok(Open { batch, values, only, next_row: 0 })
+}
+
+/// Which rows are asked: those where it is true.
+fn guard(array: ArrayRef) -> Result<BooleanArray> {
+    let guard = array.as_boolean_opt().ok_or_else(|| internal_datafusion_err!("a guard is not a boolean"))?;
+    Ok(if guard.null_count() > 0 { prep_null_mask_filter(guard) } else { guard.clone() })
 }
 
 fn text(array: ArrayRef) -> Result<StringArray> {

@@ -82,6 +82,21 @@ async fn a_condition_filters_before_other_models_and_keeps_rows_that_failed() {
     );
 }
 
+/// What a guard keeps from a model is not computed either.
+#[tokio::test]
+async fn values_that_a_guard_protects_fail_nothing() {
+    let bed = Bed::new();
+    let id: ArrayRef = Arc::new(Int64Array::from(vec![Some(0), Some(2), None, Some(5)]));
+    bed.parquet("t/a.parquet", vec![("id", id)], 10);
+    for query in [
+        "SELECT id, CASE WHEN id > 0 THEN ai_complete(CAST(10 / id AS STRING)) END AS c FROM t ORDER BY id NULLS LAST",
+        "SELECT id, CASE WHEN id IS NULL OR id = 0 THEN NULL ELSE ai_complete(CAST(10 / id AS STRING)) END AS c FROM t \
+         ORDER BY id NULLS LAST",
+    ] {
+        assert_eq!(lines(&bed.rows(query).await), ["0 | NULL | NULL", "2 | 5 | NULL", "5 | 2 | NULL", "NULL | NULL | NULL"]);
+    }
+}
+
 #[tokio::test]
 async fn case_asks_only_for_its_branch() {
     let bed = tickets();
