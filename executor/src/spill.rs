@@ -203,7 +203,7 @@ async fn share(
     task: &Arc<Task>,
     requests: &[Request],
 ) -> Result<Vec<Outcome>> {
-    let open = VecDeque::from([0..requests.len()]);
+    let open = std::iter::once(0..requests.len()).collect();
     let shared = Shared {
         requests,
         state: Mutex::new(State { open, outcomes: vec![None; requests.len()] }),

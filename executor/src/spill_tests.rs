@@ -200,7 +200,7 @@ async fn when_the_money_is_spent_late_rows_are_answered_here() {
 #[test]
 fn rows_are_taken_from_both_ends_until_they_meet() {
     let requests = rows(&["a"; 10]);
-    let state = Mutex::new(State { open: VecDeque::from([0..10]), outcomes: vec![None; 10] });
+    let state = Mutex::new(State { open: std::iter::once(0..10).collect(), outcomes: vec![None; 10] });
     let shared = Shared { requests: &requests, state, done_here: Notify::new() };
     assert_eq!(shared.first(3), Some(0..3));
     assert_eq!(shared.last(4), Some(6..10));

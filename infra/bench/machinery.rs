@@ -117,8 +117,8 @@ async fn echo(job: &Path, scratch: &Path) -> f64 {
         egress: Arc::new(Egress::new(Accounts::none().unwrap(), "bench".into(), scratch.into())),
     };
     let executor = Executor::new(options, Scratch::new(scratch).unwrap(), Arc::new(Counters::default()), Some(news));
-    let found = Models { found: vec![model], pins: &pins, engines: executor.runs().engines() };
-    let run = Sending { job: &job, calls: compiled.calls(), run_key: &run_key, store: Some(&store) };
+    let found = Models { planned: vec![model].into(), pins: &pins, engines: executor.runs().engines() };
+    let run = Sending { job: &job, calls: compiled.calls(), run_key: &run_key, store: Some(&store), plan: None };
     let engine = Router::open(found, executor.runs().egress(), run).await.unwrap();
     let context = RunContext { plan: plan.clone(), compiled, store: Arc::clone(&store), engine };
     executor.runs().insert(RunRef::of(store.url(), &plan), context).await;

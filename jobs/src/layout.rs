@@ -112,9 +112,14 @@ pub fn audit_segment(run_key: &str, executor: &str, segment: u64) -> String {
     format!("{}{executor}/{segment:06}.jsonl", audits(run_key))
 }
 
-/// What the records of outcomes that a run's managed models gave for a shard start with.
+/// What the records of outcomes that a run's managed models gave start with.
+pub fn answers_of_run(run_key: &str) -> String {
+    format!("run={run_key}/_answers/")
+}
+
+/// What those for a shard start with.
 pub fn answers(run_key: &str, shard: u32) -> String {
-    format!("run={run_key}/_answers/{shard:05}/")
+    format!("{}{shard:05}/", answers_of_run(run_key))
 }
 
 /// One record of such outcomes; `id` is its own.

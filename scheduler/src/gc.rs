@@ -42,7 +42,7 @@ pub struct Collected {
 }
 
 /// Collects the garbage of an output: abandoned runs are cancelled; runs that were cancelled, or that a later run of
-/// their date replaced, lose everything but plan and outcome once their grace is over.
+/// their date replaced, lose everything but plan and outcome once their grace is over; others what models answered on the way.
 ///
 /// # Errors
 /// The store does not answer. What was done until then stays done; running it again goes on.
@@ -77,8 +77,16 @@ pub async fn collect(store: &dyn Store, eraser: &dyn Eraser, keep: Retention) ->
             }
             continue;
         };
-        if older(outcome.modified_ms, keep.grace) && is_garbage(store, &run_key, now, keep).await? {
+        if !older(outcome.modified_ms, keep.grace) {
+            continue;
+        }
+        if is_garbage(store, &run_key, now, keep).await? {
             erase(eraser, &run_key, &objects, &mut done).await?;
+        } else {
+            // The parts hold what models answered on the way to them.
+            let answers = layout::answers_of_run(&run_key);
+            let answers = objects.iter().filter(|object| object.name.starts_with(&answers));
+            erase_all(eraser, answers, &mut done).await?;
         }
     }
     Ok(done)
@@ -116,12 +124,22 @@ async fn erase(eraser: &dyn Eraser, run_key: &str, objects: &[ObjectInfo], done:
     let kept = [layout::plan(run_key), layout::outcome(run_key)];
     let audits = layout::audits(run_key);
     let is_kept = |object: &&ObjectInfo| kept.contains(&object.name) || object.name.starts_with(&audits);
-    let gone: Vec<&ObjectInfo> = objects.iter().filter(|object| !is_kept(object)).collect();
-    for object in &gone {
+    let gone = erase_all(eraser, objects.iter().filter(|object| !is_kept(object)), done).await?;
+    done.emptied += usize::from(gone > 0);
+    Ok(())
+}
+
+/// Deletes objects, and returns how many.
+async fn erase_all(
+    eraser: &dyn Eraser,
+    objects: impl Iterator<Item = &ObjectInfo>,
+    done: &mut Collected,
+) -> Result<usize> {
+    let before = done.objects;
+    for object in objects {
         eraser.erase(&object.name).await?;
         done.objects += 1;
         done.bytes += object.bytes;
     }
-    done.emptied += usize::from(!gone.is_empty());
-    Ok(())
+    Ok(done.objects - before)
 }

@@ -37,6 +37,8 @@ pub struct Service {
     outputs: Vec<String>,
     queues: Mutex<BTreeMap<String, Arc<RedisQueue>>>,
     answered: watch::Sender<Instant>,
+    /// Names it in Redis.
+    word: String,
 }
 
 impl std::fmt::Debug for Service {
@@ -45,18 +47,13 @@ impl std::fmt::Debug for Service {
     }
 }
 
-/// What ended a run's drive here.
-struct Ended {
-    run: RegisteredRun,
-    result: Result<u64>,
-}
-
 impl Service {
     /// A service on a Redis; `outputs` are URLs of outputs whose open runs it takes up by itself. The pool of `options` is
     /// that of runs found so.
     pub fn new(server: Arc<RedisServer>, options: RedisOptions, outputs: Vec<String>) -> Self {
         let answered = watch::Sender::new(Instant::now());
-        Self { server, options, outputs, queues: Mutex::default(), answered }
+        let word = ulid::Ulid::generate().to_string().to_lowercase();
+        Self { server, options, outputs, queues: Mutex::default(), answered, word }
     }
 
     /// How much a pool's queue holds.
@@ -94,7 +91,8 @@ impl Service {
         // Runs that are left alone: for a while, or until they are submitted again.
         let mut resting: HashMap<String, Instant> = HashMap::new();
         let mut given_up: BTreeSet<String> = BTreeSet::new();
-        let mut drives: JoinSet<Ended> = JoinSet::new();
+        let mut drives: JoinSet<Result<u64>> = JoinSet::new();
+        let mut of_task: HashMap<tokio::task::Id, RegisteredRun> = HashMap::new();
         let mut outputs_due = Instant::now();
         loop {
             match self.wanted(&register, &driven, &mut outputs_due, &given_up).await {
@@ -107,16 +105,21 @@ impl Service {
                         }
                         tell(&format!("run {}: taken up", run.run_key));
                         driven.insert(run.run_key.clone(), run.clone());
-                        let this = Arc::clone(self);
-                        drives.spawn(async move { Ended { result: this.finish(&run).await, run } });
+                        let (this, driving) = (Arc::clone(self), run.clone());
+                        let task = drives.spawn(async move { this.finish(&driving).await });
+                        of_task.insert(task.id(), run);
                     }
                 }
                 Err(error) if !error.retryable() || self.silence() >= self.options.patience => return Err(error),
                 Err(error) => tracing::warn!(error = %error, "cannot look for runs; trying again"),
             }
             let until = Instant::now() + REGISTER_EVERY;
-            while let Ok(Some(ended)) = tokio::time::timeout_at(until, drives.join_next()).await {
-                let Ok(Ended { run, result }) = ended else { continue };
+            while let Ok(Some(ended)) = tokio::time::timeout_at(until, drives.join_next_with_id()).await {
+                let (task, result) = match ended {
+                    Ok((task, result)) => (task, result),
+                    Err(error) => (error.id(), Err(Error::internal("a defect of Rowmill ended the work on a run"))),
+                };
+                let Some(run) = of_task.remove(&task) else { continue };
                 driven.remove(&run.run_key);
                 match &result {
                     Ok(rows) => tell(&format!("run {}: published, {rows} rows", run.run_key)),
@@ -144,8 +147,11 @@ impl Service {
         outputs_due: &mut Instant,
         given_up: &BTreeSet<String>,
     ) -> Result<Vec<RegisteredRun>> {
-        for run in driven.values() {
-            register.register(run).await?;
+        if !register.remembers(&self.word).await? {
+            // What another service took off the register stays off.
+            for run in driven.values() {
+                register.register(run).await?;
+            }
         }
         let mut runs = register.registered().await?;
         if Instant::now() >= *outputs_due {

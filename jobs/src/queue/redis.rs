@@ -31,6 +31,10 @@ const TRIM_AT_ONCE: usize = 1_000;
 const HEARTBEATS: u32 = 6;
 /// Where runs are registered for schedulers that did not plan them.
 const RUNS: &str = "rowmill:runs";
+/// Where services find out whether Redis was emptied.
+const SERVICES: &str = "rowmill:service:";
+/// How long Redis keeps what a service said that is gone.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
 
 /// How a queue is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,6 +250,23 @@ impl RedisQueue {
             redis::cmd("HSET").arg(RUNS).arg(&run.run_key).arg(text).query_async::<()>(connection).await
         })
         .await
+    }
+
+    /// Whether Redis still knows what a service told it before, under a word of its own; it is told again. A Redis that was
+    /// emptied does not.
+    ///
+    /// # Errors
+    /// Redis does not answer.
+    pub async fn remembers(&self, service: &str) -> Result<bool> {
+        let key = format!("{SERVICES}{service}");
+        let before: Option<u8> = self
+            .with_connection("look into", async |connection| {
+                let mut set = redis::cmd("SET");
+                set.arg(&key).arg(1).arg("EX").arg(REMEMBERED.as_secs()).arg("GET");
+                set.query_async(connection).await
+            })
+            .await?;
+        Ok(before.is_some())
     }
 
     /// Takes a run off the register.

@@ -93,7 +93,10 @@ async fn values_that_a_guard_protects_fail_nothing() {
         "SELECT id, CASE WHEN id IS NULL OR id = 0 THEN NULL ELSE ai_complete(CAST(10 / id AS STRING)) END AS c FROM t \
          ORDER BY id NULLS LAST",
     ] {
-        assert_eq!(lines(&bed.rows(query).await), ["0 | NULL | NULL", "2 | 5 | NULL", "5 | 2 | NULL", "NULL | NULL | NULL"]);
+        assert_eq!(
+            lines(&bed.rows(query).await),
+            ["0 | NULL | NULL", "2 | 5 | NULL", "5 | 2 | NULL", "NULL | NULL | NULL"]
+        );
     }
 }
 
