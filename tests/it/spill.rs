@@ -295,3 +295,33 @@ fn answers_of_a_run_that_stopped_at_its_cap_are_kept() {
     assert_eq!(integers(&rows, "id").len() as u64, ROWS);
     assert_eq!(spilling.providers.requests(), ROWS, "{before} of them before the cap: an answer was paid for twice");
 }
+
+#[test]
+fn a_plan_says_what_a_run_would_cost_here_and_in_each_lane_and_sends_nothing() {
+    let spilling = Spilling::new("engine = 'echo', delay_ms = 2", "spill_to = 'away', spill_when = 'always'", COMPLETE);
+    spilling.job.with_rows("a", 0, 1_000);
+    let path = spilling.job.folder.path().join("rowmill.toml");
+    let config = std::fs::read_to_string(&path).expect("the configuration");
+    let prices = "[local]\nusd_per_machine_hour = \"36\"\n\
+                  [prices.\"away/gpt-4o-mini\"]\ninput = \"1\"\noutput = \"4\"\nbatch = { input = \"0.5\", output = \"2\" }\n";
+    std::fs::write(&path, format!("{config}{prices}")).expect("written");
+    let planned = spilling.say("plan").ok().summary();
+    let estimate = &planned["estimate"];
+    let call = &estimate["calls"][0];
+    assert_eq!((call["requests"].as_u64(), call["priced_as"].as_str()), (Some(1_000), Some("away")), "{planned}");
+    // "text of row 123" is 15 bytes, taken for four tokens; nobody knows how long the answers are.
+    let tokens = call["input_tokens"].as_u64().expect("tokens");
+    assert!((3_000..=4_500).contains(&tokens), "{planned}");
+    assert_eq!((call["output_tokens"].as_u64(), call["output_assumed"].as_bool()), (Some(256_000), Some(true)));
+    let lane = |lane: &str| estimate["cost_usd"][lane].as_f64().expect("a cost");
+    assert!((lane("online") - 1.028).abs() < 0.002, "{planned}");
+    assert!((lane("batch") * 2.0 - lane("online")).abs() < 1e-3, "{planned}");
+    assert!(estimate["local"].is_null(), "{planned}");
+    let measured = Said::of(spilling.command("plan").arg("--measure").output().expect("it runs")).ok().summary();
+    // 1,000 rows of 2 ms, and machines of a cent a second.
+    let here = &measured["estimate"]["local"];
+    let seconds = here["seconds"].as_f64().expect("a time");
+    assert!(seconds >= 1.0, "{measured}");
+    assert!((here["cost_usd"].as_f64().expect("a cost") - seconds / 100.0).abs() < 1e-3, "{measured}");
+    assert_eq!(spilling.providers.requests(), 0);
+}

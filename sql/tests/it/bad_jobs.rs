@@ -392,42 +392,6 @@ const FILES: &[(&str, &str)] = &[
         "error: a logical date has letters, digits and . _ : + - only\n  at job.sql:1:51\n  hint: for example 2026-11-20 or 2026-11-20T06",
     ),
     (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'awy') AS SELECT 1",
-        "error: there is no model `awy`\n  at job.sql:1:164\n  hint: did you mean 'away'?",
-    ),
-    (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'own') AS SELECT 1",
-        "error: model `own` is on this machine: nothing can spill to it\n  at job.sql:1:164\n  hint: spill_to names a managed model, such as one with engine = 'openai'",
-    ),
-    (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'away', spill_when = 'later') AS SELECT 1",
-        "error: option `spill_when` cannot be 'later'\n  at job.sql:1:185\n  hint: it is one or several of 'never', 'always', 'unavailable', 'late', 'overflow', 'low_confidence'",
-    ),
-    (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'away', spill_when = 'always, late') AS SELECT 1",
-        "error: 'never' and 'always' stand alone\n  at job.sql:1:185\n  hint: spill_when = 'late' or spill_when = 'unavailable, overflow'",
-    ),
-    (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_when = 'overflow') AS SELECT 1",
-        "error: this needs a model to spill to\n  at job.sql:1:166\n  hint: spill_to = 'MODEL', a managed model of this file",
-    ),
-    (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'away', spill_when = 'late') AS SELECT 1",
-        "error: this needs a deadline\n  at job.sql:1:185\n  hint: deadline = '06:00', or a moment: '2026-11-21T06:00:00+01:00'",
-    ),
-    (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'away', spill_when = 'late', deadline = 'six') AS SELECT 1",
-        "error: \"six\" is no deadline\n  at job.sql:1:204\n  hint: deadline = '06:00', the next one by the planner's clock, or '2026-11-21T06:00:00+01:00'",
-    ),
-    (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'away', deadline = '06:00') AS SELECT 1",
-        "error: a deadline changes nothing unless the job spills when it is late\n  at job.sql:1:183\n  hint: add spill_to = 'MODEL', spill_when = 'late', or drop the deadline",
-    ),
-    (
-        "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); CREATE JOB j WITH (output = 'out', logical_date = '1', spill_to = 'away', spill_when = 'low_confidence') AS SELECT 1",
-        "error: this needs both spill_when = 'low_confidence' and min_confidence\n  at job.sql:1:185\n  hint: min_confidence = 0.7: labels with a lower probability are asked elsewhere",
-    ),
-    (
         "CREATE JOB j WITH (output = 'out', logical_date = '1', max_errors = 1) AS SELECT 1",
         "error: CREATE JOB j has no option `max_errors`\n  at job.sql:1:56\n  hint: its options are: output, logical_date, key, model, shard_rows, max_error_ratio, pool, never_send, data_class, max_cost_usd, spill_to, spill_when, min_confidence, deadline",
     ),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
 
 mod bad_jobs;
+mod bad_spills;
 mod bed;
 mod engines;
 mod formats;

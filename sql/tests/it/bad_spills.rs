@@ -1,0 +1,73 @@
+//! What is wrong with a job's words about spilling, and where.
+
+use crate::bed::Bed;
+
+const HEAD: &str = "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x');\n\
+    CREATE JOB j WITH (output = 'out', logical_date = '1', ";
+
+/// Options, the part of them that is wrong, what is said, and the hint.
+const CASES: [(&str, &str, &str, &str); 9] = [
+    ("spill_to = 'awy'", "'awy'", "there is no model `awy`", "did you mean 'away'?"),
+    (
+        "spill_to = 'own'",
+        "'own'",
+        "model `own` is on this machine: nothing can spill to it",
+        "spill_to names a managed model, such as one with engine = 'openai'",
+    ),
+    (
+        "spill_to = 'away', spill_when = 'later'",
+        "'later'",
+        "option `spill_when` cannot be 'later'",
+        "it is one or several of 'never', 'always', 'unavailable', 'late', 'overflow', 'low_confidence'",
+    ),
+    (
+        "spill_to = 'away', spill_when = 'always, late'",
+        "'always, late'",
+        "'never' and 'always' stand alone",
+        "spill_when = 'late' or spill_when = 'unavailable, overflow'",
+    ),
+    (
+        "spill_when = 'overflow'",
+        "'overflow'",
+        "this needs a model to spill to",
+        "spill_to = 'MODEL', a managed model of this file",
+    ),
+    (
+        "spill_to = 'away', spill_when = 'late'",
+        "'late'",
+        "this needs a deadline",
+        "deadline = '06:00', or a moment: '2026-11-21T06:00:00+01:00'",
+    ),
+    (
+        "spill_to = 'away', spill_when = 'late', deadline = 'six'",
+        "'six'",
+        "\"six\" is no deadline",
+        "deadline = '06:00', the next one by the planner's clock, or '2026-11-21T06:00:00+01:00'",
+    ),
+    (
+        "spill_to = 'away', deadline = '06:00'",
+        "'06:00'",
+        "a deadline changes nothing unless the job spills when it is late",
+        "add spill_to = 'MODEL', spill_when = 'late', or drop the deadline",
+    ),
+    (
+        "spill_to = 'away', spill_when = 'low_confidence'",
+        "'low_confidence'",
+        "this needs both spill_when = 'low_confidence' and min_confidence",
+        "min_confidence = 0.7: labels with a lower probability are asked elsewhere",
+    ),
+];
+
+#[test]
+fn what_is_wrong_is_said_where_it_stands() {
+    let bed = Bed::new();
+    for (options, wrong, message, hint) in CASES {
+        let error = bed.spec(&format!("{HEAD}{options}) AS SELECT 1")).unwrap_err();
+        let column = HEAD.lines().last().unwrap().len() + options.find(wrong).unwrap() + 1;
+        let file = format!("{}/", bed.folder.path().display());
+        assert_eq!(
+            error.report().replace(&file, ""),
+            format!("error: {message}\n  at job.sql:2:{column}\n  hint: {hint}")
+        );
+    }
+}
