@@ -53,7 +53,7 @@ const WIDENED_BYTES_MAX: usize = 4 << 30;
 /// How a model is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
-    /// Number type to compute in. `Auto`, where the processor multiplies tiles: weights that are `bf16` or quantised are
+    /// Number type to compute in. `Auto`, where the processor multiplies tiles: matrices that are `bf16` or quantised are
     /// multiplied as `bf16`, all others with 16 bits of each number. Elsewhere it is `F32`, as everywhere for models that
     /// candle-transformers computes: they refuse `F16` and `Bf16`.
     pub dtype: Dtype,
@@ -143,8 +143,8 @@ fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
                 other => other,
             };
             let files = SafetensorsFiles::open(&folder.weights)?;
-            let adapter = adapter.map(|folder| Adapter::open(folder, &files, "")).transpose()?;
-            let weights = Weights::Safetensors { files, prefix: "", adapter };
+            let adapter = adapter.map(|folder| Adapter::open(folder, &files)).transpose()?;
+            let weights = Weights::Safetensors { files, adapter };
             Ok(Opened { architecture, descriptor, weights, files: folder.files.clone(), folder: Some(folder) })
         }
         Source::Gguf(path) if adapter.is_some() => Err(Error::invalid(format!("{} cannot be adapted", path.display()))
@@ -213,17 +213,16 @@ impl Model {
                 Dtype::Auto | Dtype::Bf16 => Kept::None,
             };
         }
-        Self::load_opened(&opened, options)
-    }
-
-    fn load_opened(opened: &Opened, options: &EngineOptions) -> Result<Self> {
         let dtype = match options.dtype {
             Dtype::F32 => Precision::F32,
             Dtype::F16 => Precision::F16,
             Dtype::Bf16 => Precision::Bf16,
-            Dtype::Auto if gemm::available() && opened.weights.are_rounded() => Precision::Bf16,
-            Dtype::Auto => Precision::Split,
+            Dtype::Auto => Precision::Stored,
         };
+        Self::load_opened(&opened, options, dtype)
+    }
+
+    fn load_opened(opened: &Opened, options: &EngineOptions, dtype: Precision) -> Result<Self> {
         let (tokens, texts) = match (&opened.folder, &opened.weights) {
             (Some(folder), _) => (Tokens::from_file(&folder.root.join("tokenizer.json"))?, folder_texts(folder)?),
             (None, Weights::Gguf { file, .. }) => (Tokens::new(gguf_tokenizer::tokenizer(file)?)?, gguf_texts(file)),
@@ -376,6 +375,11 @@ impl Model {
         if let Weights::Gguf { kept, .. } = &mut opened.weights {
             *kept = Kept::All;
         }
-        Self::load_opened(&opened, &EngineOptions::default())
+        Self::load_opened(&opened, &EngineOptions::default(), Precision::Stored)
+    }
+
+    /// A model whose matrices are kept so on every processor.
+    pub(crate) fn load_kept(source: &Path, options: &EngineOptions, dtype: Precision) -> Result<Self> {
+        Self::load_opened(&open(source, None)?, options, dtype)
     }
 }
