@@ -48,6 +48,8 @@ mod answer_tests;
 #[cfg(test)]
 mod engine_tests;
 #[cfg(test)]
+mod odd;
+#[cfg(test)]
 mod oracle_tests;
 #[cfg(test)]
 mod parity_tests;

@@ -11,6 +11,8 @@ pub(crate) mod head;
 mod names;
 mod norm;
 #[cfg(test)]
+mod odd_tests;
+#[cfg(test)]
 mod parity_tests;
 pub(crate) mod pool;
 pub(crate) mod rows;
