@@ -172,7 +172,7 @@ impl Linear {
             self.copy_row(*row, out)?;
         }
         let bias = self.bias.as_ref().map(|bias| rows.iter().map(|row| bias[*row as usize]).collect());
-        let tiles = self.matrices.iter().any(|matrix| matches!(matrix, Matrix::Tiles(..)));
+        let tiles = gemm::available() && self.matrices.iter().any(|matrix| matches!(matrix, Matrix::Tiles(..)));
         Self::new(values, self.inputs, bias, if tiles { Precision::Split } else { Precision::F32 })
     }
 
