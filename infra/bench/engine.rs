@@ -32,7 +32,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rowmill_engine::{CandleEngine, EngineOptions};
-use rowmill_jobs::infer::{Answer, Engine, Outcome, Piece, Request, RowErrorCode, Task, TaskKind, TextFormat, Usage};
+use rowmill_jobs::infer::{
+    Answer, Answered, Engine, Outcome, Piece, Request, RowErrorCode, Task, TaskKind, TextFormat, Usage,
+};
 use rowmill_jobs::spec::Dtype;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -42,6 +44,8 @@ use tokio::sync::Semaphore;
 const WINDOW: usize = 1024;
 /// Windows under way.
 const WINDOWS: usize = 2;
+/// The first vectors of a run are shown, so that whoever compares contestants can compare them.
+const SHOWN_VECTORS: usize = 16;
 const USAGE: &str = "\
 usage: engine --model DIR_OR_GGUF --workload FILE.json [--dtype auto|bf16|f32|f16] [--threads N]
        engine --random minilm|smollm|llama-1b [--workload FILE.json] [--dtype …] [--threads N]";
@@ -171,6 +175,17 @@ impl Count {
     }
 }
 
+/// The first rows' vectors, if all of them are vectors.
+fn shown(outcomes: &[Outcome]) -> Option<Vec<&[f32]>> {
+    let first = outcomes.iter().take(SHOWN_VECTORS);
+    first
+        .map(|outcome| match outcome {
+            Ok(Answered { answer: Answer::Vector(vector), .. }) => Some(vector.as_slice()),
+            _ => None,
+        })
+        .collect()
+}
+
 /// Runs `count` of the workload's values from the `first` on, around its end.
 async fn run(engine: &Arc<CandleEngine>, workload: &Workload, first: usize, count: usize) -> Value {
     let (task, free) = (Arc::new(workload.task()), Arc::new(Semaphore::new(WINDOWS)));
@@ -204,6 +219,7 @@ async fn run(engine: &Arc<CandleEngine>, workload: &Workload, first: usize, coun
         "output_tokens": count.usage.output_tokens,
         "failed": count.errors,
         "truncated": count.truncated,
+        "answers": shown(&outcomes),
     })
 }
 

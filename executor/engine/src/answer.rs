@@ -15,7 +15,7 @@ use crate::kv::{KvCache, PageId};
 use crate::labels::{LabelTrie, calibrated};
 use crate::pack::common_prefix;
 use crate::prompt::Prompter;
-use crate::row::{Ask, End, Row, choice};
+use crate::row::{Ask, End, Row, choice, too_long};
 use crate::writer::Writer;
 
 /// Tasks whose guides and priors are kept: those of a job, whose calls take turns.
@@ -173,8 +173,9 @@ impl Answerer {
                 let mut guide = guide.clone();
                 let forced = guide.as_mut().map(Guide::forced).unwrap_or_default();
                 let ids = [prompt, &first[..], &forced].concat();
-                let prompt = prompt.len();
-                Row { ids, prompt, cached: 0, table: Vec::new(), reserved: 0, after: 0, guide, end: None }
+                let (prompt, context) = (prompt.len(), self.prompter.context);
+                let end = (ids.len() > context).then(|| too_long(prompt, ids.len() - prompt, context));
+                Row { ids, prompt, cached: 0, table: Vec::new(), reserved: 0, after: 0, guide, end }
             })
             .collect();
         let computed = self.share_prefix(prompts);

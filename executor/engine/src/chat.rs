@@ -1,6 +1,7 @@
 //! Chat templates: the Jinja text that comes with a model and turns messages into its prompt, rendered as the Hugging Face
-//! library does. Offers no tools and asks reasoning models for the answer alone.
+//! library does, but for the date, which is always the same. Offers no tools and asks reasoning models for the answer alone.
 
+use chrono::{DateTime, Days};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, context};
@@ -18,6 +19,13 @@ pub(crate) struct ChatTemplate {
 
 const NAME: &str = "chat_template";
 
+/// Steps that a rendering may take: a template of hundreds of lines over a few messages needs a small part of it.
+const FUEL: u64 = 200_000;
+
+/// The date that templates are told, in days since 1970: 26 July 2024, which Llama 3's fall back on. Were it today's, a prompt
+/// would be another after midnight and in another time zone, and a row that is computed again might have another answer.
+const DATE: Days = Days::new(19_930);
+
 impl ChatTemplate {
     /// Parses a template. `bos_token` and `eos_token` are empty for models that have none.
     pub(crate) fn new(source: String, bos_token: &str, eos_token: &str) -> Result<Self> {
@@ -31,9 +39,11 @@ impl ChatTemplate {
         environment.add_function("strftime_now", |format: String| {
             let mut text = String::new();
             // A format the clock library does not know leaves the text empty; the date is decoration in a prompt.
-            let _ = std::fmt::write(&mut text, format_args!("{}", chrono::Local::now().format(&format)));
+            let date = DateTime::UNIX_EPOCH + DATE;
+            let _ = std::fmt::write(&mut text, format_args!("{}", date.format(&format)));
             text
         });
+        environment.set_fuel(Some(FUEL));
         environment.add_template_owned(NAME, source).map_err(failed)?;
         let (bos_token, eos_token) = (bos_token.to_owned(), eos_token.to_owned());
         let mut template = Self { environment, bos_token, eos_token, takes_system: true };
@@ -98,6 +108,21 @@ mod tests {
         let source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0]['content'].strip() }}";
         let template = ChatTemplate::new(source.into(), "", "").unwrap();
         assert_eq!(template.prompt(Some("be brief"), "hi ").unwrap(), "be brief\n\nhi");
+    }
+
+    #[test]
+    fn the_date_is_the_same_every_day() {
+        let source = "{{ strftime_now('%d %b %Y, %H:%M') }}|{{ strftime_now('%!') }}";
+        let template = ChatTemplate::new(source.into(), "", "").unwrap();
+        assert_eq!(template.prompt(None, "x").unwrap(), "26 Jul 2024, 00:00|");
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_fails() {
+        let endless =
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages[0].content }}";
+        let template = ChatTemplate::new(endless.into(), "", "").unwrap();
+        assert!(template.prompt(None, "x").unwrap_err().report().contains("fuel"));
     }
 
     #[test]

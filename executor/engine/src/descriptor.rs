@@ -84,6 +84,17 @@ pub(crate) fn from_config(config: &Value) -> Result<Descriptor> {
     Err(unsupported(&architecture))
 }
 
+/// The names in a table of architectures.
+pub(crate) const fn names_of<T, const N: usize>(table: &[(&'static str, T); N]) -> [&'static str; N] {
+    let mut names = [""; N];
+    let mut i = 0;
+    while i < N {
+        names[i] = table[i].0;
+        i += 1;
+    }
+    names
+}
+
 /// All architectures that the engine computes, in the order of their names.
 #[must_use]
 pub fn architectures() -> Vec<Architecture> {

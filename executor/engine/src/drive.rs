@@ -129,12 +129,15 @@ impl Drive<'_> {
             row.reserved = row.reservation(self.ask, context, room);
             demands.push(Demand { tokens: row.ids.len(), reserved: row.reserved, extra_pages });
         }
-        let line = Line::of(&prefixes, &demands, self.pages);
+        let mut line = Line::of(&prefixes, &demands, self.pages);
+        // Some have ended before they began.
+        line.rows.retain(|(index, _)| self.rows[*index].end.is_none());
         for (index, need) in &line.rows {
             self.rows[*index].after = need.after;
         }
         for index in line.refused {
-            self.rows[index].end = Some(no_room(self.rows[index].reserved + extra_pages * BLOCK, room));
+            let tokens = self.rows[index].reserved + extra_pages * BLOCK;
+            self.rows[index].end.get_or_insert_with(|| no_room(tokens, room));
         }
         self.beginnings.extend(prefixes.nodes[1..].iter().map(|node| Beginning {
             tokens: node.tokens,

@@ -62,7 +62,7 @@ impl Guides {
         let spelling = Spelling::of(&prompter.tokens.decoder_json());
         let words: Vec<Vec<u8>> = (0..prompter.vocab as u32).map(|id| spell(prompter, id, spelling)).collect();
         let mut ends = vec![end];
-        ends.extend(prompter.ends.iter().copied().filter(|id| *id != end && (*id as usize) < prompter.vocab));
+        ends.extend(prompter.ends.iter().copied().filter(|id| *id != end));
         let trie = TokTrie::from(&TokRxInfo::new(prompter.vocab as u32, end), &words).with_eos_tokens(&ends);
         // A tokenizer that puts a space before every text cannot say how a piece within a text is spelled.
         let adds_space = prompter.tokens.pre_tokenizer_json().to_string().contains("\"add_prefix_space\":true");

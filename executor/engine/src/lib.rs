@@ -46,6 +46,10 @@ mod alone;
 #[cfg(test)]
 mod answer_tests;
 #[cfg(test)]
+mod engine_tests;
+#[cfg(test)]
+mod odd;
+#[cfg(test)]
 mod oracle_tests;
 #[cfg(test)]
 mod parity_tests;

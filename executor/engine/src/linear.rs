@@ -17,9 +17,12 @@ use crate::gemm::{self, Exactness};
 /// How exactly matrices are kept and multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Precision {
+    /// Each matrix as it is stored, which [`crate::weights::Weights::precision`] knows: where the processor multiplies tiles,
+    /// those that were rounded as `Bf16` and all others as `Split`, elsewhere `F32`.
+    Stored,
     /// `f32`.
     F32,
-    /// With 16 bits of each number where tiles are multiplied, else `f32`.
+    /// With 16 bits of each number.
     Split,
     /// `f16`.
     F16,
@@ -87,9 +90,9 @@ impl Linear {
         let shape = (values.len() / inputs, inputs);
         let weight = match precision {
             Precision::Bf16 => return tiles(Exactness::Rounded),
-            Precision::Split if gemm::available() => return tiles(Exactness::Exact),
+            Precision::Split => return tiles(Exactness::Exact),
             Precision::F16 => Tensor::from_vec(values.into_iter().map(f16::from_f32).collect(), shape, &Device::Cpu),
-            Precision::F32 | Precision::Split => Tensor::from_vec(values, shape, &Device::Cpu),
+            Precision::F32 | Precision::Stored => Tensor::from_vec(values, shape, &Device::Cpu),
         };
         Ok(Self::of(vec![Matrix::Dense(weight.map_err(internal)?)], inputs, bias))
     }
@@ -169,7 +172,7 @@ impl Linear {
             self.copy_row(*row, out)?;
         }
         let bias = self.bias.as_ref().map(|bias| rows.iter().map(|row| bias[*row as usize]).collect());
-        let tiles = self.matrices.iter().any(|matrix| matches!(matrix, Matrix::Tiles(..)));
+        let tiles = gemm::available() && self.matrices.iter().any(|matrix| matches!(matrix, Matrix::Tiles(..)));
         Self::new(values, self.inputs, bias, if tiles { Precision::Split } else { Precision::F32 })
     }
 

@@ -84,9 +84,8 @@ struct Pair {
 }
 
 impl Adapter {
-    /// Reads the adapter's configuration and header, and checks every tensor of it against `base`, in whose files `prefix`
-    /// stands before the names.
-    pub(crate) fn open(folder: &Path, base: &SafetensorsFiles, prefix: &str) -> Result<Self> {
+    /// Reads the adapter's configuration and header, and checks every tensor of it against `base`.
+    pub(crate) fn open(folder: &Path, base: &SafetensorsFiles) -> Result<Self> {
         let [config_file, weights] = Self::files_of(folder);
         let unfit = |error: Error| error.with("adapter", folder.display());
         let config = read_json(&config_file)?;
@@ -94,7 +93,7 @@ impl Adapter {
         let files = SafetensorsFiles::open(&[weights])?;
         let mut changes = HashMap::new();
         for (module, pair) in pairs(&files).map_err(unfit)? {
-            let (name, change) = settings.change(&module, pair, &files, base, prefix).map_err(unfit)?;
+            let (name, change) = settings.change(&module, pair, &files, base).map_err(unfit)?;
             changes.insert(name, change);
         }
         if changes.is_empty() {
@@ -218,17 +217,16 @@ impl<'a> Settings<'a> {
         pair: Pair,
         files: &SafetensorsFiles,
         base: &SafetensorsFiles,
-        prefix: &str,
     ) -> Result<(String, Change)> {
         let (Some(down), Some(up)) = (pair.down, pair.up) else {
             return Err(Error::invalid(format!("the adapter has only one of two matrices for `{module}`"))
                 .hint("download the adapter again"));
         };
-        let name = [format!("{module}.weight"), format!("{prefix}{module}.weight")];
-        let Some(name) = name.into_iter().find(|name| base.has(name)) else {
+        let name = format!("{module}.weight");
+        if !base.has(&name) {
             return Err(Error::invalid(format!("the adapter changes `{module}`, which its base does not have"))
                 .hint("the adapter is of another model"));
-        };
+        }
         let rank = pattern(self.ranks, module)?.map_or(self.rank, |rank| rank as usize);
         let alpha = pattern(self.alphas, module)?.unwrap_or(self.alpha);
         // An embedding looks rows up by its input; what it gives are its columns.

@@ -121,7 +121,7 @@ fn matrices_of_inputs_by_outputs_change_alike() {
         std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
         let tensors: HashMap<String, Tensor> = names.into_iter().zip(pair).collect();
         candle_core::safetensors::save(&tensors, folder.path().join("adapter_model.safetensors")).unwrap();
-        let adapter = Adapter::open(folder.path(), &base, "").unwrap();
+        let adapter = Adapter::open(folder.path(), &base).unwrap();
         let mut values = vec![0.0; 15];
         assert!(adapter.check_merged().is_err());
         adapter.merge(&format!("{module}.weight"), if turned { 3 } else { 5 }, &mut values).unwrap();

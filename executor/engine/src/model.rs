@@ -53,7 +53,7 @@ const WIDENED_BYTES_MAX: usize = 4 << 30;
 /// How a model is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
-    /// Number type to compute in. `Auto`, where the processor multiplies tiles: weights that are `bf16` or quantised are
+    /// Number type to compute in. `Auto`, where the processor multiplies tiles: matrices that are `bf16` or quantised are
     /// multiplied as `bf16`, all others with 16 bits of each number. Elsewhere it is `F32`, as everywhere for models that
     /// candle-transformers computes: they refuse `F16` and `Bf16`.
     pub dtype: Dtype,
@@ -143,8 +143,8 @@ fn open(source: &Path, adapter: Option<&Path>) -> Result<Opened> {
                 other => other,
             };
             let files = SafetensorsFiles::open(&folder.weights)?;
-            let adapter = adapter.map(|folder| Adapter::open(folder, &files, "")).transpose()?;
-            let weights = Weights::Safetensors { files, prefix: "", adapter };
+            let adapter = adapter.map(|folder| Adapter::open(folder, &files)).transpose()?;
+            let weights = Weights::Safetensors { files, adapter };
             Ok(Opened { architecture, descriptor, weights, files: folder.files.clone(), folder: Some(folder) })
         }
         Source::Gguf(path) if adapter.is_some() => Err(Error::invalid(format!("{} cannot be adapted", path.display()))
@@ -213,17 +213,16 @@ impl Model {
                 Dtype::Auto | Dtype::Bf16 => Kept::None,
             };
         }
-        Self::load_opened(&opened, options)
-    }
-
-    fn load_opened(opened: &Opened, options: &EngineOptions) -> Result<Self> {
         let dtype = match options.dtype {
             Dtype::F32 => Precision::F32,
             Dtype::F16 => Precision::F16,
             Dtype::Bf16 => Precision::Bf16,
-            Dtype::Auto if gemm::available() && opened.weights.are_rounded() => Precision::Bf16,
-            Dtype::Auto => Precision::Split,
+            Dtype::Auto => Precision::Stored,
         };
+        Self::load_opened(&opened, options, dtype)
+    }
+
+    fn load_opened(opened: &Opened, options: &EngineOptions, dtype: Precision) -> Result<Self> {
         let (tokens, texts) = match (&opened.folder, &opened.weights) {
             (Some(folder), _) => (Tokens::from_file(&folder.root.join("tokenizer.json"))?, folder_texts(folder)?),
             (None, Weights::Gguf { file, .. }) => (Tokens::new(gguf_tokenizer::tokenizer(file)?)?, gguf_texts(file)),
@@ -300,7 +299,8 @@ struct Texts {
     template: Option<String>,
     bos: String,
     eos: String,
-    ends: Vec<u32>,
+    /// As the files say them: they may be none of the vocabulary.
+    ends: Vec<u64>,
 }
 
 fn folder_texts(folder: &Folder) -> Result<Texts> {
@@ -327,7 +327,7 @@ fn folder_texts(folder: &Folder) -> Result<Texts> {
     let mut ends = Vec::new();
     for value in [generation.get("eos_token_id"), folder.config.get("eos_token_id")].into_iter().flatten() {
         let one = value.as_u64().into_iter();
-        ends.extend(one.chain(value.as_array().into_iter().flatten().filter_map(Value::as_u64)).map(|id| id as u32));
+        ends.extend(one.chain(value.as_array().into_iter().flatten().filter_map(Value::as_u64)));
     }
     Ok(Texts { template, bos: special("bos_token"), eos: special("eos_token"), ends })
 }
@@ -337,10 +337,10 @@ fn gguf_texts(file: &GgufFile) -> Texts {
     let id = |key: &str| file.integer(&format!("tokenizer.ggml.{key}_token_id"));
     let text =
         |key: &str| id(key).and_then(|id| list.get(id as usize)).map(|text| (*text).to_owned()).unwrap_or_default();
-    let mut ends: Vec<u32> = ["eos", "eot", "eom"].iter().filter_map(|key| id(key)).map(|id| id as u32).collect();
+    let mut ends: Vec<u64> = ["eos", "eot", "eom"].iter().filter_map(|key| id(key)).collect();
     // Files name one or two of these; llama.cpp ends at any of them that the vocabulary has.
     let known = ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|eom_id|>"];
-    let also = list.iter().enumerate().filter(|(_, token)| known.contains(token)).map(|(id, _)| id as u32);
+    let also = list.iter().enumerate().filter(|(_, token)| known.contains(token)).map(|(id, _)| id as u64);
     ends.extend(also);
     Texts {
         template: file.text("tokenizer.chat_template").map(str::to_owned),
@@ -352,9 +352,12 @@ fn gguf_texts(file: &GgufFile) -> Texts {
 
 fn prompter(tokens: Tokens, texts: Texts, vocab: usize, context: usize, lower_case: bool) -> Result<Prompter> {
     let chat = texts.template.map(|template| ChatTemplate::new(template, &texts.bos, &texts.eos)).transpose()?;
-    let mut ends = texts.ends;
-    ends.extend(tokens.id_of(&texts.eos));
-    let named = tokens.id_of(&texts.eos).or(ends.first().copied());
+    // What the model cannot write ends nothing.
+    let known = |id: u64| u32::try_from(id).ok().filter(|id| (*id as usize) < vocab);
+    let eos = tokens.id_of(&texts.eos).and_then(|id| known(id.into()));
+    let mut ends: Vec<u32> = texts.ends.into_iter().filter_map(known).collect();
+    ends.extend(eos);
+    let named = eos.or(ends.first().copied());
     let after = chat.as_ref().and_then(ChatTemplate::after_answer).unwrap_or_default();
     let written = ends.iter().copied().find(|id| {
         tokens.content_of(*id).is_some_and(|content| !content.is_empty() && after.trim_start().starts_with(&content))
@@ -372,6 +375,11 @@ impl Model {
         if let Weights::Gguf { kept, .. } = &mut opened.weights {
             *kept = Kept::All;
         }
-        Self::load_opened(&opened, &EngineOptions::default())
+        Self::load_opened(&opened, &EngineOptions::default(), Precision::Stored)
+    }
+
+    /// A model whose matrices are kept so on every processor.
+    pub(crate) fn load_kept(source: &Path, options: &EngineOptions, dtype: Precision) -> Result<Self> {
+        Self::load_opened(&open(source, None)?, options, dtype)
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Prompter {
     pub(crate) tokens: Tokens,
     /// Its chat template, if it has one.
     pub(crate) chat: Option<ChatTemplate>,
-    /// Tokens that end an answer, ascending.
+    /// Tokens of the vocabulary that end an answer, ascending.
     pub(crate) ends: Vec<u32>,
     /// The token that ends a turn: what follows an answer in the chat template.
     pub(crate) end_of_turn: Option<u32>,
@@ -51,14 +51,20 @@ impl Prompter {
         requests.par_iter().map(|request| self.decoder_prompt(task, request, &fixed)).collect()
     }
 
-    /// The prompt of a row whose values are all empty.
+    /// The prompt of a row whose values are all empty. `Err` if it has no tokens: then there is nothing to measure against.
     pub(crate) fn neutral_prompt(&self, task: &Task) -> Result<Prompt> {
         let values = task.template.iter().map(|piece| match piece {
             Piece::Value(index) => index + 1,
             Piece::Text(_) => 0,
         });
         let empty = Request { values: std::iter::repeat_n(String::new(), values.max().unwrap_or(0)).collect() };
-        self.decoder_prompt(task, &empty, &self.fixed(task)?)
+        let fixed = self.fixed(task)?;
+        let ids = self.decoder_ids(task, &empty, &fixed)?;
+        if ids.is_empty() {
+            return Err(Error::invalid("scores cannot be calibrated: without a text, the prompt has no tokens")
+                .hint("add an instruction to the prompt, or leave `calibrate` out"));
+        }
+        Ok(self.fitting(ids, &fixed))
     }
 
     /// What is the same for all rows of a task.
@@ -89,6 +95,10 @@ impl Prompter {
     }
 
     fn decoder_prompt(&self, task: &Task, request: &Request, fixed: &Fixed) -> Result<Prompt> {
+        self.decoder_ids(task, request, fixed).map(|ids| self.fitting(ids, fixed))
+    }
+
+    fn decoder_ids(&self, task: &Task, request: &Request, fixed: &Fixed) -> Result<Vec<u32>> {
         let user = join(&task.template, |index| value(request, index).map(str::to_owned))?;
         let mut ids = self.tokens.encode(&self.render(task, &user)?)?;
         if self.markers_of(&ids) != fixed.trusted {
@@ -97,14 +107,19 @@ impl Prompter {
         if self.chat.is_none() {
             ids.splice(0..0, self.tokens.prefix.iter().copied());
         }
+        Ok(ids)
+    }
+
+    /// Ids that the model can answer, or why it cannot.
+    fn fitting(&self, ids: Vec<u32>, fixed: &Fixed) -> Prompt {
         if ids.len() + fixed.answer_tokens_min > self.context {
             let (length, context) = (ids.len(), self.context);
-            return Ok(Err(RowError::new(
+            return Err(RowError::new(
                 RowErrorCode::TooLong,
                 format!("the prompt has {length} tokens; the model takes {context} with its answer"),
-            )));
+            ));
         }
-        Ok(self.checked(ids))
+        self.checked(ids)
     }
 
     /// The prompt of a row whose values look like special tokens. The template is rendered with placeholders, cut at its
@@ -158,10 +173,11 @@ impl Prompter {
                 let (prefix, suffix) = (&self.tokens.prefix, &self.tokens.suffix);
                 body.truncate(self.context.saturating_sub(prefix.len() + suffix.len()));
                 let ids = [prefix, &body, suffix].into_iter().flatten().copied().collect::<Vec<u32>>();
-                if ids.is_empty() {
+                if ids.len() > self.context {
+                    let (special, context) = (ids.len(), self.context);
                     return Ok(Err(RowError::new(
-                        RowErrorCode::InvalidOutput,
-                        "an empty text has no tokens, so nothing can be computed of it",
+                        RowErrorCode::TooLong,
+                        format!("the model takes {context} tokens, and puts {special} of its own around every text"),
                     )));
                 }
                 Ok(self.checked(ids))
@@ -169,19 +185,33 @@ impl Prompter {
             .collect()
     }
 
-    /// Token ids of labels, each alone.
+    /// Token ids of labels, each alone. `Err` if the model has not all of them.
     pub(crate) fn labels(&self, labels: &[String]) -> Result<Vec<Vec<u32>>> {
-        labels.iter().map(|label| self.tokens.encode_data(label)).collect()
+        let ids = |label: &String| {
+            let ids = self.tokens.encode_data(label)?;
+            match self.foreign(&ids) {
+                None => Ok(ids),
+                Some(why) => Err(Error::invalid(format!("labels cannot be scored: {why}"))
+                    .hint("the tokenizer is not this model's; download the model again")),
+            }
+        };
+        labels.iter().map(ids).collect()
     }
 
+    /// Ids of which something can be computed, or why nothing can.
     fn checked(&self, ids: Vec<u32>) -> Prompt {
-        match ids.iter().find(|id| **id as usize >= self.vocab) {
-            None => Ok(ids),
-            Some(id) => Err(RowError::new(
-                RowErrorCode::InvalidOutput,
-                format!("the tokenizer gave the token {id}, the model has {} of them", self.vocab),
-            )),
-        }
+        let why = if ids.is_empty() {
+            Some("an empty text has no tokens, so nothing can be computed of it".to_owned())
+        } else {
+            self.foreign(&ids)
+        };
+        why.map_or(Ok(ids), |why| Err(RowError::new(RowErrorCode::InvalidOutput, why)))
+    }
+
+    /// What is wrong with ids that the model does not have.
+    fn foreign(&self, ids: &[u32]) -> Option<String> {
+        let id = ids.iter().find(|id| **id as usize >= self.vocab)?;
+        Some(format!("the tokenizer gave the token {id}, the model has {} of them", self.vocab))
     }
 }
 

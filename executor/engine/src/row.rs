@@ -133,6 +133,17 @@ pub(crate) fn numeric() -> End {
     End::Failed(RowError::new(RowErrorCode::Numeric, "the model computed a number that is not finite"))
 }
 
+/// The end of a row whose answer begins with so many tokens that nobody chose, more than the model takes with its prompt.
+pub(crate) fn too_long(prompt: usize, begun: usize, context: usize) -> End {
+    End::Failed(RowError::new(
+        RowErrorCode::TooLong,
+        format!(
+            "the prompt has {prompt} tokens, and the answer begins with {begun} that are given; the model takes {context} \
+             with its answer"
+        ),
+    ))
+}
+
 /// The end of a row that does not fit into memory.
 pub(crate) fn out_of_memory(message: impl Into<String>) -> End {
     End::Failed(RowError::new(RowErrorCode::OutOfMemory, message))

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 
-use crate::source::unreadable;
+use crate::source::{damaged, unreadable};
 
 /// Longest header that is read; the format's own limit.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -60,9 +60,9 @@ impl SafetensorsFiles {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// The types of all tensors.
-    pub(crate) fn dtypes(&self) -> impl Iterator<Item = &str> {
-        self.tensors.values().map(|entry| entry.dtype.as_str())
+    /// How a tensor is stored.
+    pub(crate) fn dtype(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name).map(|entry| entry.dtype.as_str())
     }
 
     /// The file a tensor is in (the first one, if it is in none): for messages.
@@ -164,11 +164,6 @@ fn check_entry(path: &Path, name: &str, info: &Value, data_start: u64) -> Result
     let offset = data_start.checked_add(from).ok_or_else(|| broken("lies outside of the file"))?;
     let shape = shape.into_iter().map(|dim| dim as usize).collect();
     Ok((Entry { file: 0, dtype: dtype.to_owned(), shape, offset, bytes: to - from }, to))
-}
-
-fn damaged(path: &Path, why: &str) -> Error {
-    Error::invalid(format!("{} is damaged or was not downloaded whole: {why}", path.display()))
-        .hint("download the file again and compare its sha256")
 }
 
 #[cfg(test)]

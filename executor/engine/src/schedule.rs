@@ -159,6 +159,7 @@ impl Scheduler {
             if let Some((row, need)) = self.waiting.pop_front() {
                 self.pages_free -= need.pages;
                 let mut running = Running { row, done: self.nodes[need.after].need.tokens, need };
+                debug_assert!(need.tokens > running.done, "row {row} has nothing to compute, and would never end");
                 take(Work::Row(row), &mut running.done, need.tokens, &mut left, &mut slices);
                 self.running.push(running);
             }

@@ -202,6 +202,12 @@ pub(crate) fn unreadable(path: &Path, error: std::io::Error) -> Error {
     Error::invalid(format!("cannot read {}", path.display())).caused_by(error)
 }
 
+/// An error for a weights file that is not what it says it is.
+pub(crate) fn damaged(path: &Path, why: &str) -> Error {
+    Error::invalid(format!("{} is damaged or was not downloaded whole: {why}", path.display()))
+        .hint("download the file again and compare its sha256")
+}
+
 /// Reads a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let bytes = std::fs::read(path).map_err(|e| unreadable(path, e))?;

@@ -5,6 +5,7 @@ use crate::linear::Precision;
 use candle_core::quantized::{GgmlDType, QTensor};
 use rowmill_jobs::{Error, Result};
 
+use crate::gemm;
 use crate::gguf::GgufFile;
 use crate::linear::Linear;
 use crate::lora::Adapter;
@@ -13,8 +14,8 @@ use crate::safetensors::SafetensorsFiles;
 /// A model's tensors.
 #[derive(Debug)]
 pub(crate) enum Weights {
-    /// Safetensors; `prefix` stands before every name in the files, `adapter` changes what is read from them.
-    Safetensors { files: SafetensorsFiles, prefix: &'static str, adapter: Option<Adapter> },
+    /// Safetensors; `adapter` changes what is read from them.
+    Safetensors { files: SafetensorsFiles, adapter: Option<Adapter> },
     /// GGUF of llama.cpp.
     Gguf { file: GgufFile, kept: Kept },
 }
@@ -32,26 +33,23 @@ impl Weights {
     /// Whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         match self {
-            Self::Safetensors { files, prefix, .. } => files.has(&format!("{prefix}{name}")),
+            Self::Safetensors { files, .. } => files.has(name),
             Self::Gguf { file, .. } => file.has(name),
         }
     }
 
     /// Checks that a tensor is there and has this shape; reads nothing.
     pub(crate) fn check(&self, name: &str, expected: &[usize]) -> Result<()> {
-        let (found, file, stored) = match self {
-            Self::Safetensors { files, prefix, .. } => {
-                let stored = format!("{prefix}{name}");
-                (files.shape(&stored), files.file_of(&stored), stored)
-            }
-            Self::Gguf { file, .. } => (file.shape(name), file.path.as_path(), name.to_owned()),
+        let (found, file) = match self {
+            Self::Safetensors { files, .. } => (files.shape(name), files.file_of(name)),
+            Self::Gguf { file, .. } => (file.shape(name), file.path.as_path()),
         };
         let error = match found {
             Some(found) if found == expected => return Ok(()),
             Some(found) => {
-                format!("tensor `{stored}` has the shape {found:?}, but the configuration asks for {expected:?}")
+                format!("tensor `{name}` has the shape {found:?}, but the configuration asks for {expected:?}")
             }
-            None => format!("tensor `{stored}` is missing; the configuration asks for the shape {expected:?}"),
+            None => format!("tensor `{name}` is missing; the configuration asks for the shape {expected:?}"),
         };
         Err(Error::invalid(error)
             .with("file", file.display())
@@ -62,11 +60,10 @@ impl Weights {
     pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.check(name, shape)?;
         match self {
-            Self::Safetensors { files, prefix, adapter } => {
-                let stored = format!("{prefix}{name}");
-                let mut values = files.read(&stored)?;
+            Self::Safetensors { files, adapter } => {
+                let mut values = files.read(name)?;
                 if let (Some(adapter), [_, columns]) = (adapter, shape) {
-                    adapter.merge(&stored, *columns, &mut values)?;
+                    adapter.merge(name, *columns, &mut values)?;
                 }
                 Ok(values)
             }
@@ -85,11 +82,21 @@ impl Weights {
         if stays { file.quantised(name).map(Some) } else { Ok(None) }
     }
 
-    /// Whether the weights were made for rounded arithmetic: stored as `bf16`, or quantised.
-    pub(crate) fn are_rounded(&self) -> bool {
-        match self {
-            Self::Safetensors { files, .. } => files.dtypes().any(|dtype| dtype == "BF16"),
-            Self::Gguf { file, .. } => file.dtypes().any(|dtype| dtype == GgmlDType::BF16 || dtype.block_size() > 1),
+    /// Whether these tensors were all made for rounded arithmetic: stored as `bf16`, or quantised.
+    pub(crate) fn are_rounded<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> bool {
+        names.into_iter().all(|name| match self {
+            Self::Safetensors { files, .. } => files.dtype(name) == Some("BF16"),
+            Self::Gguf { file, .. } => file.dtype(name) == Some(GgmlDType::BF16) || file.is_quantised(name),
+        })
+    }
+
+    /// How the matrix that these tensors make is kept, where `asked` leaves it to them.
+    pub(crate) fn precision<'a>(&self, asked: Precision, names: impl IntoIterator<Item = &'a str>) -> Precision {
+        match asked {
+            Precision::Stored if !gemm::available() => Precision::F32,
+            Precision::Stored if self.are_rounded(names) => Precision::Bf16,
+            Precision::Stored => Precision::Split,
+            other => other,
         }
     }
 
@@ -116,9 +123,44 @@ pub(crate) fn fused(weights: &Weights, parts: &[Part<'_>], columns: usize, dtype
     let bias = biases.iter().any(Option::is_some).then(|| {
         biases.into_iter().zip(parts).flat_map(|(bias, part)| bias.unwrap_or_else(|| vec![0.0; part.rows])).collect()
     });
+    let names: Vec<String> = parts.iter().map(|part| format!("{}.weight", part.module)).collect();
     let mut matrix = Vec::with_capacity(parts.iter().map(|part| part.rows).sum::<usize>() * columns);
-    for part in parts {
-        matrix.extend(weights.read(&format!("{}.weight", part.module), &[part.rows, columns])?);
+    for (name, part) in names.iter().zip(parts) {
+        matrix.extend(weights.read(name, &[part.rows, columns])?);
     }
-    Linear::new(matrix, columns, bias, dtype)
+    Linear::new(matrix, columns, bias, weights.precision(dtype, names.iter().map(String::as_str)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::HashMap;
+
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+
+    /// One rounded matrix says nothing of the others.
+    #[test]
+    fn each_matrix_is_kept_as_it_is_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensor = |dtype| Tensor::ones((2, 32), DType::F32, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let tensors = [("a.weight", DType::BF16), ("b.weight", DType::BF16), ("c.weight", DType::F32)];
+        let tensors: HashMap<&str, Tensor> = tensors.map(|(name, dtype)| (name, tensor(dtype))).into();
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let weights = Weights::Safetensors { files: SafetensorsFiles::open(&[path]).unwrap(), adapter: None };
+        let rounded =
+            [("a.weight", "b.weight", true), ("a.weight", "c.weight", false), ("c.weight", "c.weight", false)];
+        for (first, second, expected) in rounded {
+            assert_eq!(weights.are_rounded([first, second]), expected, "{first}, {second}");
+            for asked in [Precision::F32, Precision::F16, Precision::Bf16, Precision::Split] {
+                assert_eq!(weights.precision(asked, [first, second]), asked, "what is asked for is done");
+            }
+        }
+        let exact = fused(&weights, &[Part { module: "c", rows: 2 }], 32, Precision::Stored).unwrap();
+        assert!(!exact.is_rounded());
+        let rounded = fused(&weights, &[Part { module: "a", rows: 2 }], 32, Precision::Stored).unwrap();
+        assert_eq!(rounded.is_rounded(), gemm::available());
+    }
 }

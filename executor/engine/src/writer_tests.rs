@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use crate::alone::ids;
 use crate::kv::{KvCache, PageId};
+use crate::linear::Precision;
 use crate::model::{EngineOptions, Model, Network};
 use crate::pack::Pack;
 use crate::synthetic::{checkpoint, fixtures};
 use crate::writer::{Head, Writer};
 use crate::{compatible, decoder};
-use rowmill_jobs::spec::Dtype;
 
 /// Largest error of a logit, as a part of the logits' range. The promise is 1e-3; sums in another order are far below it.
 const ERROR_MAX: f32 = 2e-5;
@@ -35,10 +35,10 @@ struct Item {
 }
 
 fn cases() -> impl Iterator<Item = Case> {
-    cases_of("decoder", Dtype::F32, ERROR_MAX).chain(cases_of("compatible", Dtype::F32, ERROR_MAX))
+    cases_of("decoder", Precision::F32, ERROR_MAX).chain(cases_of("compatible", Precision::F32, ERROR_MAX))
 }
 
-fn cases_of(kind: &str, dtype: Dtype, error_max: f32) -> impl Iterator<Item = Case> {
+fn cases_of(kind: &str, dtype: Precision, error_max: f32) -> impl Iterator<Item = Case> {
     fixtures(kind).into_iter().map(move |(name, fixture)| {
         let writer = load(&fixture, dtype).unwrap_or_else(|error| panic!("{name}: {}", error.report()));
         let items = fixture["items"].as_array().unwrap().iter().map(item).collect();
@@ -47,10 +47,11 @@ fn cases_of(kind: &str, dtype: Dtype, error_max: f32) -> impl Iterator<Item = Ca
     })
 }
 
-fn load(fixture: &Value, dtype: Dtype) -> rowmill_jobs::Result<Writer> {
+fn load(fixture: &Value, dtype: Precision) -> rowmill_jobs::Result<Writer> {
     let folder = checkpoint(fixture);
     let context_tokens = fixture.get("context").and_then(Value::as_u64).map(|tokens| tokens as u32);
-    let model = Model::load(folder.path(), &EngineOptions { context_tokens, dtype, ..EngineOptions::default() })?;
+    let options = EngineOptions { context_tokens, ..EngineOptions::default() };
+    let model = Model::load_kept(folder.path(), &options, dtype)?;
     let Network::Writer(writer) = model.network else { panic!("writes no text") };
     Ok(writer)
 }
@@ -170,10 +171,11 @@ fn every_sequence_alone() {
     alone(cases());
 }
 
-/// What `auto` makes of `f32` weights: 16 bits of each number where the processor multiplies tiles.
+/// What `auto` makes of `f32` weights where the processor multiplies tiles: 16 bits of each number. Elsewhere the same tiles are
+/// multiplied by plain arithmetic.
 #[test]
 fn every_sequence_alone_in_tiles() {
-    alone(cases_of("decoder", Dtype::Auto, 5e-4));
+    alone(cases_of("decoder", Precision::Split, 5e-4));
 }
 
 fn alone(cases: impl Iterator<Item = Case>) {

@@ -20,9 +20,10 @@ the highest; a ratio is Rowmill's rate over the peer's in the same round. Above 
 NOTES = """## How
 
 - Contestants of a group stay loaded and idle; one works at a time, in alternating order. A round has as many rows as fill it.
-- Decoders have random weights in the shape of Llama-3.2-1B, so answers mean nothing; their shape is checked. Prompts are the
-  same tokens for all: every contestant's count was compared with the tokenizer's, but Rowmill's of free text: that is cut at 64
-  tokens, which the engine reports as an error of the row, without counts.
+- Decoders have random weights in the shape of Llama-3.2-1B, so answers mean nothing; their shape is checked, Rowmill's by what
+  runs it: an answer of another shape is a failed row. Prompts are the same tokens for all: every contestant's count was
+  compared with the tokenizer's, but Rowmill's of free text: that is cut at 64 tokens, which the engine reports as an error of
+  the row, without counts.
 - `llama-server` is built natively, has its prompt cache on and the template in the cache of every slot before the first round;
   where a table says *tuned*, slots and flags are the fastest of those that `--tune` tried, else it has 16 slots and its own
   batch sizes. Rowmill computes the template anew in every round, or as its engine does.
@@ -78,8 +79,8 @@ def table(group):
     lines += [line(name, facts, ours) for name, facts in group["contestants"].items()]
     kinds = sorted(set(group.get("warnings", [])))
     lines += ["", *(f"- Note: {warning}" for warning in kinds)] if kinds else []
-    cosines = [facts["cosine_min"] for facts in group["contestants"].values() if "cosine_min" in facts]
-    lines += ["", f"Lowest cosine between the contestants' vectors: {min(cosines):.6f}"] if cosines else []
+    cosines = {name: facts["cosine_min"] for name, facts in group["contestants"].items() if "cosine_min" in facts}
+    lines += ["", f"Lowest cosine between vectors of {', '.join(cosines)}: {min(cosines.values()):.6f}"] if cosines else []
     return lines
 
 

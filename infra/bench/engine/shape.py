@@ -68,7 +68,10 @@ def compare(task, result):
         for facts in result["contestants"].values():
             for one in facts["rounds"]:
                 one.pop("answers", None)
-        given = {name: np.array(rows) for name, rows in vectors.items() if rows}
+        missing = [name for name, rows in vectors.items() if not rows]
+        if missing:
+            raise RuntimeError(f"no vectors to compare of {', '.join(missing)}")
+        given = {name: np.array(rows) for name, rows in vectors.items()}
         reference = given["ONNX Runtime"] if "ONNX Runtime" in given else given["sentence-transformers"]
         for contestant, rows in given.items():
             count = min(len(rows), len(reference))

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use rowmill_jobs::{Error, Result};
 use serde_json::{Value, json};
 
-use super::families::{LAYERS_MAX, epsilon};
+use super::families::epsilon;
 use super::tensors::{Manner, Reading, with_tensors};
-use crate::config::{optional_size, size, text, unsupported_value};
+use crate::config::{layers, optional_size, size, text, unsupported_value};
 use crate::linear::internal;
 use crate::weights::Weights;
 
@@ -28,10 +28,7 @@ pub(crate) struct CompatibleEncoderShape {
 
 /// Reads the `config.json` of one of [`ENCODERS`].
 pub(crate) fn encoder_from_config(config: &Value) -> Result<CompatibleEncoderShape> {
-    let layers = size(config, "num_layers")?;
-    if layers > LAYERS_MAX {
-        return Err(unsupported_value("num_layers", &layers.to_string()));
-    }
+    let layers = layers(config, "num_layers")?;
     let buckets = optional_size(config, "relative_attention_num_buckets").unwrap_or(32);
     let distance = optional_size(config, "relative_attention_max_distance").unwrap_or(128);
     // Of each half of the buckets, half are of one distance each; the others share the logarithm of the rest.

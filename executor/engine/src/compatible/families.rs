@@ -8,11 +8,8 @@ use rowmill_jobs::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::config::{number, optional_size, size, text, unsupported_value};
+use crate::config::{flag, layers, number, optional_size, size, text, unsupported_value};
 use crate::rope::{self, RopeScaling};
-
-/// More layers than any model has: the library takes memory for them before it looks for their tensors.
-pub(super) const LAYERS_MAX: usize = 1024;
 
 /// What the families of attention differ in, before their own keys.
 struct Attention {
@@ -52,7 +49,7 @@ fn attention(config: &Value, family: Attention) -> Result<Map<String, Value>> {
     let read = json!({
         "vocab_size": size(config, "vocab_size")?,
         "hidden_size": hidden,
-        "num_hidden_layers": layers(config)?,
+        "num_hidden_layers": layers(config, "num_hidden_layers")?,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
@@ -80,15 +77,6 @@ fn activation(config: &Value, key: &str, default: &str) -> Result<Value> {
 
 fn object(value: Value) -> Map<String, Value> {
     if let Value::Object(map) = value { map } else { Map::new() }
-}
-
-fn layers(config: &Value) -> Result<usize> {
-    let layers = size(config, "num_hidden_layers")?;
-    if layers > LAYERS_MAX { Err(unsupported_value("num_hidden_layers", &layers.to_string())) } else { Ok(layers) }
-}
-
-fn flag(config: &Value, key: &str, default: bool) -> bool {
-    config.get(key).and_then(Value::as_bool).unwrap_or(default)
 }
 
 /// Refuses a switch that the library does not know.
@@ -194,7 +182,7 @@ pub(super) fn granite_hybrid(config: &Value) -> Result<Map<String, Value>> {
     let kinds = config.get("layer_types").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     // The second spelling is that of transformers 5.
     let attends = |kind: &Value| ["attention", "full_attention"].iter().any(|name| kind == name);
-    if kinds.len() != layers(config)? || !kinds.iter().all(attends) {
+    if kinds.len() != layers(config, "num_hidden_layers")? || !kinds.iter().all(attends) {
         return Err(unsupported_value("layer_types", "anything but attention in every layer")
             .hint("of this family, models without recurrent layers can be used"));
     }
@@ -230,7 +218,7 @@ pub(super) fn lfm2(config: &Value) -> Result<Map<String, Value>> {
     refuse(config, "conv_bias")?;
     let tied = flag(config, "tie_embedding", true);
     let mut read = attention(config, Attention { head_dim: None, rotary: 1.0, tied, activation: "silu" })?;
-    let count = layers(config)?;
+    let count = layers(config, "num_hidden_layers")?;
     let whole = |index: usize| {
         config.get("full_attn_idxs").and_then(Value::as_array).is_some_and(|all| all.contains(&index.into()))
     };
@@ -314,7 +302,7 @@ pub(super) fn mamba(config: &Value) -> Result<Map<String, Value>> {
     }
     Ok(object(json!({
         "d_model": hidden,
-        "n_layer": layers(config)?,
+        "n_layer": layers(config, "num_hidden_layers")?,
         "vocab_size": size(config, "vocab_size")?,
         "pad_vocab_size_multiple": 1,
     })))

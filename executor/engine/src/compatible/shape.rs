@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::families::{glm4, granite_hybrid, helium, lfm2, mamba, olmo, phi, recurrent_gemma, smollm3, stablelm};
 use super::tensors::{Instead, Manner, Reading};
 use crate::config::{size, unsupported_value};
+use crate::descriptor::names_of;
 
 /// What candle-transformers has a model for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,29 +38,21 @@ pub(super) enum Pieces {
 
 type Read = fn(&Value) -> Result<Map<String, Value>>;
 
-const FAMILIES: [(&str, Family, Read); 10] = [
-    ("GraniteMoeHybridForCausalLM", Family::GraniteMoeHybrid, granite_hybrid),
-    ("Glm4ForCausalLM", Family::Glm4, glm4),
-    ("HeliumForCausalLM", Family::Helium, helium),
-    ("Lfm2ForCausalLM", Family::Lfm2, lfm2),
-    ("MambaForCausalLM", Family::Mamba, mamba),
-    ("OlmoForCausalLM", Family::Olmo, olmo),
-    ("PhiForCausalLM", Family::Phi, phi),
-    ("RecurrentGemmaForCausalLM", Family::RecurrentGemma, recurrent_gemma),
-    ("SmolLM3ForCausalLM", Family::SmolLm3, smollm3),
-    ("StableLmForCausalLM", Family::StableLm, stablelm),
+const FAMILIES: [(&str, (Family, Read)); 10] = [
+    ("GraniteMoeHybridForCausalLM", (Family::GraniteMoeHybrid, granite_hybrid)),
+    ("Glm4ForCausalLM", (Family::Glm4, glm4)),
+    ("HeliumForCausalLM", (Family::Helium, helium)),
+    ("Lfm2ForCausalLM", (Family::Lfm2, lfm2)),
+    ("MambaForCausalLM", (Family::Mamba, mamba)),
+    ("OlmoForCausalLM", (Family::Olmo, olmo)),
+    ("PhiForCausalLM", (Family::Phi, phi)),
+    ("RecurrentGemmaForCausalLM", (Family::RecurrentGemma, recurrent_gemma)),
+    ("SmolLM3ForCausalLM", (Family::SmolLm3, smollm3)),
+    ("StableLmForCausalLM", (Family::StableLm, stablelm)),
 ];
 
 /// Architectures of the compatible path, by the names weights give them.
-pub(crate) const ARCHITECTURES: [&str; FAMILIES.len()] = {
-    let mut names = [""; FAMILIES.len()];
-    let mut i = 0;
-    while i < names.len() {
-        names[i] = FAMILIES[i].0;
-        i += 1;
-    }
-    names
-};
+pub(crate) const ARCHITECTURES: [&str; FAMILIES.len()] = names_of(&FAMILIES);
 
 /// Longest rows of this path: some of the library's models keep masks whose size grows with the square of a row's.
 const CONTEXT_MAX: usize = 1 << 15;
@@ -79,7 +72,7 @@ pub(crate) struct CompatibleShape {
 
 /// Reads the `config.json` of one of [`ARCHITECTURES`].
 pub(crate) fn from_config(architecture: &str, config: &Value) -> Result<CompatibleShape> {
-    let Some((_, family, read)) = FAMILIES.iter().find(|(name, ..)| *name == architecture) else {
+    let Some((_, (family, read))) = FAMILIES.iter().find(|(name, _)| *name == architecture) else {
         return Err(unsupported_value("architectures", architecture));
     };
     let read = read(config)?;

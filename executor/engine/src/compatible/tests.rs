@@ -4,12 +4,12 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::*;
 use crate::attention::BLOCK;
 use crate::model::{EngineOptions, Model, Network};
-use crate::safetensors::SafetensorsFiles;
+use crate::odd::with_odd_values;
 use crate::synthetic::{checkpoint, fixtures};
 use crate::writer::Writer;
 
@@ -138,31 +138,6 @@ fn a_label_may_reach_beyond_the_context_and_what_is_longer_is_refused() {
     assert!(model.next(&longer).is_err());
     // And it goes on.
     assert!(model.next(&long[..BLOCK]).is_ok());
-}
-
-/// Values that no model has.
-fn odd() -> Vec<Value> {
-    let numbers = [json!(0), json!(1), json!(2), json!(3), json!(-1), json!(0.5), json!(1e300)];
-    let large = [json!(u32::MAX), json!(u64::MAX)];
-    let others = [json!(null), json!(true), json!(false), json!("odd"), json!([]), json!(["odd", 1, 1]), json!({})];
-    [&numbers[..], &large, &others].concat()
-}
-
-/// Puts every odd value in the place of every key of a fixture's configuration, and counts those that `computes` refused
-/// (an error) and those that it ran.
-fn with_odd_values(fixture: &Value, computes: impl Fn(&Value, &Weights) -> Result<()>) -> (usize, usize) {
-    let folder = checkpoint(fixture);
-    let files = SafetensorsFiles::open(&[folder.path().join("model.safetensors")]).unwrap();
-    let weights = Weights::Safetensors { files, prefix: "", adapter: None };
-    let keys: Vec<String> = fixture["config"].as_object().unwrap().keys().cloned().collect();
-    let (mut refused, mut ran) = (0, 0);
-    for (key, value) in keys.iter().flat_map(|key| odd().into_iter().map(move |value| (key, value))) {
-        let mut config = fixture["config"].clone();
-        config[key] = value;
-        let count = if computes(&config, &weights).is_ok() { &mut ran } else { &mut refused };
-        *count += 1;
-    }
-    (refused, ran)
 }
 
 #[test]

@@ -11,7 +11,9 @@ use crate::synthetic::{checkpoint, fixtures};
 
 #[test]
 fn vectors_of_decoders_with_a_pooling_configuration() {
-    for (name, fixture) in fixtures("embedder") {
+    let fixtures = fixtures("embedder");
+    assert!(!fixtures.is_empty());
+    for (name, fixture) in fixtures {
         let folder = checkpoint(&fixture);
         let pooling = fixture["pooling"].as_str().unwrap();
         std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();

@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::names;
 use super::shape::{Activation, Biases, DecoderShape, Feed, LayerShape, NormKind, QkNorm, Residual};
 use crate::attention::Heads;
-use crate::config::{number, optional_size, size, text, unsupported_value};
+use crate::config::{flag, layers, number, optional_size, size, text, unsupported_value};
+use crate::descriptor::names_of;
 use crate::rope::{self, RopeScaling};
 
 type Read = fn(&Value) -> Result<DecoderShape>;
@@ -46,15 +47,7 @@ const FAMILIES: [(&str, Read); 26] = [
 ];
 
 /// Architectures the decoder computes, by the names weights give them.
-pub(crate) const ARCHITECTURES: [&str; FAMILIES.len()] = {
-    let mut names = [""; FAMILIES.len()];
-    let mut i = 0;
-    while i < names.len() {
-        names[i] = FAMILIES[i].0;
-        i += 1;
-    }
-    names
-};
+pub(crate) const ARCHITECTURES: [&str; FAMILIES.len()] = names_of(&FAMILIES);
 
 /// Reads the `config.json` of one of [`ARCHITECTURES`].
 pub(crate) fn from_config(architecture: &str, config: &Value) -> Result<DecoderShape> {
@@ -67,10 +60,6 @@ pub(crate) fn from_config(architecture: &str, config: &Value) -> Result<DecoderS
     }
     let shape = if architecture.ends_with("Model") { shape.headless() } else { shape };
     shape.checked()
-}
-
-fn flag(config: &Value, key: &str, default: bool) -> bool {
-    config.get(key).and_then(Value::as_bool).unwrap_or(default)
 }
 
 /// The first of these keys that is there.
@@ -122,7 +111,7 @@ fn llama(config: &Value) -> Result<DecoderShape> {
         vocab: size(config, "vocab_size")?,
         context: size(config, "max_position_embeddings")?,
         heads: Heads { heads, kv_heads, head_dim, value_dim: head_dim },
-        layers: vec![layer; size(config, "num_hidden_layers")?],
+        layers: vec![layer; layers(config, "num_hidden_layers")?],
         norm: NormKind::Rms,
         norm_epsilon: number(config, "rms_norm_eps").unwrap_or(1e-6) as f32,
         residual: Residual::Sequential,
@@ -243,7 +232,11 @@ fn gemma2(config: &Value) -> Result<DecoderShape> {
 
 fn gemma3(config: &Value) -> Result<DecoderShape> {
     // Checkpoints that read pictures keep the language model's configuration inside, and leave out what is by default.
-    let mut config = config.get("text_config").unwrap_or(config).clone();
+    let mut config = match config.get("text_config").filter(|inner| !inner.is_null()) {
+        Some(inner) if inner.is_object() => inner.clone(),
+        Some(_) => return Err(unsupported_value("text_config", "anything but an object")),
+        None => config.clone(),
+    };
     let defaults = [
         ("num_attention_heads", 8),
         ("num_key_value_heads", 4),

@@ -16,12 +16,12 @@ use crate::synthetic::{fixtures, tensors};
 use crate::weights::{Kept, Weights};
 
 /// A GGUF file of the fixture; matrices in `kind`.
-fn write(fixture: &Value, kind: GgmlDType) -> tempfile::NamedTempFile {
+pub(super) fn write(fixture: &Value, kind: GgmlDType) -> tempfile::NamedTempFile {
     let entry = |value: &Value| match value {
         Value::Bool(flag) => Entry::Bool(*flag),
         Value::String(text) => Entry::String(text.clone()),
         number => match number.as_u64() {
-            Some(integer) => Entry::U32(integer as u32),
+            Some(integer) => u32::try_from(integer).map_or(Entry::U64(integer), Entry::U32),
             None => Entry::F32(number.as_f64().unwrap() as f32),
         },
     };

@@ -6,7 +6,7 @@ use rowmill_jobs::{Error, Result};
 use super::names::{self, Names};
 use super::shape::{Activation, Biases, DecoderShape, Experts, Feed, LayerShape, NormKind, QkNorm, Residual, Scoring};
 use crate::attention::Heads;
-use crate::config::unsupported_value;
+use crate::config::{checked_layers, unsupported_value, usable};
 use crate::descriptor::unsupported;
 use crate::gguf::GgufFile;
 use crate::rope::{Long, Rope, RopeScaling};
@@ -46,12 +46,12 @@ impl Metadata<'_> {
     }
 
     fn size(&self, suffix: &str) -> Option<usize> {
-        self.file.integer(&self.key(suffix)).map(|value| value as usize).filter(|value| *value > 0)
+        self.file.integer(&self.key(suffix)).and_then(usable)
     }
 
     fn needed(&self, suffix: &str) -> Result<usize> {
         self.size(suffix).ok_or_else(|| {
-            let error = Error::invalid(format!("{} has no `{}`", self.file.path.display(), self.key(suffix)));
+            let error = Error::invalid(format!("{} has no usable `{}`", self.file.path.display(), self.key(suffix)));
             error.hint("convert the model again")
         })
     }
@@ -122,7 +122,7 @@ fn llama(metadata: &Metadata<'_>) -> Result<DecoderShape> {
             head_dim,
             value_dim: head_dim,
         },
-        layers: vec![layer; metadata.needed("block_count")?],
+        layers: vec![layer; checked_layers(metadata.needed("block_count")?, "block_count")?],
         norm: NormKind::Rms,
         norm_epsilon: epsilon.iter().find_map(|key| metadata.number(key)).unwrap_or(1e-5) as f32,
         residual: Residual::Sequential,

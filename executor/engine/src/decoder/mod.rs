@@ -13,6 +13,8 @@ mod gguf_tests;
 mod metadata;
 mod names;
 mod norm;
+#[cfg(test)]
+mod odd_tests;
 mod order;
 pub(crate) mod shape;
 #[cfg(test)]

@@ -7,6 +7,9 @@ use super::names::Names;
 use crate::attention::{Heads, Scores};
 use crate::rope::Rope;
 
+/// More than the queries or keys of any model have together: their rows are put in order before their tensors are looked for.
+const ROWS_MAX: usize = 1 << 20;
+
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DecoderShape {
@@ -195,13 +198,18 @@ impl DecoderShape {
 
     /// Refuses sizes that do not fit together.
     pub(crate) fn checked(self) -> Result<Self> {
-        let Heads { heads, kv_heads, head_dim, .. } = self.heads;
+        let Heads { heads, kv_heads, head_dim, value_dim } = self.heads;
         let rotary = self.rotary;
         let windows = self.layers.iter().filter_map(|layer| layer.window);
         let fits = kv_heads > 0
             && heads.is_multiple_of(kv_heads)
+            && head_dim > 0
+            && value_dim > 0
+            && heads.saturating_mul(head_dim.saturating_add(value_dim)) <= ROWS_MAX
+            && self.latent.is_none_or(|latent| latent.kv <= ROWS_MAX)
             && rotary <= head_dim
             && rotary.is_multiple_of(2)
+            && (rotary > 0 || self.ropes.is_empty())
             && windows.min() != Some(0)
             && self.layers.iter().all(|layer| layer.rope < self.ropes.len().max(1))
             && self.ropes.iter().all(|rope| rope.fits(rotary));

@@ -112,7 +112,7 @@ fn a_wrong_switch_shows() {
     for (name, fixture) in fixtures("decoder") {
         let folder = checkpoint(&fixture);
         let files = SafetensorsFiles::open(&[folder.path().join("model.safetensors")]).unwrap();
-        let weights = Weights::Safetensors { files, prefix: "", adapter: None };
+        let weights = Weights::Safetensors { files, adapter: None };
         let config = &fixture["config"];
         let asked = fixture.get("context").and_then(serde_json::Value::as_u64).map(|tokens| tokens as usize);
         let shape = from_config(config["architectures"][0].as_str().unwrap(), config).unwrap().used_with(asked);

@@ -101,12 +101,12 @@ impl<'a> Tensors<'a> {
         if let Some(tensors) = self.quantised(pieces, columns)? {
             return Linear::quantised(tensors, columns, bias);
         }
+        let names: Vec<String> = pieces.iter().map(|piece| format!("{}.weight", piece.module)).collect();
         let mut matrix = Vec::with_capacity(pieces.iter().map(Piece::count).sum::<usize>() * columns);
-        for piece in pieces {
-            let values = self.weights.read(&format!("{}.weight", piece.module), &[piece.stored, columns])?;
-            matrix.extend(piece.arranged(values, columns));
+        for (name, piece) in names.iter().zip(pieces) {
+            matrix.extend(piece.arranged(self.weights.read(name, &[piece.stored, columns])?, columns));
         }
-        Linear::new(matrix, columns, bias, dtype)
+        Linear::new(matrix, columns, bias, self.weights.precision(dtype, names.iter().map(String::as_str)))
     }
 
     /// The matrices as they are quantised, or `None` if one of them is not to stay so.
@@ -148,6 +148,7 @@ impl<'a> Tensors<'a> {
                 matrix.extend_from_slice(slab);
             }
         }
+        let dtype = self.weights.precision(dtype, tensors.iter().map(|(tensor, _)| tensor.as_str()));
         matrices.into_iter().map(|matrix| Linear::new(matrix, columns, None, dtype)).collect()
     }
 }

@@ -64,12 +64,13 @@ struct Angles {
 
 impl Angles {
     fn new(rope: &Rope, context: usize, head_dim: usize) -> Self {
-        let frequencies = rope.frequencies(head_dim, None);
+        let (frequencies, magnitude) = (rope.frequencies(head_dim, None), rope.magnitude());
         let mut table = vec![0f32; context * head_dim];
         for (position, out) in table.chunks_exact_mut(head_dim).enumerate() {
             let (cos, sin) = out.split_at_mut(head_dim / 2);
             for (i, frequency) in frequencies.iter().enumerate() {
-                (sin[i], cos[i]) = (position as f32 * frequency).sin_cos();
+                let (s, c) = (position as f32 * frequency).sin_cos();
+                (sin[i], cos[i]) = (s * magnitude, c * magnitude);
             }
         }
         Self { table, head_dim }
@@ -303,6 +304,35 @@ impl SelfAttention {
                 };
                 run(Scores { bias: Some(&bias), ..scores })
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rope::{RopeScaling, Yarn};
+
+    #[test]
+    fn rotations_have_the_magnitude_of_their_scaling() {
+        let magnitude = 1.25;
+        let yarn = Yarn {
+            factor: 4.0,
+            fast: 32.0,
+            slow: 1.0,
+            original_context: 64.0,
+            truncated: true,
+            magnitude,
+            attention: 1.0,
+        };
+        let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Yarn(yarn) };
+        let angles = Angles::new(&rope, 9, 8);
+        for position in 0..9 {
+            let mut head = [1.0, 2.0, -3.0, 0.5, 4.0, -1.0, 2.0, 1.0];
+            let length = |head: &[f32]| head.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let before = length(&head);
+            angles.rotate(&mut head, position);
+            assert!((length(&head) / before - magnitude as f32).abs() < 1e-5, "at {position}");
         }
     }
 }

@@ -4,11 +4,12 @@
 use rowmill_jobs::{Error, Result};
 use serde_json::{Value, json};
 
+use super::distance::BUCKETS;
 use super::names::{self, Names};
 use super::shape::{
     Activation, Disentangled, EncoderShape, Gate, HeadShape, HeadState, LayerShape, NormPlace, Positions, Relation,
 };
-use crate::config::{number, optional_size, size, text, unsupported_value};
+use crate::config::{flag, layers, number, optional_size, size, text, unsupported_value};
 use crate::rope::{self, Rope, RopeScaling};
 
 /// Architectures the encoder computes, by the names weights give them. Masked-language-model checkpoints hold an encoder
@@ -66,14 +67,10 @@ pub(crate) fn from_config(architecture: &str, config: &Value) -> Result<EncoderS
         "DebertaV2" | "deberta-v2" => deberta(config)?,
         _ => bert(config)?,
     };
-    if !shape.hidden.is_multiple_of(shape.heads) {
-        let (heads, hidden) = (shape.heads, shape.hidden);
-        return Err(Error::invalid(format!("config.json: {heads} heads do not divide the hidden size {hidden}")));
-    }
     if architecture.ends_with("ForSequenceClassification") {
         shape.head = Some(head(family, config)?);
     }
-    Ok(shape)
+    shape.checked()
 }
 
 /// What families have in common, under the keys that most of them use.
@@ -92,7 +89,7 @@ fn bert_like(spellings: &'static [&'static Names], config: &Value) -> Result<Enc
         activation: activation(config, "hidden_act")?,
         gate: Gate::None,
         relation: Relation::None,
-        layers: plain_layers(size(config, "num_hidden_layers")?),
+        layers: plain_layers(layers(config, "num_hidden_layers")?),
         head: None,
     })
 }
@@ -129,7 +126,8 @@ fn bert(config: &Value) -> Result<EncoderShape> {
 /// RoBERTa (Liu et al., 2019) and those built like it: BERT whose positions count from behind the padding token's index.
 fn roberta(config: &Value) -> Result<EncoderShape> {
     absolute_positions_only(config)?;
-    let first = config.get("pad_token_id").and_then(Value::as_u64).unwrap_or(1) as usize + 1;
+    let first = config.get("pad_token_id").and_then(Value::as_u64).unwrap_or(1) as usize;
+    let first = first.saturating_add(1);
     let shape = behind(bert_like(&[&names::ROBERTA], config)?, first)?;
     Ok(EncoderShape { norm_epsilon: number(config, "layer_norm_eps").unwrap_or(1e-5) as f32, ..shape })
 }
@@ -160,7 +158,7 @@ fn distilbert(config: &Value) -> Result<EncoderShape> {
         activation: activation(config, "activation")?,
         gate: Gate::None,
         relation: Relation::None,
-        layers: plain_layers(size(config, "n_layers")?),
+        layers: plain_layers(layers(config, "n_layers")?),
         head: None,
     })
 }
@@ -168,7 +166,10 @@ fn distilbert(config: &Value) -> Result<EncoderShape> {
 /// MPNet (Song et al., 2020): learned positions as RoBERTa's, and biases by distance. Its padding token's index is always 1.
 fn mpnet(config: &Value) -> Result<EncoderShape> {
     let shape = behind(bert_like(&[&names::MPNET], config)?, 2)?;
-    let rows = optional_size(config, "relative_attention_num_buckets").unwrap_or(32);
+    let rows = optional_size(config, "relative_attention_num_buckets").unwrap_or(BUCKETS);
+    if rows < BUCKETS {
+        return Err(unsupported_value("relative_attention_num_buckets", &rows.to_string()));
+    }
     Ok(EncoderShape { types: 0, relation: Relation::Buckets { rows }, ..shape })
 }
 
@@ -210,7 +211,7 @@ fn modernbert(config: &Value) -> Result<EncoderShape> {
         activation: activation(config, "hidden_activation")?,
         gate: Gate::FirstHalf,
         relation: Relation::None,
-        layers: (0..size(config, "num_hidden_layers")?).map(layer).collect(),
+        layers: (0..layers(config, "num_hidden_layers")?).map(layer).collect(),
         head: None,
     })
 }
@@ -229,9 +230,8 @@ fn nomic(config: &Value) -> Result<EncoderShape> {
         let layers = vec![LayerShape { rope: Some(rope), window: None }; shape.layers.len()];
         return Ok(EncoderShape { gate: Gate::FirstHalf, activation, layers, ..shape });
     };
-    let set = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
     for key in ["prenorm", "use_rms_norm", "parallel_block", "rotary_emb_interleaved", "causal"] {
-        if set(key) {
+        if flag(config, key, false) {
             return Err(unsupported_value(key, "true"));
         }
     }
@@ -264,7 +264,7 @@ fn nomic(config: &Value) -> Result<EncoderShape> {
         activation,
         gate: Gate::FirstHalf,
         relation: Relation::None,
-        layers: vec![LayerShape { rope: Some(rope), window: None }; size(config, "n_layer")?],
+        layers: vec![LayerShape { rope: Some(rope), window: None }; layers(config, "n_layer")?],
         head: None,
     })
 }
@@ -295,7 +295,6 @@ fn jina(config: &Value) -> Result<EncoderShape> {
 
 /// DeBERTa v2 and v3 (He et al., 2021).
 fn deberta(config: &Value) -> Result<EncoderShape> {
-    let flag = |key: &str, default: bool| config.get(key).and_then(Value::as_bool).unwrap_or(default);
     if optional_size(config, "conv_kernel_size").is_some() {
         return Err(unsupported_value("conv_kernel_size", "more than 0"));
     }
@@ -307,10 +306,10 @@ fn deberta(config: &Value) -> Result<EncoderShape> {
             return Err(unsupported_value(key, &other.to_string()));
         }
     }
-    if flag("position_biased_input", true) {
+    if flag(config, "position_biased_input", true) {
         shape.positions = Some(Positions { rows: shape.context, first: 0 });
     }
-    if !flag("relative_attention", false) {
+    if !flag(config, "relative_attention", false) {
         return Ok(shape);
     }
     let kinds: Vec<String> = match config.get("pos_att_type") {
@@ -323,7 +322,7 @@ fn deberta(config: &Value) -> Result<EncoderShape> {
     shape.relation = Relation::Disentangled(Disentangled {
         content_to_position: kinds.iter().any(|kind| kind == "c2p"),
         position_to_content: kinds.iter().any(|kind| kind == "p2c"),
-        shared: flag("share_att_key", false),
+        shared: flag(config, "share_att_key", false),
         normed: text(config, "norm_rel_ebd").is_some_and(|kinds| kinds.contains("layer_norm")),
         span: buckets.unwrap_or(distance_max),
         buckets,

@@ -11,6 +11,8 @@ pub(crate) mod head;
 mod names;
 mod norm;
 #[cfg(test)]
+mod odd_tests;
+#[cfg(test)]
 mod parity_tests;
 pub(crate) mod pool;
 pub(crate) mod rows;
@@ -123,9 +125,12 @@ impl Encoder {
         let mut token_type = if shape.types > 0 { table(names.types, shape.types)? } else { vec![0.0; hidden] };
         token_type.truncate(hidden);
         let words = named.module(names.words);
-        let words = Part { module: &words, rows: shape.vocab };
         // They are read row by row and multiplied with nothing.
-        let words_dtype = if dtype == Precision::Split { Precision::F32 } else { dtype };
+        let words_dtype = match weights.precision(dtype, [format!("{words}.weight").as_str()]) {
+            Precision::Split => Precision::F32,
+            other => other,
+        };
+        let words = Part { module: &words, rows: shape.vocab };
         let shared = Shared::load(&named, shape)?;
         let layer = |index| Layer::load(&named, shape, index, &shared, dtype);
         let last_norm = match shape.norm_place {

@@ -91,7 +91,7 @@ impl EncoderSettings {
     pub(crate) fn dense(&self, dtype: Precision) -> Result<Option<Dense>> {
         let Some((file, shape)) = &self.dense else { return Ok(None) };
         let files = SafetensorsFiles::open(std::slice::from_ref(file))?;
-        Dense::load(shape, &Weights::Safetensors { files, prefix: "", adapter: None }, dtype).map(Some)
+        Dense::load(shape, &Weights::Safetensors { files, adapter: None }, dtype).map(Some)
     }
 }
 

@@ -1,8 +1,18 @@
 //! What an encoder's architecture is, as data: sizes and switches that one network is driven by. Knows no `config.json`;
 //! [`super::families`] reads it into this.
 
+use rowmill_jobs::{Error, Result};
+
+use crate::config::unsupported_value;
 use crate::encoder::names::Names;
-use crate::rope::Rope;
+use crate::rope::{Rope, RopeScaling};
+
+/// More heads than any model has.
+const HEADS_MAX: usize = 1024;
+/// Longest texts. What scores know of distances is computed for all of them, and no tensor bounds them in every family.
+const CONTEXT_MAX: usize = 1 << 17;
+/// The same where each layer and feature has a table of distances (DeBERTa).
+const DISENTANGLED_CONTEXT_MAX: usize = 1 << 12;
 
 /// An encoder over packed rows: bidirectional attention, layer norms, a feed-forward that may be gated.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +39,35 @@ pub(crate) struct EncoderShape {
     pub(crate) layers: Vec<LayerShape>,
     /// What makes label scores of hidden states; `None` in embedding models.
     pub(crate) head: Option<HeadShape>,
+}
+
+impl EncoderShape {
+    /// Refuses sizes that do not fit together, or that no model has.
+    pub(crate) fn checked(self) -> Result<Self> {
+        let (heads, hidden, context) = (self.heads, self.hidden, self.context);
+        if heads > HEADS_MAX || !hidden.is_multiple_of(heads) {
+            return Err(Error::invalid(format!(
+                "the model's attention cannot be computed: {heads} heads of the hidden size {hidden}"
+            )));
+        }
+        let context_max = match self.relation {
+            Relation::Disentangled(_) => DISENTANGLED_CONTEXT_MAX,
+            _ => CONTEXT_MAX,
+        };
+        if context > context_max {
+            return Err(Error::invalid(format!("the model's texts of {context} tokens cannot be computed"))
+                .hint(format!("of such a model, the engine computes texts of up to {context_max}")));
+        }
+        let ropes = || self.layers.iter().filter_map(|layer| layer.rope.as_ref());
+        if ropes().any(|rope| matches!(rope.scaling, RopeScaling::Long(_))) {
+            // Which of its factors hold would depend on the text's length.
+            return Err(unsupported_value("rope_type", "longrope"));
+        }
+        if ropes().next().is_some() && !(hidden / heads).is_multiple_of(2) {
+            return Err(Error::invalid(format!("heads of {} cannot be rotated in pairs", hidden / heads)));
+        }
+        Ok(self)
+    }
 }
 
 /// A table of learned positions.

@@ -194,12 +194,24 @@ fn wide(x: bf16) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tiles::place;
     use super::*;
 
-    /// Both ways of computing a block give the same numbers, up to the order of their sums. Where there are no tile
-    /// instructions both are the plain one; that one is tested against `f64` in the module above.
+    /// What the products of pairs sum up to at a row and column of every block, in `f64`.
+    fn expected(pairs: &[Pair<'_>], row: usize, column: usize) -> f64 {
+        let number = |lines: [&[bf16]; 2], line: usize, at: usize| f64::from(lines[line / SIDE][at].to_f32());
+        let products = pairs.iter().flat_map(Pair::products);
+        let term = |[rows, outputs]: [[&[bf16]; 2]; 2], input: usize| {
+            let tile = input / DEPTH * TILE;
+            let at = tile + row % SIDE * DEPTH + input % DEPTH;
+            number(rows, row, at) * number(outputs, column, place(column % SIDE, input))
+        };
+        products.map(|product| (0..3 * DEPTH).map(|input| term(product, input)).sum::<f64>()).sum()
+    }
+
+    /// Whichever way blocks are computed: by tile instructions, where there are any, and by plain arithmetic.
     #[test]
-    fn tile_instructions_compute_what_plain_arithmetic_does() {
+    fn blocks_are_the_products_of_their_lines() {
         let numbers = |seed: usize| -> Vec<bf16> {
             (0..3 * TILE).map(|i| bf16::from_f32(((i * 37 + seed * 101) % 251) as f32 / 97.0 - 1.3)).collect()
         };
@@ -224,10 +236,13 @@ mod tests {
                 }
                 out
             };
-            let (tiles, plain) = (compute(&Kernel::begin()), compute(&Kernel::Plain));
-            assert!(plain.iter().all(|x| x.abs() > 1e-3));
-            for (a, b) in tiles.iter().zip(&plain) {
-                assert!((a - b).abs() < 1e-3 * b.abs().max(10.0), "{a} is not {b}");
+            for kernel in [Kernel::begin(), Kernel::Plain] {
+                for (i, x) in compute(&kernel).iter().enumerate() {
+                    let (row, column) = (i / width % BLOCK, i % width % BLOCK);
+                    let expected = expected(&pairs, row, column) + expected(&pairs[1..], row, column);
+                    let error = (f64::from(*x) - expected).abs();
+                    assert!(error < 1e-3 * expected.abs().max(10.0), "{x} is not {expected} at {i}");
+                }
             }
         }
     }

@@ -51,9 +51,9 @@ pub(crate) struct Weights {
 #[derive(Debug)]
 enum Form {
     /// Numbers that are `bf16`.
-    Whole(Tiles),
+    Whole(Tiles<Vec<bf16>>),
     /// Numbers as the sum of two `bf16`.
-    Split { high: Tiles, low: Tiles },
+    Split { high: Tiles<Vec<bf16>>, low: Tiles<Vec<bf16>> },
     /// 8-bit numbers with a scale for each 32, widened when they are used.
     Quants(Quants),
 }
@@ -212,7 +212,7 @@ impl Weights {
         split: bool,
         widened: &'a mut Widened,
     ) -> Lines<'a> {
-        let of = |tiles: &'a Tiles| {
+        let of = |tiles: &'a Tiles<Vec<bf16>>| {
             // A last line without a neighbour is multiplied twice; the second product is not kept.
             lines.map(|line| &tiles.line(line.min(tiles.lines() - 1))[across.start * TILE..across.end * TILE])
         };
@@ -264,7 +264,7 @@ struct Widened {
 }
 
 /// Packs a row-major matrix as outputs.
-fn outputs_of(values: &[f32], inputs: usize, part: impl Fn(f32) -> bf16 + Sync) -> Tiles {
+fn outputs_of(values: &[f32], inputs: usize, part: impl Fn(f32) -> bf16 + Sync) -> Tiles<Vec<bf16>> {
     let mut tiles = Tiles::zeros(values.len() / inputs, inputs);
     let lines: Vec<&mut [bf16]> = tiles.lines_mut().collect();
     values.par_chunks(SIDE * inputs).zip(lines).for_each(|(values, line)| {

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::band::{BLOCK, Band, Lines, bands};
 use super::tiles::{DEPTH, SIDE, TILE, Tiles};
 use super::{Exactness, round};
+use crate::buffers::Buffer;
 use crate::kernels::simd;
 
 /// Lines of rows that meet all weights of a task before the next lines do: so many stay in the second-level cache.
@@ -16,8 +17,8 @@ const LINES: usize = 16;
 
 /// Rows `[count, inputs]`.
 pub(crate) struct Rows {
-    high: Tiles,
-    low: Option<Tiles>,
+    high: Tiles<Buffer<bf16>>,
+    low: Option<Tiles<Buffer<bf16>>>,
     pub(super) count: usize,
 }
 
@@ -70,7 +71,7 @@ impl Rows {
 
     /// Two neighbouring lines, some tiles of them. The last line may be its own neighbour.
     pub(super) fn lines(&self, line: usize, across: &Range<usize>) -> Lines<'_> {
-        fn of<'a>(tiles: &'a Tiles, line: usize, across: &Range<usize>) -> [&'a [bf16]; 2] {
+        fn of<'a>(tiles: &'a Tiles<Buffer<bf16>>, line: usize, across: &Range<usize>) -> [&'a [bf16]; 2] {
             let both = [line, (line + 1).min(tiles.lines() - 1)];
             both.map(|line| &tiles.line(line)[across.start * TILE..across.end * TILE])
         }

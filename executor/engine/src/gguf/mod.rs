@@ -20,7 +20,7 @@ use rowmill_jobs::{Error, Result};
 
 use self::header::{Header, TensorInfo, Value};
 use crate::linear::{from_bytes, internal};
-use crate::source::unreadable;
+use crate::source::{damaged, unreadable};
 
 /// Blocks that one thread dequantises at a time.
 const BLOCKS_PER_TASK: usize = 4096;
@@ -116,11 +116,6 @@ impl GgufFile {
         self.header.tensors.values().map(bytes).fold(0, usize::saturating_add)
     }
 
-    /// The types of all tensors.
-    pub(crate) fn dtypes(&self) -> impl Iterator<Item = GgmlDType> {
-        self.header.tensors.values().map(|info| info.dtype)
-    }
-
     /// How a tensor is stored.
     pub(crate) fn dtype(&self, name: &str) -> Option<GgmlDType> {
         self.header.tensors.get(name).map(|info| info.dtype)
@@ -171,9 +166,4 @@ fn widen(raw: &[u8], dtype: GgmlDType, values: &mut [f32]) -> Result<()> {
         .map_err(internal)?;
     values.copy_from_slice(&widened);
     Ok(())
-}
-
-fn damaged(path: &Path, why: &str) -> Error {
-    Error::invalid(format!("{} is damaged or was not downloaded whole: {why}", path.display()))
-        .hint("download the file again and compare its sha256")
 }

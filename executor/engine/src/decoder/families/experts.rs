@@ -3,9 +3,9 @@
 use rowmill_jobs::Result;
 use serde_json::Value;
 
-use super::{either, flag, llama, qwen_windows, qwen2, qwen3, windows, yarn_scale};
+use super::{either, llama, qwen_windows, qwen2, qwen3, windows, yarn_scale};
 use crate::attention::Heads;
-use crate::config::{number, optional_size, size, text, unsupported_value};
+use crate::config::{flag, number, optional_size, size, text, unsupported_value};
 use crate::decoder::names;
 use crate::decoder::shape::{Biases, DecoderShape, Experts, Feed, Groups, Latent, Scoring};
 
@@ -97,7 +97,7 @@ fn deepseek(config: &Value, router: &Experts) -> Result<DecoderShape> {
     }
     let Some(count) = optional_size(config, "n_routed_experts") else { return Ok(shape) };
     let intermediate = size(config, "moe_intermediate_size")?;
-    let shared = optional_size(config, "n_shared_experts").map(|shared| shared * intermediate);
+    let shared = optional_size(config, "n_shared_experts").map(|shared| shared.saturating_mul(intermediate));
     let chosen = size(config, "num_experts_per_tok")?;
     let dense = config.get("first_k_dense_replace").and_then(Value::as_u64).unwrap_or(0) as usize;
     shape.layers.iter_mut().skip(dense).for_each(|layer| layer.feed = Feed::Experts);

@@ -3,9 +3,9 @@
 use rowmill_jobs::Result;
 use serde_json::Value;
 
-use super::{activation, either, flag, llama, windows};
+use super::{activation, either, llama, windows};
 use crate::attention::Heads;
-use crate::config::{number, optional_size, unsupported_value};
+use crate::config::{flag, number, optional_size, unsupported_value};
 use crate::decoder::names;
 use crate::decoder::shape::{Activation, Biases, DecoderShape, NormKind, Residual};
 
