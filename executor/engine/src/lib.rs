@@ -9,8 +9,12 @@ mod buffers;
 mod chat;
 mod compatible;
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
 mod descriptor;
+#[cfg(any(test, feature = "cuda"))]
+mod device;
 mod drive;
 mod encoder;
 mod engine;
@@ -25,6 +29,7 @@ mod linear;
 mod lora;
 mod model;
 mod pack;
+mod place;
 mod prefixes;
 mod prompt;
 mod rope;
@@ -45,6 +50,8 @@ pub use model::{EngineOptions, KV_BYTES_DEFAULT, ModelFacts, inspect, inspect_ad
 mod alone;
 #[cfg(test)]
 mod answer_tests;
+#[cfg(test)]
+mod engine_tests;
 #[cfg(test)]
 mod oracle_tests;
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::encoder::settings::EncoderSettings;
 use crate::gemm;
 use crate::gguf::{GgufFile, tokenizer as gguf_tokenizer};
 use crate::lora::Adapter;
+use crate::place::Place;
 use crate::prompt::Prompter;
 use crate::safetensors::SafetensorsFiles;
 use crate::source::{Folder, Source, read_json_if_there, unreadable};
@@ -201,23 +202,32 @@ pub(crate) enum Network {
 }
 
 impl Model {
-    /// Reads everything.
+    /// Reads everything, for the first place where this build computes.
     pub(crate) fn load(source: &Path, options: &EngineOptions) -> Result<Self> {
+        Self::load_at(source, options, Place::first()?)
+    }
+
+    /// Reads everything, to be computed at this place.
+    pub(crate) fn load_at(source: &Path, options: &EngineOptions, place: Place) -> Result<Self> {
         let mut opened = open(source, options.adapter.as_deref())?;
         check_tensors(&opened)?;
         if let Weights::Gguf { file, kept } = &mut opened.weights {
             *kept = match options.dtype {
+                _ if place.holds() => Kept::None,
                 Dtype::F32 | Dtype::F16 => Kept::None,
                 Dtype::Auto | Dtype::Bf16 if file.f32_bytes() > WIDENED_BYTES_MAX => Kept::All,
                 Dtype::Auto | Dtype::Bf16 if gemm::available() => Kept::Tiles,
                 Dtype::Auto | Dtype::Bf16 => Kept::None,
             };
         }
-        Self::load_opened(&opened, options)
+        Self::load_opened(&opened, options, place)
     }
 
-    fn load_opened(opened: &Opened, options: &EngineOptions) -> Result<Self> {
+    fn load_opened(opened: &Opened, options: &EngineOptions, place: Place) -> Result<Self> {
+        place.check(&opened.architecture, &opened.descriptor, options)?;
         let dtype = match options.dtype {
+            #[cfg(feature = "cuda")]
+            _ if place.holds() => Precision::Held,
             Dtype::F32 => Precision::F32,
             Dtype::F16 => Precision::F16,
             Dtype::Bf16 => Precision::Bf16,
@@ -233,10 +243,9 @@ impl Model {
         let (network, vocab, context, lower_case) = match &opened.descriptor {
             Descriptor::Decoder(shape) => {
                 let shape = shape.clone().used_with(asked);
-                let decoder = Box::new(Decoder::load(&shape, &opened.weights, dtype)?);
                 let (vocab, context) = (shape.vocab, shape.context);
-                let writer = Writer::Packed { decoder, shape: Box::new(shape) };
-                (Network::Writer(writer), vocab, context, false)
+                let decoder = Box::new(Decoder::load(&shape, &opened.weights, dtype)?);
+                (Network::Writer(place.writer(decoder, shape, options)?), vocab, context, false)
             }
             Descriptor::Compatible(shape) => {
                 refuse_rounding(opened, options)?;
@@ -265,12 +274,17 @@ impl Model {
             }
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
+                let encoder = place.states(Encoder::load(shape, &opened.weights, dtype)?)?;
+                let dtype = place.beside(dtype);
                 let network = match &shape.head {
-                    Some(head) => Network::Classifier(Box::new(Classifier::load(shape, head, &opened.weights, dtype)?)),
+                    Some(head) => {
+                        let classifier = Classifier::load(encoder, (shape, head), &opened.weights, dtype)?;
+                        Network::Classifier(Box::new(classifier))
+                    }
                     None => Network::Embedder(Box::new(Embedder {
                         pooling: settings.pooling(options.pooling)?,
                         dense: settings.dense(dtype)?,
-                        encoder: States::Packed(Box::new(Encoder::load(shape, &opened.weights, dtype)?)),
+                        encoder,
                     })),
                 };
                 (network, shape.vocab, settings.context, settings.lower_case)
@@ -372,6 +386,6 @@ impl Model {
         if let Weights::Gguf { kept, .. } = &mut opened.weights {
             *kept = Kept::All;
         }
-        Self::load_opened(&opened, &EngineOptions::default())
+        Self::load_opened(&opened, &EngineOptions::default(), Place::Processor)
     }
 }

@@ -14,6 +14,8 @@ mod metadata;
 mod names;
 mod norm;
 mod order;
+#[cfg(feature = "cuda")]
+mod parts;
 pub(crate) mod shape;
 #[cfg(test)]
 mod switch_tests;
@@ -22,12 +24,17 @@ mod tensors;
 pub(crate) use self::embedder::Embedder;
 pub(crate) use self::families::{ARCHITECTURES, from_config};
 pub(crate) use self::metadata::{GGUF_FAMILIES, from_gguf};
+#[cfg(feature = "cuda")]
+pub(crate) use self::norm::Norm;
+#[cfg(feature = "cuda")]
+pub(crate) use self::parts::{LayerParts, Parts};
 
 use crate::linear::Precision;
 use rowmill_jobs::Result;
 
 use self::attention::{Angles, Attention, Projected};
 use self::feed::FeedForward;
+#[cfg(not(feature = "cuda"))]
 use self::norm::Norm;
 use self::shape::{DecoderShape, LayerShape, Residual};
 use self::tensors::{Bias, Piece, Tensors};

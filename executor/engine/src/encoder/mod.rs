@@ -10,12 +10,17 @@ mod feed;
 pub(crate) mod head;
 mod names;
 mod norm;
+#[cfg(feature = "cuda")]
+mod parts;
 #[cfg(test)]
 mod parity_tests;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod settings;
 pub(crate) mod shape;
+
+#[cfg(feature = "cuda")]
+pub(crate) use self::parts::{LayerParts, Parts};
 
 use std::borrow::Cow;
 
@@ -245,7 +250,7 @@ impl Encoder {
 }
 
 /// Cuts rows into neighbours of at most `tokens_max` tokens together; a longer row is alone.
-fn neighbours<'a, 'b>(rows: &'a [&'b [u32]], tokens_max: usize) -> impl Iterator<Item = &'a [&'b [u32]]> {
+pub(crate) fn neighbours<'a, 'b>(rows: &'a [&'b [u32]], tokens_max: usize) -> impl Iterator<Item = &'a [&'b [u32]]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
         let mut tokens = rest.first()?.len();
