@@ -31,7 +31,13 @@ pub struct Load {
 
 impl Default for Load {
     fn default() -> Self {
-        Self { time: Duration::from_secs(15), prompt_tokens: 128, output_tokens: 32, shared_tokens: 0, rows: vec![1, 8, 64] }
+        Self {
+            time: Duration::from_secs(15),
+            prompt_tokens: 128,
+            output_tokens: 32,
+            shared_tokens: 0,
+            rows: vec![1, 8, 64],
+        }
     }
 }
 
@@ -216,7 +222,8 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn new(writer: &'a mut Writer, rows: usize, (load, room): (&Load, usize), ids: Ids) -> Result<Self> {
-        let pages = rows * (load.prompt_tokens + load.output_tokens).div_ceil(BLOCK) + load.shared_tokens.div_ceil(BLOCK);
+        let pages =
+            rows * (load.prompt_tokens + load.output_tokens).div_ceil(BLOCK) + load.shared_tokens.div_ceil(BLOCK);
         let room = writer.pages_max(room);
         if pages > room {
             return Err(Error::invalid(format!(

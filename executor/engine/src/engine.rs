@@ -5,9 +5,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use rayon::ThreadPool;
@@ -161,7 +161,8 @@ impl CandleEngine {
         let name_too = Arc::clone(&name);
         let make = move || make_prompts(&name_too, (&prompter, &skill), &prompt_pool, waiting, &ready);
         spawn("engine-prompts", make)?;
-        let queue = Queue { calls: Mutex::new(to_compute), together: if workers.len() == 1 { CALLS_WAITING } else { 0 } };
+        let queue =
+            Queue { calls: Mutex::new(to_compute), together: if workers.len() == 1 { CALLS_WAITING } else { 0 } };
         let queue = Arc::new(queue);
         for worker in workers {
             let (pool, queue, stopping) = (Arc::clone(&pool), Arc::clone(&queue), Arc::clone(&stopping));

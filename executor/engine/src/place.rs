@@ -11,7 +11,7 @@ use crate::decoder::Decoder;
 use crate::decoder::shape::DecoderShape;
 use crate::descriptor::Descriptor;
 #[cfg(feature = "cuda")]
-use crate::device::{check_decoder, check_encoder, refused};
+use crate::device::carried::{check_decoder, check_encoder, refused};
 use crate::encoder::Encoder;
 use crate::encoder::pool::States;
 use crate::linear::Precision;

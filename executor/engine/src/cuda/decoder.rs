@@ -11,7 +11,10 @@ use super::launch::{AttentionArguments, NONE_ALLOWED, NOT_FINITE, Norm, PrepareA
 use crate::attention::BLOCK;
 use crate::decoder::shape::{Activation, DecoderShape};
 use crate::decoder::{Decoder, LayerParts, Norm as HostNorm};
-use crate::device::{Masks, Section, Step, pages_that_fit, waves};
+use crate::device::copies::waves;
+use crate::device::masks::Masks;
+use crate::device::memory::pages_that_fit;
+use crate::device::step::{Section, Step};
 use crate::guide::Guide;
 use crate::kv::{KvCache, KvForm};
 use crate::linear::Linear;

@@ -10,7 +10,7 @@ use rowmill_jobs::{Error, Result};
 
 use super::gpu::{Buffer, Gpu, Matrix, Output, Place};
 use super::launch::{AttentionArguments, Norm, States, Words, place_of};
-use crate::device::{Section, Step, texts};
+use crate::device::step::{Section, Step, texts};
 use crate::encoder::shape::{Activation, Gate};
 use crate::encoder::{Encoder, LayerParts, neighbours};
 use crate::linear::Linear;

@@ -1,6 +1,9 @@
 //! One GPU: its memory as typed buffers, copies to and from it, matrix products and kernel launches, all on one stream, so that
 //! they happen in the order they are asked for. Knows no model.
-#![expect(unsafe_code, reason = "launches and raw pointers are how a GPU is told anything; each use says why it is sound")]
+#![expect(
+    unsafe_code,
+    reason = "launches and raw pointers are how a GPU is told anything; each use says why it is sound"
+)]
 
 use std::collections::HashMap;
 use std::ffi::c_void;

@@ -8,7 +8,7 @@ use rowmill_jobs::spec::Pooling;
 
 use super::gpu::{Argument, Buffer, Gpu, Place};
 use crate::attention::BLOCK;
-use crate::device::{Section, Step};
+use crate::device::step::{Section, Step};
 
 /// Kernels of attention.cu.
 pub(super) const ATTENTION: [&str; 8] = [
@@ -185,7 +185,13 @@ impl Gpu {
     }
 
     /// Activated inner states `[tokens, width]` of a product, gated where its rows are twice as long.
-    pub(super) fn activate(&self, out: States, product: Place, bias: Place, (gated, function): (u32, u32)) -> Result<()> {
+    pub(super) fn activate(
+        &self,
+        out: States,
+        product: Place,
+        bias: Place,
+        (gated, function): (u32, u32),
+    ) -> Result<()> {
         let places = [out.at, product, bias].map(Argument::At);
         let arguments = [&places[..], &out.sizes(), &[gated, function].map(Argument::Number)].concat();
         self.launch("activate", [(out.tokens * out.hidden).div_ceil(8 * THREADS), 1], THREADS, &arguments)

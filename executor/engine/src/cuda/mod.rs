@@ -1,6 +1,6 @@
 //! Models on a GPU: weights, keys and values and everything between them stay in its memory, in `bf16`, with residual sums in
 //! `f32`. Products are cuBLAS's, on candle's device; what stands between them is this folder's kernels. A step is told as
-//! [`crate::device`] lays it out. Computes what [`crate::device::check_decoder`] and its kin let in, and decides nothing about
+//! [`crate::device`] lays it out. Computes what [`crate::device::carried`] lets in, and decides nothing about
 //! rows.
 
 mod decoder;

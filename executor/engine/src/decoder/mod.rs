@@ -27,7 +27,7 @@ pub(crate) use self::metadata::{GGUF_FAMILIES, from_gguf};
 #[cfg(feature = "cuda")]
 pub(crate) use self::norm::Norm;
 #[cfg(feature = "cuda")]
-pub(crate) use self::parts::{LayerParts, Parts};
+pub(crate) use self::parts::LayerParts;
 
 use crate::linear::Precision;
 use rowmill_jobs::Result;

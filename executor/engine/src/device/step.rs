@@ -152,8 +152,9 @@ mod tests {
                 for tile in table(&step, section).chunks_exact(2) {
                     let (row, first) = (tile[0] as usize, tile[1] as usize);
                     assert_eq!(lengths[row] * group <= 16, section == Section::StepTiles, "{group} {row}");
-                    for token in first..lengths[row].min(first + queries / group) {
-                        assert!(!std::mem::replace(&mut seen[row][token], true), "{group} {row} {token} is in two tiles");
+                    let end = lengths[row].min(first + queries / group);
+                    for (token, seen) in seen[row][first..end].iter_mut().enumerate() {
+                        assert!(!std::mem::replace(seen, true), "{group} {row} {first} + {token} is in two tiles");
                     }
                 }
             }

@@ -10,17 +10,17 @@ mod feed;
 pub(crate) mod head;
 mod names;
 mod norm;
-#[cfg(feature = "cuda")]
-mod parts;
 #[cfg(test)]
 mod parity_tests;
+#[cfg(feature = "cuda")]
+mod parts;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod settings;
 pub(crate) mod shape;
 
 #[cfg(feature = "cuda")]
-pub(crate) use self::parts::{LayerParts, Parts};
+pub(crate) use self::parts::LayerParts;
 
 use std::borrow::Cow;
 
