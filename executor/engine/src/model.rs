@@ -258,8 +258,7 @@ impl Model {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
                 let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
                 let pooling = settings.pooling(options.pooling)?;
-                let embedder = DecoderEmbedder::new(decoder, &shape, pooling, settings.dense(dtype)?);
-                let network = Network::DecoderEmbedder(Box::new(embedder));
+                let network = place.embedder(decoder, &shape, pooling, settings.dense(place.beside(dtype))?)?;
                 (network, shape.vocab, settings.context, settings.lower_case)
             }
             Descriptor::CompatibleEncoder(shape) => {
@@ -268,7 +267,7 @@ impl Model {
                 let embedder = Embedder {
                     pooling: settings.pooling(options.pooling)?,
                     dense: settings.dense(dtype)?,
-                    encoder: States::Compatible(CompatibleEncoder::load(shape, &opened.weights)?),
+                    encoder: States::Compatible(Box::new(CompatibleEncoder::load(shape, &opened.weights)?)),
                 };
                 (Network::Embedder(Box::new(embedder)), shape.vocab, settings.context, settings.lower_case)
             }

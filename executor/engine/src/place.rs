@@ -2,20 +2,23 @@
 //! the place cannot carry, and a machine without a GPU, with what to do about it.
 
 use rowmill_jobs::Result;
+use rowmill_jobs::spec::Pooling;
 #[cfg(feature = "cuda")]
 use rowmill_jobs::{Error, spec::Dtype};
 
 #[cfg(feature = "cuda")]
-use crate::cuda::{self, DeviceDecoder, DeviceEncoder};
-use crate::decoder::Decoder;
+use crate::cuda::{self, DeviceDecoder, DeviceEmbedder, DeviceEncoder};
 use crate::decoder::shape::DecoderShape;
+use crate::decoder::{Decoder, Embedder as DecoderEmbedder};
 use crate::descriptor::Descriptor;
 #[cfg(feature = "cuda")]
 use crate::device::carried::{check_decoder, check_encoder, refused};
 use crate::encoder::Encoder;
-use crate::encoder::pool::States;
+#[cfg(feature = "cuda")]
+use crate::encoder::pool::Embedder;
+use crate::encoder::pool::{Dense, States};
 use crate::linear::Precision;
-use crate::model::EngineOptions;
+use crate::model::{EngineOptions, Network};
 use crate::writer::Writer;
 
 /// A place to compute.
@@ -82,9 +85,8 @@ impl Place {
                 .hint("leave `dtype` out, or run the job on an executor of the CPU build"));
         }
         match descriptor {
-            Descriptor::Decoder(shape) => check_decoder(architecture, shape),
+            Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => check_decoder(architecture, shape),
             Descriptor::Encoder(shape) => check_encoder(architecture, shape),
-            Descriptor::Embedder(_) => Err(refused(architecture, "it makes vectors with a decoder")),
             Descriptor::Compatible(_) | Descriptor::CompatibleEncoder(_) => {
                 Err(refused(architecture, "candle-transformers computes it, on processors"))
             }
@@ -100,6 +102,27 @@ impl Place {
             Self::Gpu(gpu) => {
                 let decoder = DeviceDecoder::new(gpu, &decoder, shape, options.kv_bytes_max)?;
                 Ok(Writer::Device(Box::new(decoder)))
+            }
+        }
+    }
+
+    /// A decoder that was read for this place, to make vectors.
+    pub(crate) fn embedder(
+        self,
+        decoder: Decoder,
+        shape: &DecoderShape,
+        pooling: Pooling,
+        dense: Option<Dense>,
+    ) -> Result<Network> {
+        match self {
+            Self::Processor => {
+                Ok(Network::DecoderEmbedder(Box::new(DecoderEmbedder::new(decoder, shape, pooling, dense))))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => {
+                let decoder = DeviceEmbedder::new(gpu, &decoder, shape.clone())?;
+                let encoder = States::DeviceDecoder(Box::new(decoder));
+                Ok(Network::Embedder(Box::new(Embedder { encoder, pooling, dense })))
             }
         }
     }

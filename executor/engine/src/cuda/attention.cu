@@ -25,6 +25,7 @@ struct Attention {
   float scale;
   float softcap;             // 0: none
 };
+static_assert(sizeof(Attention) == 112, "launch.rs has another layout");
 
 #define PAGE 32
 #define LOG2_E 1.4426950408889634f

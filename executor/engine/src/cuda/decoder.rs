@@ -4,6 +4,7 @@
 
 use half::bf16;
 use rayon::prelude::*;
+use rowmill_jobs::spec::Pooling;
 use rowmill_jobs::{Error, Result};
 
 use super::gpu::{Buffer, Gpu, Matrix, Output, Place};
@@ -14,7 +15,7 @@ use crate::decoder::{Decoder, LayerParts, Norm as HostNorm};
 use crate::device::copies::waves;
 use crate::device::masks::Masks;
 use crate::device::memory::pages_that_fit;
-use crate::device::step::{Section, Step};
+use crate::device::step::{Section, Step, spans};
 use crate::guide::Guide;
 use crate::kv::{KvCache, KvForm};
 use crate::linear::Linear;
@@ -110,7 +111,7 @@ impl DeviceDecoder {
         };
         this.fit(&Step::default(), TOKENS_FIRST)?;
         this.pages = pages_that_fit(this.gpu.free_bytes()?, this.page_bytes(), kv_bytes_max);
-        this.pool = this.gpu.buffer(this.pages * this.page_bytes() / size_of::<bf16>())?;
+        this.pool = this.gpu.zeros(this.pages * this.page_bytes() / size_of::<bf16>())?;
         Ok(this)
     }
 
@@ -190,6 +191,23 @@ impl DeviceDecoder {
                 id => Choice::Token(id),
             })
             .collect())
+    }
+
+    /// Runs whole rows; one vector of each, of so many wanted tokens of each, `[rows, hidden]`.
+    pub(super) fn pooled(
+        &mut self,
+        pack: &Pack,
+        cache: &mut KvCache,
+        wanted: &[usize],
+        pooling: Pooling,
+    ) -> Result<Vec<f32>> {
+        let tokens = self.forward(pack, cache)?;
+        let spans = self.gpu.upload(&spans(wanted))?;
+        let numbers = wanted.len() * self.shape.hidden;
+        let out = self.gpu.buffer::<f32>(numbers)?;
+        let states = States { at: self.work()?.x.place, tokens, hidden: self.shape.hidden };
+        self.gpu.pool(out.place, states, (spans.place, wanted.len()), pooling)?;
+        self.gpu.read(&out, numbers)
     }
 
     fn output_matrix(&self) -> &Matrix {

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result::gemm_ex, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, sys,
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+    ValidAsZeroBits, sys,
 };
 use half::bf16;
 use rowmill_jobs::{Error, Result};
@@ -140,6 +141,12 @@ impl Gpu {
         // SAFETY: kernels write what they read later; where they read what no kernel wrote (slots of pages without a token), they
         // put zeros in its place.
         let slice = unsafe { self.stream.alloc::<T>(len.max(1)) }.map_err(failed)?;
+        Ok(self.owned(slice, len))
+    }
+
+    /// Memory for so many numbers, all 0.
+    pub(super) fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<Buffer<T>> {
+        let slice = self.stream.alloc_zeros::<T>(len.max(1)).map_err(failed)?;
         Ok(self.owned(slice, len))
     }
 

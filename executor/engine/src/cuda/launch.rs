@@ -253,5 +253,5 @@ impl Gpu {
     }
 }
 
-/// Slots of a page, which the kernels know as well.
-const _: () = assert!(BLOCK == 32);
+// What the kernels know as well: slots of a page, and sizes of structures.
+const _: () = assert!(BLOCK == 32 && size_of::<AttentionArguments>() == 112 && size_of::<PrepareArguments>() == 112);

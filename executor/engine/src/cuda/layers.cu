@@ -235,6 +235,7 @@ struct Prepare {
   uint32_t tokens, written, heads, kv_heads, size, rotary, whole;
   float epsilon;
 };
+static_assert(sizeof(Prepare) == 112, "launch.rs has another layout");
 
 // Bias, norm and rotation of queries, in place, and of keys and values on their way into the pages: [kv_heads, 32, size] each.
 // Grid [tokens + written]; 128 threads, each warp takes every fourth head.

@@ -4,10 +4,12 @@
 //! rows.
 
 mod decoder;
+mod embedder;
 mod encoder;
 mod gpu;
 mod launch;
 
 pub(crate) use self::decoder::DeviceDecoder;
+pub(crate) use self::embedder::DeviceEmbedder;
 pub(crate) use self::encoder::DeviceEncoder;
 pub(crate) use self::gpu::count;

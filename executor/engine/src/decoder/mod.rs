@@ -22,6 +22,8 @@ mod switch_tests;
 mod tensors;
 
 pub(crate) use self::embedder::Embedder;
+#[cfg(feature = "cuda")]
+pub(crate) use self::embedder::pack_texts;
 pub(crate) use self::families::{ARCHITECTURES, from_config};
 pub(crate) use self::metadata::{GGUF_FAMILIES, from_gguf};
 #[cfg(feature = "cuda")]

@@ -93,6 +93,16 @@ pub(crate) fn texts(rows: &[&[u32]]) -> Step {
     Step::from_tables([ids, positions, Vec::new(), spans, Vec::new(), prompts, steps, Vec::new()])
 }
 
+/// Rows of so many states behind each other, as [`Section::Rows`] has them.
+pub(crate) fn spans(lengths: &[usize]) -> Vec<u32> {
+    let mut first = 0;
+    let span = |length: &usize| {
+        first += *length as u32;
+        [first - *length as u32, *length as u32, 0, 0]
+    };
+    lengths.iter().flat_map(span).collect()
+}
+
 /// Tiles of the two kernels, of rows `[_, 4]`. Long rows come first: a block that begins late should be a short one.
 fn tiles(rows: &[usize], group: usize) -> [Vec<usize>; 2] {
     let mut order: Vec<usize> = (0..rows.len() / 4).collect();
@@ -160,6 +170,11 @@ mod tests {
             }
             assert!(seen.iter().flatten().all(|seen| *seen), "{group}");
         }
+    }
+
+    #[test]
+    fn states_of_rows_stand_behind_each_other() {
+        assert_eq!(spans(&[3, 1, 7]), [0, 3, 0, 0, 3, 1, 0, 0, 4, 7, 0, 0]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::shape::Activation;
 use crate::compatible::CompatibleEncoder;
 use crate::config::{size, text, unsupported_value};
 #[cfg(feature = "cuda")]
-use crate::cuda::DeviceEncoder;
+use crate::cuda::{DeviceEmbedder, DeviceEncoder};
 use crate::kernels::{add, normalise};
 use crate::linear::Linear;
 use crate::weights::{Part, Weights, fused};
@@ -31,9 +31,12 @@ pub(crate) struct Embedder {
 pub(crate) enum States {
     Packed(Box<Encoder>),
     /// candle-transformers, each row alone.
-    Compatible(CompatibleEncoder),
+    Compatible(Box<CompatibleEncoder>),
     #[cfg(feature = "cuda")]
     Device(Box<DeviceEncoder>),
+    /// The last states of a decoder.
+    #[cfg(feature = "cuda")]
+    DeviceDecoder(Box<DeviceEmbedder>),
 }
 
 impl States {
@@ -43,6 +46,8 @@ impl States {
             Self::Packed(_) | Self::Compatible(_) => TOKENS,
             #[cfg(feature = "cuda")]
             Self::Device(encoder) => encoder.tokens_max(),
+            #[cfg(feature = "cuda")]
+            Self::DeviceDecoder(decoder) => decoder.tokens_max(),
         }
     }
 
@@ -59,6 +64,8 @@ impl States {
             }
             #[cfg(feature = "cuda")]
             Self::Device(encoder) => (encoder.pooled(rows, pooling)?, encoder.hidden()),
+            #[cfg(feature = "cuda")]
+            Self::DeviceDecoder(decoder) => (decoder.pooled(rows, pooling)?, decoder.hidden()),
         })
     }
 }
