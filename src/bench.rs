@@ -25,6 +25,7 @@ pub(crate) async fn bench(args: BenchArgs, format: Format) -> Result<()> {
         time: Duration::from_secs(args.seconds.into()),
         prompt_tokens: args.prompt_tokens as usize,
         output_tokens: args.output_tokens as usize,
+        shared_tokens: args.shared_tokens as usize,
         rows: args.rows.iter().map(|rows| usize::from(*rows)).collect(),
     };
     let measuring = tokio::task::spawn_blocking(move || {

@@ -16,11 +16,21 @@ use crate::setup::model_files;
 /// # Errors
 /// The model or the reference cannot be read, or an item is not as the reference says.
 pub(crate) async fn verify(args: VerifyArgs, format: Format) -> Result<()> {
-    let reference = Reference::read(&args.reference)?;
+    #[cfg(feature = "cuda")]
+    let here = args.reference == std::path::Path::new("cpu");
+    #[cfg(not(feature = "cuda"))]
+    let here = false;
+    let reference = if here { None } else { Some(Reference::read(&args.reference)?) };
     let source = model_files(&args.source).await?;
     let options =
         EngineOptions { dtype: args.dtype, threads: args.threads.map(usize::from), ..EngineOptions::default() };
-    let running = tokio::task::spawn_blocking(move || engine::verify(&source, &reference, &options));
+    let running = tokio::task::spawn_blocking(move || match reference {
+        Some(reference) => engine::verify(&source, &reference, &options),
+        #[cfg(feature = "cuda")]
+        None => engine::against_processor(&source, &options),
+        #[cfg(not(feature = "cuda"))]
+        None => Err(Error::internal("there is nothing to compare with")),
+    });
     let report = running.await.map_err(|error| Error::internal("verifying did not finish").caused_by(error))??;
     let (all, passed) = (report.items.len(), report.items.iter().filter(|item| item.passed()).count());
     if format == Format::Text {

@@ -109,7 +109,8 @@ async fn load(model: &ResolvedModel, limits: EngineLimits) -> Result<Arc<dyn Eng
                 context_tokens: *context_tokens,
                 pooling: *pooling,
                 threads: None,
-                kv_bytes_max: Some(limits.kv_bytes()),
+                // Of a GPU's memory the engine takes its share; only a limit that somebody set is told.
+                kv_bytes_max: if cfg!(feature = "cuda") { limits.kv_bytes_max } else { Some(limits.kv_bytes()) },
                 adapter: model.adapter.clone(),
             };
             let (name, path) = (spec.name.clone(), path.clone());

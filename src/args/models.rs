@@ -29,12 +29,12 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) source: String,
 
-    /// What another implementation answered
+    /// What another implementation answered; in the build for GPUs also `cpu`: what this machine's processor answers, in f32
     #[arg(long, value_name = "FILE")]
     pub(crate) reference: PathBuf,
 
     /// Number type to compute in
-    #[arg(long, default_value = "f32", value_parser = dtypes())]
+    #[arg(long, default_value = if cfg!(feature = "cuda") { "bf16" } else { "f32" }, value_parser = dtypes())]
     pub(crate) dtype: Dtype,
 
     /// Threads to compute with; without it, all of the machine's
@@ -68,6 +68,10 @@ pub(crate) struct BenchArgs {
     /// Tokens that are written after each prompt
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) output_tokens: u32,
+
+    /// Measure choices among labels, too: prompts whose first N tokens are the same, computed once
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) shared_tokens: u32,
 
     /// Rows that are computed together; a measurement of each kind for each number
     #[arg(long, value_name = "N,N", default_value = "1,8,64", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]

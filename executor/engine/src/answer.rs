@@ -67,7 +67,7 @@ pub(crate) struct Answers {
 impl Answerer {
     /// `kv_bytes_max` bounds the memory for keys and values; it is taken when it is needed.
     pub(crate) fn new(writer: Writer, prompter: Arc<Prompter>, kv_bytes_max: usize) -> Self {
-        let pages_max = (kv_bytes_max / writer.page_bytes()).max(1);
+        let pages_max = writer.pages_max(kv_bytes_max);
         let cache = writer.cache(pages_max);
         Self {
             writer,

@@ -1,5 +1,5 @@
-//! How fast a model computes on this machine, each kind of work alone: prompts (prefill), writing (decode), vectors
-//! (embedding). Takes ids at random and measures the network, not tokenising, prompts or tables; judges nothing.
+//! How fast a model computes on this machine, each kind of work alone: prompts (prefill), writing (decode), choices among labels
+//! after prompts that share their beginning (choice), vectors (embedding). Takes ids at random and measures the network, not tokenising, prompts or tables; judges nothing.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rowmill_jobs::{Error, Result};
 
 use crate::attention::BLOCK;
-use crate::encoder::rows::{DECODER_TOKENS, TOKENS};
+use crate::encoder::rows::DECODER_TOKENS;
 use crate::engine::threads;
 use crate::kv::{KvCache, PageId};
 use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
@@ -23,13 +23,21 @@ pub struct Load {
     pub prompt_tokens: usize,
     /// Tokens that are written after each prompt.
     pub output_tokens: usize,
+    /// First tokens that all prompts share where choices are measured; 0: they are not.
+    pub shared_tokens: usize,
     /// Rows that are computed together; one measurement of each kind for each.
     pub rows: Vec<usize>,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { time: Duration::from_secs(15), prompt_tokens: 128, output_tokens: 32, rows: vec![1, 8, 64] }
+        Self {
+            time: Duration::from_secs(15),
+            prompt_tokens: 128,
+            output_tokens: 32,
+            shared_tokens: 0,
+            rows: vec![1, 8, 64],
+        }
     }
 }
 
@@ -40,6 +48,8 @@ pub enum Work {
     Prefill,
     /// Writing: one token a row and step, each with the logits over the whole vocabulary.
     Decode,
+    /// Choices: the logits of a few labels after prompts that share a beginning, which is computed once.
+    Choice,
     /// Vectors of texts, or a classifier's labels.
     Embedding,
 }
@@ -50,6 +60,7 @@ impl Work {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::Choice => "choice",
             Self::Embedding => "embedding",
         }
     }
@@ -89,10 +100,18 @@ pub fn bench(
     if load.rows.is_empty() || load.rows.contains(&0) || load.prompt_tokens == 0 || load.output_tokens == 0 {
         return Err(Error::invalid("a measurement needs rows, prompt tokens and output tokens: 1 at least"));
     }
+    if load.shared_tokens >= load.prompt_tokens {
+        return Err(Error::invalid("prompts that share all of their tokens leave nothing to measure")
+            .hint("ask for fewer shared tokens"));
+    }
     threads("engine", options.threads.unwrap_or(0))?.install(|| {
         let mut model = Model::load(source, options)?;
         let decodes = matches!(model.network, Network::Writer(_));
-        let works: &[Work] = if decodes { &[Work::Prefill, Work::Decode] } else { &[Work::Embedding] };
+        let works: &[Work] = match (decodes, load.shared_tokens) {
+            (false, _) => &[Work::Embedding],
+            (true, 0) => &[Work::Prefill, Work::Decode],
+            (true, _) => &[Work::Prefill, Work::Decode, Work::Choice],
+        };
         let tokens = load.prompt_tokens + if decodes { load.output_tokens } else { 0 };
         if tokens > model.prompter.context {
             return Err(Error::invalid(format!("{tokens} tokens a row; the model takes {}", model.prompter.context))
@@ -108,19 +127,24 @@ pub fn bench(
                 let texts: Vec<Vec<u32>> = (0..*rows).map(|row| ids.row(row, load.prompt_tokens)).collect();
                 let (tokens, seconds) = match &mut model.network {
                     Network::Embedder(embedder) => {
-                        clock.measure(|| texts_once(&texts, TOKENS, |rows| embedder.embed(rows)))?
+                        let tokens_max = embedder.encoder.tokens_max();
+                        clock.measure(|| texts_once(&texts, tokens_max, |rows| embedder.embed(rows)))?
                     }
                     Network::DecoderEmbedder(embedder) => {
                         clock.measure(|| texts_once(&texts, DECODER_TOKENS, |rows| embedder.embed(rows)))?
                     }
                     Network::Classifier(classifier) => {
-                        clock.measure(|| texts_once(&texts, TOKENS, |rows| classifier.logits(rows)))?
+                        clock.measure(|| texts_once(&texts, classifier.tokens_max(), |rows| classifier.logits(rows)))?
                     }
                     Network::Writer(writer) => {
                         let room = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
                         let mut running = Running::new(writer, *rows, (load, room), ids)?;
                         match work {
                             Work::Prefill => clock.measure(|| running.prefill_step())?,
+                            Work::Choice => {
+                                let (shared, head) = running.share(load.shared_tokens)?;
+                                clock.measure(|| running.choice_step(&shared, &head))?
+                            }
                             _ => clock.measure(|| running.decode_step())?,
                         }
                     }
@@ -190,6 +214,7 @@ struct Running<'a> {
     /// The next row to prefill, and its first token.
     next: (usize, usize),
     output_tokens: usize,
+    shared_tokens: usize,
     /// The first of the rows that are written at this time.
     writing: usize,
     written: usize,
@@ -197,8 +222,9 @@ struct Running<'a> {
 
 impl<'a> Running<'a> {
     fn new(writer: &'a mut Writer, rows: usize, (load, room): (&Load, usize), ids: Ids) -> Result<Self> {
-        let pages = rows * (load.prompt_tokens + load.output_tokens).div_ceil(BLOCK);
-        let room = room / writer.page_bytes();
+        let pages =
+            rows * (load.prompt_tokens + load.output_tokens).div_ceil(BLOCK) + load.shared_tokens.div_ceil(BLOCK);
+        let room = writer.pages_max(room);
         if pages > room {
             return Err(Error::invalid(format!(
                 "{rows} rows need {pages} pages of KV cache; there is room for {room}"
@@ -212,6 +238,7 @@ impl<'a> Running<'a> {
             tables: vec![Vec::new(); rows],
             next: (0, 0),
             output_tokens: load.output_tokens,
+            shared_tokens: load.shared_tokens,
             writing: 0,
             written: 0,
         };
@@ -263,8 +290,54 @@ impl<'a> Running<'a> {
         Ok(pack.tokens())
     }
 
+    /// The pages of the first `tokens` tokens of the first prompt, which are computed here, and what gives the logits of four
+    /// labels.
+    fn share(&mut self, tokens: usize) -> Result<(Vec<PageId>, Head)> {
+        let mut shared = Vec::new();
+        let step = self.writer.limits().tokens;
+        for from in (0..tokens).step_by(step) {
+            let (mut pack, to) = (Pack::new(), tokens.min(from + step));
+            self.cache.grow(&mut shared, to).ok_or_else(full)?;
+            pack.push(&self.prompts[0][from..to], from, &shared, false);
+            self.forward(&mut pack)?;
+        }
+        let head = self.writer.head(&[0, 1, 2, 3])?;
+        Ok((shared, head))
+    }
+
+    /// As many rows as a job's step has, each with what follows the tokens that all share. Returns the tokens of whole
+    /// prompts: those that are shared are each row's, too.
+    fn choice_step(&mut self, shared: &[PageId], head: &Head) -> Result<usize> {
+        let (limits, tokens) = (self.writer.limits(), self.prompts[0].len());
+        // What the last page of the shared tokens has room for is each row's own.
+        let from = self.shared_tokens;
+        let mut pack = Pack::new();
+        let (first, mut rows) = (self.next.0, 0);
+        while first + rows < self.prompts.len() && rows < limits.rows {
+            if rows > 0 && pack.tokens() + tokens - from > limits.tokens {
+                break;
+            }
+            let row = first + rows;
+            self.tables[row] = self.cache.fork(shared, from).ok_or_else(full)?;
+            self.cache.grow(&mut self.tables[row], tokens).ok_or_else(full)?;
+            pack.push(&self.prompts[row][from..], from, &self.tables[row], true);
+            rows += 1;
+        }
+        pack.finish();
+        self.writer.logits(&pack, &mut self.cache, head)?;
+        self.next.0 = if first + rows == self.prompts.len() { 0 } else { first + rows };
+        self.give_back();
+        Ok(rows * tokens)
+    }
+
+    /// A step, up to what a row that writes is given: on a processor that begins with the logits, on a device they stay there.
     fn forward(&mut self, pack: &mut Pack) -> Result<()> {
         pack.finish();
+        #[cfg(feature = "cuda")]
+        if matches!(self.writer, Writer::Device(_)) {
+            let mut guides: Vec<Option<&mut crate::guide::Guide>> = pack.wanted.iter().map(|_| None).collect();
+            return self.writer.choose(pack, &mut self.cache, &mut guides).map(drop);
+        }
         self.writer.logits(pack, &mut self.cache, &Head::Whole).map(drop)
     }
 
@@ -301,7 +374,7 @@ mod tests {
     }
 
     fn short(prompt_tokens: usize, rows: &[usize]) -> Load {
-        Load { time: Duration::from_millis(40), prompt_tokens, output_tokens: 3, rows: rows.to_vec() }
+        Load { time: Duration::from_millis(40), prompt_tokens, output_tokens: 3, shared_tokens: 0, rows: rows.to_vec() }
     }
 
     #[test]
@@ -325,6 +398,18 @@ mod tests {
         let (measurements, _) = measured("bert-tiny", &short(30, &[5]));
         let one = measurements.unwrap()[0];
         assert!(one.work == Work::Embedding && one.tokens > 0 && one.tokens % 150 == 0, "{one:?}");
+    }
+
+    #[test]
+    fn choices_are_measured_after_a_beginning_that_all_prompts_share() {
+        let load = Load { shared_tokens: 75, ..short(100, &[1, 50]) };
+        let (measurements, begun) = measured("llama-tiny", &load);
+        let measurements = measurements.unwrap();
+        assert_eq!(begun.last(), Some(&(Work::Choice, 50, (5, 6))));
+        let one = measurements[5];
+        assert!(one.work == Work::Choice && one.tokens > 0 && one.tokens.is_multiple_of(100), "{one:?}");
+        let all = Load { shared_tokens: 100, ..short(100, &[1]) };
+        assert!(measured("llama-tiny", &all).0.unwrap_err().report().contains("fewer shared tokens"));
     }
 
     #[test]

@@ -5,14 +5,15 @@ use rayon::prelude::*;
 use rowmill_jobs::{Error, Result};
 
 use crate::attention::BLOCK;
+use crate::guide::Guide;
 use crate::kv::{KvCache, PageId};
 use crate::line::{Demand, Line};
 use crate::pack::Pack;
 use crate::prefixes::Prefixes;
 use crate::prompt::Prompter;
-use crate::row::{Ask, End, Row, advance, numeric, out_of_memory};
+use crate::row::{Ask, Choice, End, Row, advance, numeric, out_of_memory};
 use crate::schedule::{Relief, Scheduler, Slice, Work, pages_needed};
-use crate::writer::{Head, Writer};
+use crate::writer::Writer;
 
 /// A beginning that rows share, with its pages while it is in use.
 #[derive(Debug)]
@@ -51,6 +52,14 @@ pub(crate) struct Observer {
     pub(crate) failed_steps: usize,
     /// Whether a step is too much for the memory.
     pub(crate) refuses: Option<fn(&Pack) -> bool>,
+}
+
+/// What a step gave for each row that it completed, in the slices' order.
+enum Computed {
+    /// Logits of the labels' tokens at every branch.
+    Logits(Vec<f32>),
+    /// What follows.
+    Choices(Vec<Choice>),
 }
 
 /// Why a step was not computed.
@@ -100,14 +109,14 @@ impl Drive<'_> {
             if stopped() {
                 return Ok(false);
             }
-            let logits = self.compute(&slices);
+            let computed = self.compute(&slices);
             for fork in &mut self.forks {
                 self.cache.release(fork);
             }
             self.forks.clear();
-            match logits {
-                Ok(logits) => {
-                    self.read(&slices, &logits);
+            match computed {
+                Ok(computed) => {
+                    self.read(&slices, &computed);
                     self.settle(&slices, scheduler);
                 }
                 Err(Failure::Memory) => {
@@ -153,8 +162,8 @@ impl Drive<'_> {
         (self.pages + self.beginnings[0].tokens / BLOCK) * BLOCK
     }
 
-    /// Packs a step, runs it, and returns the logits that are wanted: those of completed rows, in the slices' order.
-    fn compute(&mut self, slices: &[Slice]) -> Result<Vec<f32>, Failure> {
+    /// Packs a step, runs it, and returns what is wanted of it.
+    fn compute(&mut self, slices: &[Slice]) -> Result<Computed, Failure> {
         let pack = self.pack(slices)?;
         #[cfg(test)]
         if self.observer.refuses.is_some_and(|refuses| refuses(&pack)) {
@@ -163,17 +172,19 @@ impl Drive<'_> {
                 .caused_by(std::io::Error::other("CUDA_ERROR_OUT_OF_MEMORY"))
                 .into());
         }
-        let head = match self.ask {
-            Ask::Labels { head, .. } => head,
-            Ask::Text { .. } => &Head::Whole,
+        let computed = match self.ask {
+            Ask::Labels { head, .. } => Computed::Logits(self.writer.logits(&pack, self.cache, head)?),
+            Ask::Text { .. } => {
+                let mut guides = guides(&mut self.rows, slices);
+                Computed::Choices(self.writer.choose(&pack, self.cache, &mut guides)?)
+            }
         };
-        let logits = self.writer.logits(&pack, self.cache, head)?;
         #[cfg(test)]
         {
             self.observer.computed += pack.tokens();
             self.observer.steps += 1;
         }
-        Ok(logits)
+        Ok(computed)
     }
 
     fn pack(&mut self, slices: &[Slice]) -> Result<Pack, Failure> {
@@ -220,31 +231,31 @@ impl Drive<'_> {
         Ok(())
     }
 
-    /// Reads a step's logits: labels are scored, texts get their next tokens.
-    fn read(&mut self, slices: &[Slice], logits: &[f32]) {
-        let completing: Vec<usize> = completed(slices).map(|(row, _)| row).collect();
-        match self.ask {
-            Ask::Labels { trie, head } => {
+    /// Reads what a step gave: labels are scored, texts get their next tokens.
+    fn read(&mut self, slices: &[Slice], computed: &Computed) {
+        match (self.ask, computed) {
+            (Ask::Labels { trie, head }, Computed::Logits(logits)) => {
+                let completing = completed(slices).map(|(row, _)| row);
                 let outputs = self.writer.outputs(head);
-                for (row, logits) in completing.iter().zip(logits.chunks_exact(trie.branches.len() * outputs)) {
+                for (row, logits) in completing.zip(logits.chunks_exact(trie.branches.len() * outputs)) {
                     let branches: Vec<&[f32]> = logits.chunks_exact(outputs).collect();
-                    self.rows[*row].end = Some(trie.scores(&branches).map_or_else(numeric, End::Scored));
+                    self.rows[row].end = Some(trie.scores(&branches).map_or_else(numeric, End::Scored));
                 }
             }
-            Ask::Text { .. } => {
-                let (vocab, ask) = (self.writer.outputs(&Head::Whole), self.ask);
+            (ask, Computed::Choices(choices)) => {
                 let (context, ends) = (self.prompter.context, &self.prompter.ends);
-                let mut place = vec![None; self.rows.len()];
-                for (at, row) in completing.iter().enumerate() {
-                    place[*row] = Some(at);
+                let mut chosen = vec![None; self.rows.len()];
+                for ((row, _), choice) in completed(slices).zip(choices) {
+                    chosen[row] = Some(*choice);
                 }
-                self.rows.par_iter_mut().zip(place).for_each(|(row, at)| {
-                    if let Some(at) = at {
+                self.rows.par_iter_mut().zip(chosen).for_each(|(row, choice)| {
+                    if let Some(choice) = choice {
                         let limit = row.limit(ask, context);
-                        advance(row, &logits[at * vocab..(at + 1) * vocab], limit, ends);
+                        advance(row, choice, limit, ends);
                     }
                 });
             }
+            (Ask::Text { .. }, Computed::Logits(_)) => {}
         }
     }
 
@@ -308,6 +319,12 @@ impl Drive<'_> {
             self.cache.release(&mut self.beginnings[node].table);
         }
     }
+}
+
+/// The grammars of the rows that a step completes, in the slices' order.
+fn guides<'a>(rows: &'a mut [Row], slices: &[Slice]) -> Vec<Option<&'a mut Guide>> {
+    let mut all: Vec<Option<&mut Guide>> = rows.iter_mut().map(|row| row.guide.as_mut()).collect();
+    completed(slices).map(|(row, _)| all[row].take()).collect()
 }
 
 /// Rows whose last token is in the step, and where it ends.

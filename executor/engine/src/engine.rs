@@ -1,13 +1,13 @@
-//! [`CandleEngine`]: two threads of its own, one that makes prompts and one that computes, with bounded channels before
-//! each and threads of their own behind each. The async runtime only sends and waits. Calls that wait for the same task are
-//! answered in one batch.
+//! [`CandleEngine`]: threads of its own, one that makes prompts and one that computes for each place where it is computed, with
+//! bounded channels before each and threads of their own behind each. The async runtime only sends and waits. Calls that wait
+//! for the same task are answered in one batch; where there are several places, each takes the next call when it is free.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use rayon::ThreadPool;
@@ -19,8 +19,9 @@ use crate::answer::Answerer;
 use crate::decoder::Embedder as DecoderEmbedder;
 use crate::encoder::head::Classifier;
 use crate::encoder::pool::Embedder;
-use crate::encoder::rows::{DECODER_TOKENS, TOKENS, classify, embed};
+use crate::encoder::rows::{DECODER_TOKENS, classify, embed};
 use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
+use crate::place::Place;
 use crate::prompt::{Prompt, Prompter};
 
 /// Calls that may wait to be tokenised.
@@ -50,12 +51,12 @@ struct Call {
 }
 
 /// A call whose prompts are made.
-struct Ready {
-    task: Arc<Task>,
-    prompts: Vec<Prompt>,
+pub(crate) struct Ready {
+    pub(crate) task: Arc<Task>,
+    pub(crate) prompts: Vec<Prompt>,
     /// The prompt without a text, if scores are to be measured against it.
-    neutral: Option<Prompt>,
-    reply: oneshot::Sender<Result<Vec<Outcome>>>,
+    pub(crate) neutral: Option<Prompt>,
+    pub(crate) reply: oneshot::Sender<Result<Vec<Outcome>>>,
 }
 
 /// What answers on the computing thread.
@@ -64,6 +65,52 @@ enum Worker {
     Embedder(Box<Embedder>),
     DecoderEmbedder(Box<DecoderEmbedder>),
     Classifier(Box<Classifier>),
+}
+
+impl Worker {
+    fn new(network: Network, prompter: &Arc<Prompter>, options: &EngineOptions) -> Self {
+        let kv_bytes_max = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
+        match network {
+            Network::Writer(writer) => {
+                Self::Writer(Box::new(Answerer::new(writer, Arc::clone(prompter), kv_bytes_max)))
+            }
+            Network::Embedder(embedder) => Self::Embedder(embedder),
+            Network::DecoderEmbedder(embedder) => Self::DecoderEmbedder(embedder),
+            Network::Classifier(classifier) => Self::Classifier(classifier),
+        }
+    }
+
+    fn skill(&self) -> Skill {
+        match self {
+            Self::Writer(_) => Skill::Writes,
+            Self::Embedder(_) | Self::DecoderEmbedder(_) => Skill::Embeds,
+            Self::Classifier(classifier) => Skill::Chooses(classifier.labels().to_vec()),
+        }
+    }
+}
+
+/// Calls for whoever is free to compute.
+pub(crate) struct Queue {
+    pub(crate) calls: Mutex<Receiver<Ready>>,
+    /// How many calls beyond the first one a worker may take: with several workers none, so that each has some.
+    pub(crate) together: usize,
+}
+
+impl Queue {
+    /// Adds calls to `waiting`: waits for one where there are none. `false` when no call will come any more.
+    pub(crate) fn take(&self, waiting: &mut VecDeque<Ready>) -> bool {
+        if waiting.is_empty() {
+            // Whoever waits holds the lock; the others wait for it.
+            match self.calls.lock().unwrap_or_else(PoisonError::into_inner).recv() {
+                Ok(call) => waiting.push_back(call),
+                Err(_) => return false,
+            }
+        }
+        if let Ok(calls) = self.calls.try_lock() {
+            waiting.extend(calls.try_iter().take(self.together));
+        }
+        true
+    }
 }
 
 /// What the model's prompts are like.
@@ -90,32 +137,37 @@ impl CandleEngine {
     /// # Errors
     /// Those of [`crate::inspect`], and tensors whose shape or type is not what the configuration says.
     pub fn load(name: &str, source: &Path, options: &EngineOptions) -> Result<Self> {
-        let pool = threads("engine", options.threads.unwrap_or(0))?;
+        Self::load_at(name, source, options, &Place::all()?)
+    }
+
+    /// The same, computed at each of these places.
+    pub(crate) fn load_at(name: &str, source: &Path, options: &EngineOptions, places: &[Place]) -> Result<Self> {
+        let pool = Arc::new(threads("engine", options.threads.unwrap_or(0))?);
         let prompt_pool = threads("prompts", pool.current_num_threads().div_ceil(THREADS_PER_PROMPT_THREAD))?;
-        let kv_bytes_max = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
-        let model = pool.install(|| Model::load(source, options)).map_err(|e| e.with("model", name))?;
-        let prompter = Arc::new(model.prompter);
-        let worker = match model.network {
-            Network::Writer(writer) => {
-                Worker::Writer(Box::new(Answerer::new(writer, Arc::clone(&prompter), kv_bytes_max)))
-            }
-            Network::Embedder(embedder) => Worker::Embedder(embedder),
-            Network::DecoderEmbedder(embedder) => Worker::DecoderEmbedder(embedder),
-            Network::Classifier(classifier) => Worker::Classifier(classifier),
-        };
-        let skill = match &worker {
-            Worker::Writer(_) => Skill::Writes,
-            Worker::Embedder(_) | Worker::DecoderEmbedder(_) => Skill::Embeds,
-            Worker::Classifier(classifier) => Skill::Chooses(classifier.labels().to_vec()),
-        };
+        let mut workers = Vec::with_capacity(places.len());
+        let mut told = None;
+        for place in places {
+            let model = pool.install(|| Model::load_at(source, options, *place)).map_err(|e| e.with("model", name))?;
+            let prompter = Arc::new(model.prompter);
+            let worker = Worker::new(model.network, &prompter, options);
+            told.get_or_insert((prompter, worker.skill()));
+            workers.push(worker);
+        }
+        let Some((prompter, skill)) = told else { return Err(Error::internal("an engine without a place to compute")) };
         let stopping = Arc::new(AtomicBool::new(false));
         let (calls, waiting) = mpsc::channel(CALLS_WAITING);
-        let (ready, to_compute) = sync_channel(CALLS_READY);
+        let (ready, to_compute) = sync_channel(CALLS_READY * workers.len());
         let name: Arc<str> = name.into();
-        let (name_too, stopping_too) = (Arc::clone(&name), Arc::clone(&stopping));
+        let name_too = Arc::clone(&name);
         let make = move || make_prompts(&name_too, (&prompter, &skill), &prompt_pool, waiting, &ready);
         spawn("engine-prompts", make)?;
-        spawn("engine-model", move || compute(worker, &pool, &to_compute, &stopping_too))?;
+        let queue =
+            Queue { calls: Mutex::new(to_compute), together: if workers.len() == 1 { CALLS_WAITING } else { 0 } };
+        let queue = Arc::new(queue);
+        for worker in workers {
+            let (pool, queue, stopping) = (Arc::clone(&pool), Arc::clone(&queue), Arc::clone(&stopping));
+            spawn("engine-model", move || compute(worker, &pool, &queue, &stopping))?;
+        }
         Ok(Self { name, calls, stopping })
     }
 }
@@ -200,16 +252,9 @@ fn prompts(name: &str, prompter: &Prompter, skill: &Skill, call: &Call) -> Resul
     }
 }
 
-fn compute(mut worker: Worker, pool: &ThreadPool, ready: &Receiver<Ready>, stopping: &AtomicBool) {
+fn compute(mut worker: Worker, pool: &ThreadPool, queue: &Queue, stopping: &AtomicBool) {
     let mut waiting: VecDeque<Ready> = VecDeque::new();
-    loop {
-        if waiting.is_empty() {
-            match ready.recv() {
-                Ok(call) => waiting.push_back(call),
-                Err(_) => return,
-            }
-        }
-        waiting.extend(ready.try_iter().take(CALLS_WAITING));
+    while queue.take(&mut waiting) {
         let calls = together(&mut waiting);
         let stopped = || stopping.load(Ordering::Relaxed) || calls.iter().all(|call| call.reply.is_closed());
         let Some(task) = calls.first().map(|call| Arc::clone(&call.task)) else { continue };
@@ -286,7 +331,9 @@ fn answer_distinct(
             let neutral = neutral.and_then(|prompt| prompt.as_deref().ok());
             answerer.answer(kind, neutral, &distinct, stopped)?
         }
-        (Worker::Embedder(embedder), _) => embed(&|rows| embedder.embed(rows), TOKENS, &distinct, stopped)?,
+        (Worker::Embedder(embedder), _) => {
+            embed(&|rows| embedder.embed(rows), embedder.encoder.tokens_max(), &distinct, stopped)?
+        }
         (Worker::DecoderEmbedder(embedder), _) => {
             embed(&|rows| embedder.embed(rows), DECODER_TOKENS, &distinct, stopped)?
         }

@@ -134,6 +134,12 @@ impl Guide {
         best.map(|(_, id)| id)
     }
 
+    /// A bit for each token, the first lowest: whether it is allowed now. None is if the grammar has failed.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn allowed(&mut self) -> Vec<u32> {
+        self.0.compute_mask_or_eos().map(|mask| mask.as_slice().to_vec()).unwrap_or_default()
+    }
+
     /// Takes a chosen token. Returns whether the grammar allowed it.
     pub(crate) fn take(&mut self, token: u32) -> bool {
         self.0.consume_token(token).is_ok()

@@ -73,6 +73,9 @@ pub(crate) enum KvForm {
     Tiles,
     /// None are kept: a page holds its tokens' ids, from which the compatible path computes them again.
     Ids,
+    /// A device keeps them, in `bf16`; here is only which page belongs to whom, and which is to be copied.
+    #[cfg(any(test, feature = "cuda"))]
+    Device,
 }
 
 /// The pages' numbers: each page is `[layers, block]`.
@@ -89,6 +92,9 @@ enum Pages {
     Floats(Vec<Box<[f32]>>),
     Tiles(Vec<Box<[bf16]>>),
     Ids(Vec<Box<[u32]>>),
+    /// Copies that the device has not made yet: from, to.
+    #[cfg(any(test, feature = "cuda"))]
+    Device(Vec<(PageId, PageId)>),
 }
 
 impl KvCache {
@@ -107,6 +113,8 @@ impl KvCache {
             KvForm::Floats => Pages::Floats(Vec::new()),
             KvForm::Tiles => Pages::Tiles(Vec::new()),
             KvForm::Ids => Pages::Ids(Vec::new()),
+            #[cfg(any(test, feature = "cuda"))]
+            KvForm::Device => Pages::Device(Vec::new()),
         };
         Self { heads, layers, ledger: PageLedger::new(pages_max), pages }
     }
@@ -129,6 +137,8 @@ impl KvCache {
                 KvForm::Floats => heads.block_floats() * size_of::<f32>(),
                 KvForm::Tiles => heads.block_numbers() * size_of::<bf16>(),
                 KvForm::Ids => BLOCK * size_of::<u32>(),
+                #[cfg(any(test, feature = "cuda"))]
+                KvForm::Device => heads.kv_heads * BLOCK * (heads.head_dim + heads.value_dim) * size_of::<bf16>(),
             }
     }
 
@@ -155,6 +165,9 @@ impl KvCache {
             Pages::Floats(pages) => empty(pages, page, self.heads.block_floats() * self.layers, 0.0),
             Pages::Tiles(pages) => empty(pages, page, self.heads.block_numbers() * self.layers, bf16::ZERO),
             Pages::Ids(pages) => empty(pages, page, BLOCK, 0),
+            // Its kernels read no slot that no token was written to.
+            #[cfg(any(test, feature = "cuda"))]
+            Pages::Device(_) => {}
         }
         Some(page)
     }
@@ -182,6 +195,8 @@ impl KvCache {
                     }
                 }
                 Pages::Ids(pages) => pages[copy] = pages[table[whole]].clone(),
+                #[cfg(any(test, feature = "cuda"))]
+                Pages::Device(copies) => copies.push((table[whole], copy)),
             }
             fork.push(copy);
         }
@@ -224,6 +239,17 @@ impl KvCache {
                 });
             }
             Pages::Ids(_) => {}
+            #[cfg(any(test, feature = "cuda"))]
+            Pages::Device(_) => {}
+        }
+    }
+
+    /// Copies of pages that a device has to make before the next step, in this order.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn take_copies(&mut self) -> Vec<(PageId, PageId)> {
+        match &mut self.pages {
+            Pages::Device(copies) => std::mem::take(copies),
+            _ => Vec::new(),
         }
     }
 
@@ -255,6 +281,8 @@ impl KvCache {
                 Blocks::Tiles(TileBlocks { high, low: None })
             }
             Pages::Ids(_) => Blocks::Floats(Vec::new()),
+            #[cfg(any(test, feature = "cuda"))]
+            Pages::Device(_) => Blocks::Floats(Vec::new()),
         }
     }
 }
@@ -329,6 +357,21 @@ mod tests {
         cache.release(&mut table);
         assert_eq!(cache.available(), 4);
         assert_eq!(cache.grow(&mut Vec::new(), 5 * BLOCK), None);
+    }
+
+    #[test]
+    fn a_devices_cache_notes_copies_in_their_order() {
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim: 64, value_dim: 64 };
+        assert_eq!(KvCache::page_bytes(heads, 16, KvForm::Device), 16 * 2 * 32 * 128 * 2);
+        let mut cache = KvCache::of(heads, 16, KvForm::Device, 4);
+        let mut table = Vec::new();
+        cache.grow(&mut table, BLOCK + 3).unwrap();
+        let fork = cache.fork(&table, BLOCK + 3).unwrap();
+        let whole = cache.fork(&table, BLOCK).unwrap();
+        let second = cache.fork(&fork, BLOCK + 2).unwrap();
+        assert_eq!(whole, [table[0]], "whole pages are shared, not copied");
+        assert_eq!(cache.take_copies(), [(table[1], fork[1]), (fork[1], second[1])]);
+        assert_eq!(cache.take_copies(), []);
     }
 
     #[test]

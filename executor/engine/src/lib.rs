@@ -9,8 +9,12 @@ mod buffers;
 mod chat;
 mod compatible;
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod decoder;
 mod descriptor;
+#[cfg(any(test, feature = "cuda"))]
+mod device;
 mod drive;
 mod encoder;
 mod engine;
@@ -25,6 +29,7 @@ mod linear;
 mod lora;
 mod model;
 mod pack;
+mod place;
 mod prefixes;
 mod prompt;
 mod rope;
@@ -53,6 +58,8 @@ mod odd;
 mod oracle_tests;
 #[cfg(test)]
 mod parity_tests;
+#[cfg(test)]
+mod place_tests;
 #[cfg(test)]
 mod schedule_tests;
 #[cfg(test)]

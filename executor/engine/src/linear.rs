@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+#[cfg(feature = "cuda")]
+use half::bf16;
 use half::f16;
 use rowmill_jobs::{Error, Result};
 
@@ -28,6 +30,9 @@ pub(crate) enum Precision {
     F16,
     /// `bf16`: 8 bits of each number.
     Bf16,
+    /// The same, row by row, for a device that takes them: nothing is multiplied with them here.
+    #[cfg(feature = "cuda")]
+    Held,
 }
 
 /// A matrix `[outputs, inputs]`, and a bias for whoever reads its products.
@@ -91,6 +96,8 @@ impl Linear {
         let weight = match precision {
             Precision::Bf16 => return tiles(Exactness::Rounded),
             Precision::Split => return tiles(Exactness::Exact),
+            #[cfg(feature = "cuda")]
+            Precision::Held => Tensor::from_vec(values.into_iter().map(bf16::from_f32).collect(), shape, &Device::Cpu),
             Precision::F16 => Tensor::from_vec(values.into_iter().map(f16::from_f32).collect(), shape, &Device::Cpu),
             Precision::F32 | Precision::Stored => Tensor::from_vec(values, shape, &Device::Cpu),
         };
@@ -127,6 +134,15 @@ impl Linear {
             1 => Ok(products.remove(0)),
             _ => beside(&products, &self.matrices, x.len() / self.inputs),
         }
+    }
+
+    /// The numbers that [`Precision::Held`] holds, row by row.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn held(&self) -> Result<Vec<bf16>> {
+        let [Matrix::Dense(weight)] = &self.matrices[..] else {
+            return Err(Error::internal("a matrix is not held for a device"));
+        };
+        weight.flatten_all().and_then(|weight| weight.to_vec1()).map_err(internal)
     }
 
     /// Whether what it is multiplied with is rounded to `bf16`.

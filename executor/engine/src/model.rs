@@ -20,6 +20,7 @@ use crate::encoder::settings::EncoderSettings;
 use crate::gemm;
 use crate::gguf::{GgufFile, tokenizer as gguf_tokenizer};
 use crate::lora::Adapter;
+use crate::place::Place;
 use crate::prompt::Prompter;
 use crate::safetensors::SafetensorsFiles;
 use crate::source::{Folder, Source, read_json_if_there, unreadable};
@@ -201,28 +202,37 @@ pub(crate) enum Network {
 }
 
 impl Model {
-    /// Reads everything.
+    /// Reads everything, for the first place where this build computes.
     pub(crate) fn load(source: &Path, options: &EngineOptions) -> Result<Self> {
+        Self::load_at(source, options, Place::first()?)
+    }
+
+    /// Reads everything, to be computed at this place.
+    pub(crate) fn load_at(source: &Path, options: &EngineOptions, place: Place) -> Result<Self> {
         let mut opened = open(source, options.adapter.as_deref())?;
         check_tensors(&opened)?;
         if let Weights::Gguf { file, kept } = &mut opened.weights {
             *kept = match options.dtype {
+                _ if place.holds() => Kept::None,
                 Dtype::F32 | Dtype::F16 => Kept::None,
                 Dtype::Auto | Dtype::Bf16 if file.f32_bytes() > WIDENED_BYTES_MAX => Kept::All,
                 Dtype::Auto | Dtype::Bf16 if gemm::available() => Kept::Tiles,
                 Dtype::Auto | Dtype::Bf16 => Kept::None,
             };
         }
+        place.check(&opened.architecture, &opened.descriptor, options)?;
         let dtype = match options.dtype {
+            #[cfg(feature = "cuda")]
+            _ if place.holds() => Precision::Held,
             Dtype::F32 => Precision::F32,
             Dtype::F16 => Precision::F16,
             Dtype::Bf16 => Precision::Bf16,
             Dtype::Auto => Precision::Stored,
         };
-        Self::load_opened(&opened, options, dtype)
+        Self::load_opened(&opened, options, dtype, place)
     }
 
-    fn load_opened(opened: &Opened, options: &EngineOptions, dtype: Precision) -> Result<Self> {
+    fn load_opened(opened: &Opened, options: &EngineOptions, dtype: Precision, place: Place) -> Result<Self> {
         let (tokens, texts) = match (&opened.folder, &opened.weights) {
             (Some(folder), _) => (Tokens::from_file(&folder.root.join("tokenizer.json"))?, folder_texts(folder)?),
             (None, Weights::Gguf { file, .. }) => (Tokens::new(gguf_tokenizer::tokenizer(file)?)?, gguf_texts(file)),
@@ -232,10 +242,9 @@ impl Model {
         let (network, vocab, context, lower_case) = match &opened.descriptor {
             Descriptor::Decoder(shape) => {
                 let shape = shape.clone().used_with(asked);
-                let decoder = Box::new(Decoder::load(&shape, &opened.weights, dtype)?);
                 let (vocab, context) = (shape.vocab, shape.context);
-                let writer = Writer::Packed { decoder, shape: Box::new(shape) };
-                (Network::Writer(writer), vocab, context, false)
+                let decoder = Box::new(Decoder::load(&shape, &opened.weights, dtype)?);
+                (Network::Writer(place.writer(decoder, shape, options)?), vocab, context, false)
             }
             Descriptor::Compatible(shape) => {
                 refuse_rounding(opened, options)?;
@@ -248,8 +257,7 @@ impl Model {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
                 let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
                 let pooling = settings.pooling(options.pooling)?;
-                let embedder = DecoderEmbedder::new(decoder, &shape, pooling, settings.dense(dtype)?);
-                let network = Network::DecoderEmbedder(Box::new(embedder));
+                let network = place.embedder(decoder, &shape, pooling, settings.dense(place.beside(dtype))?)?;
                 (network, shape.vocab, settings.context, settings.lower_case)
             }
             Descriptor::CompatibleEncoder(shape) => {
@@ -258,18 +266,23 @@ impl Model {
                 let embedder = Embedder {
                     pooling: settings.pooling(options.pooling)?,
                     dense: settings.dense(dtype)?,
-                    encoder: States::Compatible(CompatibleEncoder::load(shape, &opened.weights)?),
+                    encoder: States::Compatible(Box::new(CompatibleEncoder::load(shape, &opened.weights)?)),
                 };
                 (Network::Embedder(Box::new(embedder)), shape.vocab, settings.context, settings.lower_case)
             }
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
+                let encoder = place.states(Encoder::load(shape, &opened.weights, dtype)?)?;
+                let dtype = place.beside(dtype);
                 let network = match &shape.head {
-                    Some(head) => Network::Classifier(Box::new(Classifier::load(shape, head, &opened.weights, dtype)?)),
+                    Some(head) => {
+                        let classifier = Classifier::load(encoder, (shape, head), &opened.weights, dtype)?;
+                        Network::Classifier(Box::new(classifier))
+                    }
                     None => Network::Embedder(Box::new(Embedder {
                         pooling: settings.pooling(options.pooling)?,
                         dense: settings.dense(dtype)?,
-                        encoder: States::Packed(Box::new(Encoder::load(shape, &opened.weights, dtype)?)),
+                        encoder,
                     })),
                 };
                 (network, shape.vocab, settings.context, settings.lower_case)
@@ -375,11 +388,11 @@ impl Model {
         if let Weights::Gguf { kept, .. } = &mut opened.weights {
             *kept = Kept::All;
         }
-        Self::load_opened(&opened, &EngineOptions::default(), Precision::Stored)
+        Self::load_opened(&opened, &EngineOptions::default(), Precision::Stored, Place::Processor)
     }
 
     /// A model whose matrices are kept so on every processor.
     pub(crate) fn load_kept(source: &Path, options: &EngineOptions, dtype: Precision) -> Result<Self> {
-        Self::load_opened(&open(source, None)?, options, dtype)
+        Self::load_opened(&open(source, None)?, options, dtype, Place::Processor)
     }
 }

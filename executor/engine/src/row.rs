@@ -86,22 +86,45 @@ pub(crate) enum End {
     Failed(RowError),
 }
 
-/// Gives a row its next tokens, or its end. `limit` is the most tokens it may have, prompt included.
-pub(crate) fn advance(row: &mut Row, logits: &[f32], limit: usize, ends: &[u32]) {
-    if !logits.iter().all(|logit| logit.is_finite()) {
-        row.end = Some(numeric());
-        return;
+/// What follows a row's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice {
+    Token(u32),
+    /// No token can write what the output must be.
+    NoneAllowed,
+    /// The model computed a number that is not finite.
+    NotFinite,
+}
+
+impl Choice {
+    /// The best of these logits (`[vocab]`) that the row's grammar allows.
+    pub(crate) fn of(logits: &[f32], guide: Option<&mut Guide>) -> Self {
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return Self::NotFinite;
+        }
+        let token = match guide {
+            None => argmax(logits),
+            Some(guide) => guide.choose(logits),
+        };
+        token.map_or(Self::NoneAllowed, Self::Token)
     }
-    let token = match &mut row.guide {
-        None => argmax(logits),
-        Some(guide) => guide.choose(logits),
-    };
-    let Some(token) = token else {
-        row.end = Some(End::Failed(RowError::new(
-            RowErrorCode::InvalidOutput,
-            "the model's vocabulary cannot write what the output must be",
-        )));
-        return;
+}
+
+/// Gives a row its next tokens, or its end. `limit` is the most tokens it may have, prompt included.
+pub(crate) fn advance(row: &mut Row, choice: Choice, limit: usize, ends: &[u32]) {
+    let token = match choice {
+        Choice::Token(token) => token,
+        Choice::NotFinite => {
+            row.end = Some(numeric());
+            return;
+        }
+        Choice::NoneAllowed => {
+            row.end = Some(End::Failed(RowError::new(
+                RowErrorCode::InvalidOutput,
+                "the model's vocabulary cannot write what the output must be",
+            )));
+            return;
+        }
     };
     let mut complete = ends.contains(&token);
     if !complete {

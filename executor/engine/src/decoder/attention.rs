@@ -17,12 +17,12 @@ const LATENT_EPSILON: f32 = 1e-6;
 /// A layer's attention with its weights.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    projection: Projection,
+    pub(super) projection: Projection,
     pub(crate) out: Linear,
 }
 
 #[derive(Debug)]
-enum Projection {
+pub(super) enum Projection {
     Plain {
         /// q, k and v below each other.
         qkv: Linear,

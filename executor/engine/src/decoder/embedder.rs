@@ -11,6 +11,28 @@ use crate::encoder::pool::{Dense, finish, pool};
 use crate::kv::KvCache;
 use crate::pack::Pack;
 
+/// Whole rows (none of them empty) in one batch, and how many tokens are wanted of each: of rows that are pooled by one token
+/// only that one. The cache has as many pages as all rows need.
+pub(crate) fn pack_texts(rows: &[&[u32]], pooling: Pooling, cache: &mut KvCache) -> Result<(Pack, Vec<usize>)> {
+    let (mut pack, mut wanted) = (Pack::new(), Vec::with_capacity(rows.len()));
+    for row in rows {
+        let mut table = Vec::new();
+        if cache.grow(&mut table, row.len()).is_none() {
+            return Err(Error::internal("the pages of a batch were counted wrongly"));
+        }
+        let (first, before) = (pack.tokens(), pack.wanted.len());
+        pack.push(row, 0, &table, false);
+        match pooling {
+            Pooling::Cls => pack.wanted.push(first),
+            Pooling::Last => pack.wanted.push(first + row.len() - 1),
+            Pooling::Mean | Pooling::Max => pack.wanted.extend(first..first + row.len()),
+        }
+        wanted.push(pack.wanted.len() - before);
+    }
+    pack.finish();
+    Ok((pack, wanted))
+}
+
 /// A decoder that makes vectors.
 #[derive(Debug)]
 pub(crate) struct Embedder {
@@ -32,28 +54,11 @@ impl Embedder {
     pub(crate) fn embed(&self, rows: &[&[u32]]) -> Result<Vec<Option<Vec<f32>>>> {
         let pages = rows.iter().map(|row| row.len().div_ceil(BLOCK)).sum();
         let mut cache = KvCache::of_one_layer(self.heads, self.decoder.kv_form(), pages);
-        let mut pack = Pack::new();
-        for row in rows {
-            let mut table = Vec::new();
-            // There are as many pages as all rows need.
-            if cache.grow(&mut table, row.len()).is_none() {
-                return Err(Error::internal("the pages of a batch were counted wrongly"));
-            }
-            let first = pack.tokens();
-            pack.push(row, 0, &table, false);
-            match self.pooling {
-                Pooling::Cls => pack.wanted.push(first),
-                Pooling::Last => pack.wanted.push(first + row.len() - 1),
-                Pooling::Mean | Pooling::Max => pack.wanted.extend(first..first + row.len()),
-            }
-        }
-        pack.finish();
+        let (pack, wanted) = pack_texts(rows, self.pooling, &mut cache)?;
         let states = self.decoder.forward(&pack, &mut cache)?;
         let mut first = 0;
         let mut pooled = Vec::with_capacity(rows.len() * self.hidden);
-        for row in rows {
-            // Of rows that are pooled by one token, only that one was asked for.
-            let tokens = if matches!(self.pooling, Pooling::Mean | Pooling::Max) { row.len() } else { 1 };
+        for tokens in wanted {
             let states = &states[first * self.hidden..(first + tokens) * self.hidden];
             pooled.extend(pool(states, self.hidden, self.pooling));
             first += tokens;

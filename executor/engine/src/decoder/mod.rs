@@ -16,20 +16,29 @@ mod norm;
 #[cfg(test)]
 mod odd_tests;
 mod order;
+#[cfg(feature = "cuda")]
+mod parts;
 pub(crate) mod shape;
 #[cfg(test)]
 mod switch_tests;
 mod tensors;
 
 pub(crate) use self::embedder::Embedder;
+#[cfg(feature = "cuda")]
+pub(crate) use self::embedder::pack_texts;
 pub(crate) use self::families::{ARCHITECTURES, from_config};
 pub(crate) use self::metadata::{GGUF_FAMILIES, from_gguf};
+#[cfg(feature = "cuda")]
+pub(crate) use self::norm::Norm;
+#[cfg(feature = "cuda")]
+pub(crate) use self::parts::LayerParts;
 
 use crate::linear::Precision;
 use rowmill_jobs::Result;
 
 use self::attention::{Angles, Attention, Projected};
 use self::feed::FeedForward;
+#[cfg(not(feature = "cuda"))]
 use self::norm::Norm;
 use self::shape::{DecoderShape, LayerShape, Residual};
 use self::tensors::{Bias, Piece, Tensors};

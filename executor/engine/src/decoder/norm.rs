@@ -9,10 +9,10 @@ use crate::kernels::{for_tokens, layer_norm, rms_norm, rms_norm_in_place};
 /// A norm with its weights.
 #[derive(Debug)]
 pub(crate) struct Norm {
-    weight: Vec<f32>,
+    pub(crate) weight: Vec<f32>,
     /// `None`: no mean is taken away either.
-    bias: Option<Vec<f32>>,
-    epsilon: f32,
+    pub(crate) bias: Option<Vec<f32>>,
+    pub(crate) epsilon: f32,
 }
 
 impl Norm {

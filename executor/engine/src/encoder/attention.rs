@@ -137,9 +137,9 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct SelfAttention {
     heads: Heads,
-    qkv: Linear,
-    scale: f32,
-    window: Option<usize>,
+    pub(super) qkv: Linear,
+    pub(super) scale: f32,
+    pub(super) window: Option<usize>,
     angles: Option<Arc<Angles>>,
     distances: Distances,
     /// How exactly keys and values are kept in tiles, where they are.

@@ -12,9 +12,9 @@ use crate::weights::{Part, fused};
 /// The feed-forward of a layer.
 #[derive(Debug)]
 pub(crate) struct FeedForward {
-    up: Linear,
-    activation: Activation,
-    gate: Gate,
+    pub(super) up: Linear,
+    pub(super) activation: Activation,
+    pub(super) gate: Gate,
     /// Its bias is for whoever reads the product.
     pub(crate) down: Linear,
 }

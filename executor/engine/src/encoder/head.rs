@@ -5,11 +5,10 @@ use crate::linear::Precision;
 use rowmill_jobs::Result;
 use rowmill_jobs::spec::Pooling;
 
-use super::Encoder;
 use super::feed::activate;
 use super::names::Named;
 use super::norm::Norm;
-use super::pool::pool;
+use super::pool::States;
 use super::shape::{EncoderShape, HeadShape, HeadState};
 use crate::kernels::for_tokens;
 use crate::linear::Linear;
@@ -18,7 +17,9 @@ use crate::weights::{Part, Weights, fused};
 /// Chooses labels of rows.
 #[derive(Debug)]
 pub(crate) struct Classifier {
-    pub(crate) encoder: Encoder,
+    encoder: States,
+    hidden: usize,
+    norm_epsilon: f32,
     shape: HeadShape,
     dense: Linear,
     norm: Option<Norm>,
@@ -33,15 +34,22 @@ impl Classifier {
         named.check(&place(&named, head.out), &[head.labels.len(), encoder.hidden])
     }
 
-    /// Reads encoder and head.
-    pub(crate) fn load(encoder: &EncoderShape, head: &HeadShape, weights: &Weights, dtype: Precision) -> Result<Self> {
+    /// Reads the head of an encoder.
+    pub(crate) fn load(
+        states: States,
+        (encoder, head): (&EncoderShape, &HeadShape),
+        weights: &Weights,
+        dtype: Precision,
+    ) -> Result<Self> {
         let named = Named::find(weights, encoder.spellings);
         let linear = |module: &str, rows: usize| {
             let module = place(&named, module);
             fused(weights, &[Part { module: &module, rows }], encoder.hidden, dtype)
         };
         Ok(Self {
-            encoder: Encoder::load(encoder, weights, dtype)?,
+            encoder: states,
+            hidden: encoder.hidden,
+            norm_epsilon: encoder.norm_epsilon,
             dense: linear(head.dense, encoder.hidden)?,
             norm: head.norm.map(|norm| Norm::load(weights, &place(&named, norm), encoder.hidden)).transpose()?,
             out: linear(head.out, head.labels.len())?,
@@ -54,22 +62,25 @@ impl Classifier {
         &self.shape.labels
     }
 
+    /// Tokens that are computed before anybody looks whether it is to stop.
+    pub(crate) fn tokens_max(&self) -> usize {
+        self.encoder.tokens_max()
+    }
+
     /// Logits of all labels for each row, `[rows, labels]`.
     pub(crate) fn logits(&self, rows: &[&[u32]]) -> Result<Vec<f32>> {
-        let (hidden, epsilon) = (self.encoder.shape.hidden, self.encoder.shape.norm_epsilon);
         let pooling = match self.shape.state {
             HeadState::First => Pooling::Cls,
             HeadState::Mean => Pooling::Mean,
         };
-        let states = self.encoder.states(rows)?;
-        let pooled: Vec<f32> = states.rows().flat_map(|tokens| pool(tokens, hidden, pooling)).collect();
+        let (pooled, _) = self.encoder.pooled(rows, pooling)?;
         let mut active = activate(&self.dense.apply(pooled)?, &self.dense, self.shape.activation)?;
         if let Some(norm) = &self.norm {
             for_tokens(
                 &mut active,
-                hidden,
+                self.hidden,
                 #[inline(always)]
-                |_, x| norm.apply(x, epsilon),
+                |_, x| norm.apply(x, self.norm_epsilon),
             );
         }
         activate(&self.out.apply(active)?, &self.out, super::shape::Activation::Identity)

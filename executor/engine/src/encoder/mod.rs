@@ -14,10 +14,15 @@ mod norm;
 mod odd_tests;
 #[cfg(test)]
 mod parity_tests;
+#[cfg(feature = "cuda")]
+mod parts;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod settings;
 pub(crate) mod shape;
+
+#[cfg(feature = "cuda")]
+pub(crate) use self::parts::LayerParts;
 
 use std::borrow::Cow;
 
@@ -250,7 +255,7 @@ impl Encoder {
 }
 
 /// Cuts rows into neighbours of at most `tokens_max` tokens together; a longer row is alone.
-fn neighbours<'a, 'b>(rows: &'a [&'b [u32]], tokens_max: usize) -> impl Iterator<Item = &'a [&'b [u32]]> {
+pub(crate) fn neighbours<'a, 'b>(rows: &'a [&'b [u32]], tokens_max: usize) -> impl Iterator<Item = &'a [&'b [u32]]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
         let mut tokens = rest.first()?.len();

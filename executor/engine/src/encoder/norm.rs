@@ -8,8 +8,8 @@ use crate::weights::Weights;
 /// A layer norm, `[size]`.
 #[derive(Debug)]
 pub(crate) struct Norm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+    pub(crate) weight: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
 }
 
 impl Norm {

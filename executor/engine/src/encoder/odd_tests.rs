@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Encoder;
 use super::families::{ARCHITECTURES, from_config};
 use super::head::Classifier;
+use super::pool::States;
 use crate::linear::Precision;
 use crate::odd::with_odd_values;
 use crate::synthetic::fixtures;
@@ -32,7 +33,9 @@ fn no_configuration_panics_and_what_loads_computes() {
                 None => assert!(Encoder::load(&shape, weights, Precision::F32)?.states(&rows).is_ok()),
                 Some(head) => {
                     Classifier::check(&shape, head, weights)?;
-                    assert!(Classifier::load(&shape, head, weights, Precision::F32)?.logits(&rows).is_ok());
+                    let states = States::Packed(Box::new(Encoder::load(&shape, weights, Precision::F32)?));
+                    let classifier = Classifier::load(states, (&shape, head), weights, Precision::F32)?;
+                    assert!(classifier.logits(&rows).is_ok());
                 }
             }
             Ok(())

@@ -7,9 +7,12 @@ use serde_json::Value;
 
 use super::Encoder;
 use super::feed::activate;
+use super::rows::TOKENS;
 use super::shape::Activation;
 use crate::compatible::CompatibleEncoder;
 use crate::config::{size, text, unsupported_value};
+#[cfg(feature = "cuda")]
+use crate::cuda::{DeviceEmbedder, DeviceEncoder};
 use crate::kernels::{add, normalise};
 use crate::linear::Linear;
 use crate::weights::{Part, Weights, fused};
@@ -28,7 +31,43 @@ pub(crate) struct Embedder {
 pub(crate) enum States {
     Packed(Box<Encoder>),
     /// candle-transformers, each row alone.
-    Compatible(CompatibleEncoder),
+    Compatible(Box<CompatibleEncoder>),
+    #[cfg(feature = "cuda")]
+    Device(Box<DeviceEncoder>),
+    /// The last states of a decoder.
+    #[cfg(feature = "cuda")]
+    DeviceDecoder(Box<DeviceEmbedder>),
+}
+
+impl States {
+    /// Tokens that are computed before anybody looks whether it is to stop.
+    pub(crate) fn tokens_max(&self) -> usize {
+        match self {
+            Self::Packed(_) | Self::Compatible(_) => TOKENS,
+            #[cfg(feature = "cuda")]
+            Self::Device(encoder) => encoder.tokens_max(),
+            #[cfg(feature = "cuda")]
+            Self::DeviceDecoder(decoder) => decoder.tokens_max(),
+        }
+    }
+
+    /// One vector of each row of token ids, behind each other, and how long one is.
+    pub(crate) fn pooled(&self, rows: &[&[u32]], pooling: Pooling) -> Result<(Vec<f32>, usize)> {
+        Ok(match self {
+            Self::Packed(encoder) => {
+                let (states, width) = (encoder.states(rows)?, encoder.shape.hidden);
+                (states.rows().flat_map(|tokens| pool(tokens, width, pooling)).collect(), width)
+            }
+            Self::Compatible(encoder) => {
+                let (states, width) = (encoder.states(rows)?, encoder.hidden);
+                (states.iter().flat_map(|tokens| pool(tokens, width, pooling)).collect(), width)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Device(encoder) => (encoder.pooled(rows, pooling)?, encoder.hidden()),
+            #[cfg(feature = "cuda")]
+            Self::DeviceDecoder(decoder) => (decoder.pooled(rows, pooling)?, decoder.hidden()),
+        })
+    }
 }
 
 /// What a `Dense` module of sentence-transformers is.
@@ -86,16 +125,7 @@ pub(crate) fn finish(mut pooled: Vec<f32>, mut width: usize, dense: Option<&Dens
 impl Embedder {
     /// Vectors of rows of token ids, each of length 1; `None` where a vector is not finite.
     pub(crate) fn embed(&self, rows: &[&[u32]]) -> Result<Vec<Option<Vec<f32>>>> {
-        let (pooled, width) = match &self.encoder {
-            States::Packed(encoder) => {
-                let (states, width) = (encoder.states(rows)?, encoder.shape.hidden);
-                (states.rows().flat_map(|tokens| pool(tokens, width, self.pooling)).collect(), width)
-            }
-            States::Compatible(encoder) => {
-                let (states, width) = (encoder.states(rows)?, encoder.hidden);
-                (states.iter().flat_map(|tokens| pool(tokens, width, self.pooling)).collect(), width)
-            }
-        };
+        let (pooled, width) = self.encoder.pooled(rows, self.pooling)?;
         finish(pooled, width, self.dense.as_ref())
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn classify(
     rows: &[&[u32]],
     stopped: &(dyn Fn() -> bool + Sync),
 ) -> Result<Option<Vec<Outcome>>> {
-    in_batches(rows, TOKENS, stopped, |batch| {
+    in_batches(rows, classifier.tokens_max(), stopped, |batch| {
         let logits = classifier.logits(batch)?;
         let rows = logits.chunks_exact(classifier.labels().len());
         Ok(rows.map(|logits| probabilities(logits, asked).map(choice)).collect())

@@ -5,6 +5,8 @@
 
 mod compare;
 mod findings;
+#[cfg(any(test, feature = "cuda"))]
+mod processor;
 mod reference;
 mod subject;
 
@@ -111,15 +113,29 @@ impl Way {
     }
 }
 
+/// Runs texts of every length through the model in `source` on this machine's processor, in `f32`, and on its GPU, and
+/// compares: logits within 2/100 of their range, vectors within a cosine of 0.999.
+///
+/// # Errors
+/// The model cannot be loaded in one of both places.
+#[cfg(feature = "cuda")]
+pub fn against_processor(source: &Path, options: &EngineOptions) -> Result<Report> {
+    let reference = threads("engine", options.threads.unwrap_or(0))?.install(|| processor::reference(source))?;
+    run(source, &reference, options, Tolerance { logits: 2e-2, distance: 1e-3, close_calls: true })
+}
+
 /// Runs a reference's texts through the model in `source` (a folder with safetensors, or a `.gguf` file) and compares.
 /// An item's trouble is its verdict's; `options` say the number type, which decides the [`Tolerance`].
 ///
 /// # Errors
 /// The model cannot be loaded, or is of another kind than the reference.
 pub fn verify(source: &Path, reference: &Reference, options: &EngineOptions) -> Result<Report> {
+    run(source, reference, options, Tolerance::of(options.dtype, reference.dtype))
+}
+
+fn run(source: &Path, reference: &Reference, options: &EngineOptions, tolerance: Tolerance) -> Result<Report> {
     threads("engine", options.threads.unwrap_or(0))?.install(|| {
         let mut subject = Subject::new(Model::load(source, options)?, reference.kind)?;
-        let tolerance = Tolerance::of(options.dtype, reference.dtype);
         let prepared = reference.items.iter().map(|item| subject.prepare(item)).collect::<Result<Vec<_>>>()?;
         let mut items: Vec<Verdict> = prepared
             .iter()

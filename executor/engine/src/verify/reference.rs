@@ -202,7 +202,7 @@ fn expected(kind: Kind, item: &FileItem) -> std::result::Result<Expected, &'stat
 }
 
 /// Highest minus lowest; 0 of none.
-fn range_of(values: impl IntoIterator<Item = f32>) -> f64 {
+pub(super) fn range_of(values: impl IntoIterator<Item = f32>) -> f64 {
     let bounds = values.into_iter().fold(None, |bounds: Option<(f32, f32)>, value| {
         Some(bounds.map_or((value, value), |(low, high)| (low.min(value), high.max(value))))
     });

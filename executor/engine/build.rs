@@ -1,0 +1,42 @@
+//! Compiles the engine's kernels, for the build for GPUs only: NVIDIA's compiler makes PTX of them, which the driver turns into a
+//! GPU's own code when a model is loaded; and that code itself, to see now whether it can. Everything else needs no build script.
+#![allow(clippy::panic, clippy::print_stdout, reason = "this is how a build fails, and how it tells Cargo anything")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const KERNELS: [&str; 3] = ["attention", "layers", "answers"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    for variable in ["NVCC", "CUDA_HOME", "CUDA_COMPUTE_CAP"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
+    // candle's own kernels are compiled for the same kind of GPU; 90 is Hopper.
+    let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "90".to_owned());
+    println!("cargo::rerun-if-changed=src/cuda/device.cuh");
+    for kernel in KERNELS {
+        let source = format!("src/cuda/{kernel}.cu");
+        println!("cargo::rerun-if-changed={source}");
+        compile(&source, &["-ptx", &format!("-arch=compute_{capability}")], &out.join(format!("{kernel}.ptx")));
+        compile(&source, &["-cubin", &format!("-arch=sm_{capability}")], &out.join(format!("{kernel}.cubin")));
+    }
+}
+
+fn compile(source: &str, kind: &[&str], out: &Path) {
+    let nvcc = std::env::var_os("NVCC").map(PathBuf::from);
+    let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
+    let nvcc = nvcc.or(home.filter(|nvcc| nvcc.is_file())).unwrap_or_else(|| "nvcc".into());
+    let done = Command::new(&nvcc).args(["-std=c++17", "-O3"]).args(kind).arg("-o").arg(out).arg(source).status();
+    match done {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("{}: {source} was not compiled: {status}", nvcc.display()),
+        Err(error) => {
+            panic!("{}: {error}; `eval \"$(infra/cuda/setup)\"` provides NVIDIA's compiler", nvcc.display())
+        }
+    }
+}

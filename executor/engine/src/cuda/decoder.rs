@@ -1,0 +1,460 @@
+//! The decoder on a GPU: the steps of [`crate::decoder::Decoder`], over packed rows and pages in the GPU's memory. Buffers for a
+//! step are taken once and grow only when a step is larger than any before, so that memory runs out between steps if it
+//! does. Refuses nothing: what it cannot compute is not loaded.
+
+use half::bf16;
+use rayon::prelude::*;
+use rowmill_jobs::spec::Pooling;
+use rowmill_jobs::{Error, Result};
+
+use super::gpu::{Buffer, Gpu, Matrix, Output, Place};
+use super::launch::{AttentionArguments, NONE_ALLOWED, NOT_FINITE, Norm, PrepareArguments, States, Words, place_of};
+use crate::attention::BLOCK;
+use crate::decoder::shape::{Activation, DecoderShape};
+use crate::decoder::{Decoder, LayerParts, Norm as HostNorm};
+use crate::device::copies::waves;
+use crate::device::masks::Masks;
+use crate::device::memory::pages_that_fit;
+use crate::device::step::{Section, Step, spans};
+use crate::guide::Guide;
+use crate::kv::{KvCache, KvForm};
+use crate::linear::Linear;
+use crate::pack::Pack;
+use crate::row::Choice;
+use crate::writer::Head;
+
+/// Tokens that buffers are first made for: those of a full step.
+const TOKENS_FIRST: usize = 8192;
+/// Rows whose logits over the whole vocabulary are held at a time.
+const LOGIT_ROWS: usize = 512;
+
+/// A decoder whose weights, keys and values are on a GPU.
+#[derive(Debug)]
+pub(crate) struct DeviceDecoder {
+    gpu: Gpu,
+    shape: DecoderShape,
+    embedding: Matrix,
+    positions: Option<Buffer<f32>>,
+    layers: Vec<Layer>,
+    norm: Norm,
+    /// `None`: the embedding matrix.
+    output: Option<Matrix>,
+    /// For each rotary embedding cosines and sines, `[context, rotary]`.
+    angles: Vec<Buffer<f32>>,
+    /// Rows of the output matrix that were last asked for.
+    subset: Option<(Vec<u32>, Matrix)>,
+    /// `[pages, layers, 2, kv_heads, BLOCK, head_dim]`: keys, then values.
+    pool: Buffer<bf16>,
+    pages: usize,
+    tables: Buffer<u32>,
+    logits: Buffer<f32>,
+    work: Option<Work>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    qkv: Matrix,
+    qk_norms: Option<[Norm; 2]>,
+    /// Whether those are over all heads together.
+    whole: bool,
+    out: Matrix,
+    up: Matrix,
+    down: Matrix,
+    gated: bool,
+    activation: u32,
+    window: u32,
+    rope: usize,
+    /// Before and after attention, before and after the feed-forward.
+    before: [Norm; 2],
+    after: [Option<Norm>; 2],
+}
+
+/// What a step's tokens become on their way, each `[tokens, _]`.
+#[derive(Debug)]
+struct Work {
+    tokens: usize,
+    h: Buffer<f32>,
+    /// Of the tokens that are wanted, from the last layer on.
+    last: Buffer<f32>,
+    branch: Buffer<f32>,
+    x: Buffer<bf16>,
+    qkv: Buffer<bf16>,
+    context: Buffer<bf16>,
+    up: Buffer<bf16>,
+    inner: Buffer<bf16>,
+}
+
+impl DeviceDecoder {
+    /// Copies a decoder, which was read to be held for a device, to the GPU of this number, and takes memory for its pages.
+    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape, kv_bytes_max: Option<usize>) -> Result<Self> {
+        let gpu = Gpu::open(number)?;
+        let parts = host.parts()?;
+        let norm = norm(&gpu, parts.norm)?;
+        let layers = parts.layers.iter().map(|layer| Layer::new(&gpu, layer)).collect::<Result<_>>()?;
+        let angles = parts.angles.iter().map(|angles| gpu.upload(angles)).collect::<Result<_>>()?;
+        let positions = Some(parts.positions).filter(|positions| !positions.is_empty());
+        let mut this = Self {
+            embedding: gpu.matrix(parts.embedding)?,
+            positions: positions.map(|positions| gpu.upload(positions)).transpose()?,
+            layers,
+            norm,
+            output: if shape.tied { None } else { Some(gpu.matrix(parts.output)?) },
+            angles,
+            subset: None,
+            pool: gpu.buffer(0)?,
+            pages: 0,
+            tables: gpu.buffer(8 * TOKENS_FIRST)?,
+            logits: gpu.buffer(LOGIT_ROWS * shape.vocab)?,
+            work: None,
+            shape,
+            gpu,
+        };
+        this.fit(&Step::default(), TOKENS_FIRST)?;
+        this.pages = pages_that_fit(this.gpu.free_bytes()?, this.page_bytes(), kv_bytes_max);
+        this.pool = this.gpu.zeros(this.pages * this.page_bytes() / size_of::<bf16>())?;
+        Ok(this)
+    }
+
+    /// Bytes of a page.
+    pub(crate) fn page_bytes(&self) -> usize {
+        KvCache::page_bytes(self.shape.heads, self.shape.layers.len(), KvForm::Device)
+    }
+
+    /// Pages that there are.
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Who owns which page: of at most `pages_max` of them.
+    pub(crate) fn cache(&self, pages_max: usize) -> KvCache {
+        KvCache::of(self.shape.heads, self.shape.layers.len(), KvForm::Device, pages_max.min(self.pages))
+    }
+
+    /// Rows of the output matrix.
+    pub(crate) fn vocab(&self) -> usize {
+        self.shape.vocab
+    }
+
+    /// Runs a batch; the wanted tokens' logits, `[wanted, outputs]`.
+    pub(crate) fn logits(&mut self, pack: &Pack, cache: &mut KvCache, head: &Head) -> Result<Vec<f32>> {
+        if let Head::Tokens(tokens) = head {
+            self.select(tokens)?;
+        }
+        let wanted = self.forward(pack, cache)?;
+        let matrix = match (head, &self.subset) {
+            (Head::Whole, _) => self.output_matrix(),
+            (Head::Tokens(_), Some((_, matrix))) => matrix,
+            (Head::Tokens(_) | Head::Rows(_), _) => return Err(Error::internal("the GPU has no such rows of logits")),
+        };
+        let mut logits = Vec::with_capacity(wanted * matrix.outputs);
+        for first in (0..wanted).step_by(LOGIT_ROWS) {
+            let rows = LOGIT_ROWS.min(wanted - first);
+            self.multiply_output(matrix, first, rows)?;
+            logits.extend(self.gpu.read(&self.logits, rows * matrix.outputs)?);
+        }
+        if let Some(cap) = self.shape.logits_softcap {
+            logits.par_iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
+        Ok(logits)
+    }
+
+    /// Runs a batch; what follows each wanted token. Masks are made while the GPU computes.
+    pub(crate) fn choose(
+        &mut self,
+        pack: &Pack,
+        cache: &mut KvCache,
+        guides: &mut [Option<&mut Guide>],
+    ) -> Result<Vec<Choice>> {
+        let wanted = self.forward(pack, cache)?;
+        let allowed: Vec<Option<Vec<u32>>> =
+            guides.par_iter_mut().map(|guide| guide.as_mut().map(|guide| guide.allowed())).collect();
+        let masks = Masks::of(allowed.iter().map(Option::as_deref), self.vocab());
+        if masks.places.len() != wanted {
+            return Err(Error::internal("a step wants other rows than its grammars are of"));
+        }
+        let (places, bits) = (self.gpu.upload(&masks.places)?, self.gpu.upload(&masks.bits)?);
+        let chosen: Buffer<u32> = self.gpu.buffer(wanted)?;
+        for first in (0..wanted).step_by(LOGIT_ROWS) {
+            let rows = LOGIT_ROWS.min(wanted - first);
+            // A soft bound of logits changes no order, so it is left out.
+            self.multiply_output(self.output_matrix(), first, rows)?;
+            let logits = States { at: self.logits.place, tokens: rows, hidden: self.vocab() };
+            let masks_of = [places.place.behind::<u32>(first), bits.place];
+            self.gpu.choose(chosen.place.behind::<u32>(first), logits, masks_of, masks.words)?;
+        }
+        let chosen = self.gpu.read(&chosen, wanted)?;
+        Ok(chosen
+            .into_iter()
+            .map(|id| match id {
+                NONE_ALLOWED => Choice::NoneAllowed,
+                NOT_FINITE => Choice::NotFinite,
+                id => Choice::Token(id),
+            })
+            .collect())
+    }
+
+    /// Runs whole rows; one vector of each, of so many wanted tokens of each, `[rows, hidden]`.
+    pub(super) fn pooled(
+        &mut self,
+        pack: &Pack,
+        cache: &mut KvCache,
+        wanted: &[usize],
+        pooling: Pooling,
+    ) -> Result<Vec<f32>> {
+        let tokens = self.forward(pack, cache)?;
+        let spans = self.gpu.upload(&spans(wanted))?;
+        let numbers = wanted.len() * self.shape.hidden;
+        let out = self.gpu.buffer::<f32>(numbers)?;
+        let states = States { at: self.work()?.x.place, tokens, hidden: self.shape.hidden };
+        self.gpu.pool(out.place, states, (spans.place, wanted.len()), pooling)?;
+        self.gpu.read(&out, numbers)
+    }
+
+    fn output_matrix(&self) -> &Matrix {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Logits of some wanted tokens, whose normed states are where [`DeviceDecoder::forward`] left them.
+    fn multiply_output(&self, matrix: &Matrix, first: usize, rows: usize) -> Result<()> {
+        let x = self.work()?.x.place.behind::<bf16>(first * self.shape.hidden);
+        self.gpu.multiply(matrix, x, rows, Output::Floats(self.logits.place, self.shape.logits_multiplier))
+    }
+
+    /// Takes these rows of the output matrix for the ones that are asked for, in this order.
+    fn select(&mut self, tokens: &[u32]) -> Result<()> {
+        if self.subset.as_ref().is_some_and(|(known, _)| known == tokens) {
+            return Ok(());
+        }
+        self.gpu.enter()?;
+        let hidden = self.shape.hidden;
+        let values = self.gpu.buffer::<bf16>(tokens.len() * hidden)?;
+        let rows = self.gpu.upload(tokens)?;
+        let from = self.output_matrix().values.place;
+        self.gpu.gather(values.place, from, rows.place, [tokens.len(), hidden * size_of::<bf16>()])?;
+        let matrix = Matrix { values, bias: None, outputs: tokens.len(), inputs: hidden };
+        self.subset = Some((tokens.to_vec(), matrix));
+        Ok(())
+    }
+
+    /// Starts a batch: its keys and values go into the pages, the normed states of the wanted tokens into the first rows of
+    /// `x`. Returns how many those are. Waits for nothing.
+    fn forward(&mut self, pack: &Pack, cache: &mut KvCache) -> Result<usize> {
+        self.gpu.enter()?;
+        let step = Step::of(pack, self.group());
+        self.fit(&step, pack.tokens())?;
+        self.gpu.write(&mut self.tables, &step.words)?;
+        for wave in waves(&cache.take_copies()) {
+            let copies = self.gpu.upload(&wave)?;
+            self.gpu.copy_pages(self.pool.place, copies.place, [wave.len() / 2, self.page_bytes()])?;
+        }
+        let (gpu, work, hidden) = (&self.gpu, self.work()?, self.shape.hidden);
+        let wanted = pack.wanted.len();
+        let mut h = States { at: work.h.place, tokens: pack.tokens(), hidden };
+        let words = Words {
+            ids: self.table(&step, Section::Ids),
+            positions: self.table(&step, Section::Positions),
+            words: self.embedding.values.place,
+            table: place_of(self.positions.as_ref()),
+        };
+        gpu.embed(h, &words, self.shape.embedding_multiplier)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &layer.before[0])?;
+            gpu.multiply(&layer.qkv, work.x.place, h.tokens, Output::Rounded(work.qkv.place))?;
+            gpu.prepare(&self.prepare(index, layer, &step)?)?;
+            let mut context = work.context.place;
+            let last = index + 1 == self.layers.len();
+            if last && wanted == 0 {
+                return Ok(0);
+            }
+            let tables = self.tables.place;
+            gpu.attend(self.attention(index, layer)?, self.shape.heads.head_dim, &step, tables)?;
+            if last && wanted < h.tokens {
+                // After the last attention only the wanted tokens matter. The queries' place is free by then.
+                let rows = self.table(&step, Section::Wanted);
+                gpu.gather(work.last.place, h.at, rows, [wanted, hidden * size_of::<f32>()])?;
+                gpu.gather(work.qkv.place, context, rows, [wanted, layer.out.inputs * size_of::<bf16>()])?;
+                (h, context) = (States { at: work.last.place, tokens: wanted, hidden }, work.qkv.place);
+            }
+            self.add(h, &layer.out, context, layer.after[0].as_ref())?;
+            gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &layer.before[1])?;
+            gpu.multiply(&layer.up, work.x.place, h.tokens, Output::Rounded(work.up.place))?;
+            let inner = States { at: work.inner.place, tokens: h.tokens, hidden: layer.down.inputs };
+            let function = (u32::from(layer.gated), layer.activation);
+            gpu.activate(inner, work.up.place, place_of(layer.up.bias.as_ref()), function)?;
+            self.add(h, &layer.down, work.inner.place, layer.after[1].as_ref())?;
+        }
+        gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &self.norm)?;
+        Ok(wanted)
+    }
+
+    /// `h += multiplier * norm(x · matrix + bias)`; in the product itself where it is only a sum.
+    fn add(&self, h: States, matrix: &Matrix, x: Place, after: Option<&Norm>) -> Result<()> {
+        let multiplier = self.shape.residual_multiplier;
+        if matrix.bias.is_none() && after.is_none() {
+            return self.gpu.multiply(matrix, x, h.tokens, Output::Added(h.at, multiplier));
+        }
+        let branch = self.work()?.branch.place;
+        self.gpu.multiply(matrix, x, h.tokens, Output::Floats(branch, 1.0))?;
+        self.gpu.add_branch(h, branch, place_of(matrix.bias.as_ref()), after, multiplier)
+    }
+
+    fn prepare(&self, index: usize, layer: &Layer, step: &Step) -> Result<PrepareArguments> {
+        let heads = self.shape.heads;
+        let [query_norm, key_norm] = match &layer.qk_norms {
+            Some(norms) => norms.each_ref().map(|norm| norm.weight.place),
+            None => [Place::NOWHERE; 2],
+        };
+        let (keys, values) = self.layer_pages(index);
+        Ok(PrepareArguments {
+            qkv: self.work()?.qkv.place.address(),
+            bias: place_of(layer.qkv.bias.as_ref()).address(),
+            query_norm: query_norm.address(),
+            key_norm: key_norm.address(),
+            angles: place_of(self.angles.get(layer.rope).filter(|_| self.shape.rotary > 0)).address(),
+            positions: self.table(step, Section::Positions).address(),
+            writes: self.table(step, Section::Writes).address(),
+            keys: keys.address(),
+            values: values.address(),
+            page_stride: self.page_stride(),
+            tokens: step.len(Section::Ids) as u32,
+            written: (step.len(Section::Writes) / 2) as u32,
+            heads: heads.heads as u32,
+            kv_heads: heads.kv_heads as u32,
+            size: heads.head_dim as u32,
+            rotary: self.shape.rotary as u32,
+            whole: u32::from(layer.whole),
+            epsilon: self.shape.norm_epsilon,
+        })
+    }
+
+    /// A layer's attention, but for the step's tables.
+    fn attention(&self, index: usize, layer: &Layer) -> Result<AttentionArguments> {
+        let (heads, work) = (self.shape.heads, self.work()?);
+        let (keys, values) = self.layer_pages(index);
+        Ok(AttentionArguments {
+            queries: work.qkv.place.address(),
+            query_bias: 0,
+            keys: keys.address(),
+            values: values.address(),
+            out: work.context.place.address(),
+            tiles: 0,
+            rows: 0,
+            tables: 0,
+            page_stride: self.page_stride(),
+            query_stride: layer.qkv.outputs as u32,
+            key_stride: heads.head_dim as u32,
+            head_stride: (BLOCK * heads.head_dim) as u32,
+            heads: heads.heads as u32,
+            group: self.group() as u32,
+            window: layer.window,
+            causal: 1,
+            scale: self.shape.scale,
+            softcap: self.shape.softcap.unwrap_or(0.0),
+        })
+    }
+
+    /// A layer's keys and values in the first page.
+    fn layer_pages(&self, index: usize) -> (Place, Place) {
+        let numbers = self.shape.heads.kv_heads * BLOCK * self.shape.heads.head_dim;
+        let keys = self.pool.place.behind::<bf16>(2 * index * numbers);
+        (keys, keys.behind::<bf16>(numbers))
+    }
+
+    fn page_stride(&self) -> u64 {
+        (self.page_bytes() / size_of::<bf16>()) as u64
+    }
+
+    /// Heads that share a key.
+    fn group(&self) -> usize {
+        self.shape.heads.heads / self.shape.heads.kv_heads
+    }
+
+    fn table(&self, step: &Step, section: Section) -> Place {
+        self.tables.place.behind::<u32>(step.place(section).start)
+    }
+
+    fn work(&self) -> Result<&Work> {
+        self.work.as_ref().ok_or_else(|| Error::internal("the GPU's buffers were not made"))
+    }
+
+    /// Makes buffers for a step of so many tokens, where those that are there are too small.
+    fn fit(&mut self, step: &Step, tokens: usize) -> Result<()> {
+        if step.words.len() > self.tables.len {
+            self.tables = self.gpu.buffer(step.words.len().next_power_of_two())?;
+        }
+        if self.work.as_ref().is_some_and(|work| work.tokens >= tokens) {
+            return Ok(());
+        }
+        let before = self.work.take().map_or(0, |work| work.tokens);
+        let made = Work::new(&self.gpu, &self.shape, &self.layers, tokens.next_multiple_of(1024));
+        let error = match made {
+            Ok(work) => {
+                self.work = Some(work);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // A smaller step must find what it found before.
+        if before > 0 {
+            self.work = Some(Work::new(&self.gpu, &self.shape, &self.layers, before)?);
+        }
+        Err(error)
+    }
+}
+
+impl Layer {
+    fn new(gpu: &Gpu, parts: &LayerParts<'_>) -> Result<Self> {
+        let [attention_before, attention_after, feed_before, feed_after] = parts.norms;
+        let needed = |host: Option<&HostNorm>| match host {
+            Some(host) => norm(gpu, host),
+            None => Err(Error::internal("a layer has no norm before its halves")),
+        };
+        let after = |host: Option<&HostNorm>| host.map(|host| norm(gpu, host)).transpose();
+        let matrix = |linear: &Linear| gpu.matrix(linear);
+        Ok(Self {
+            qkv: matrix(parts.qkv)?,
+            qk_norms: match parts.qk_norms {
+                Some(([q, k], _)) => Some([norm(gpu, q)?, norm(gpu, k)?]),
+                None => None,
+            },
+            whole: parts.qk_norms.is_some_and(|(_, whole)| whole),
+            out: matrix(parts.out)?,
+            up: matrix(&parts.feed.up)?,
+            down: matrix(&parts.feed.down)?,
+            gated: parts.feed.gated,
+            activation: match parts.feed.activation {
+                Activation::Silu => 0,
+                Activation::Gelu => 1,
+                Activation::GeluTanh => 2,
+                Activation::Relu => 3,
+            },
+            window: parts.shape.window.map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            rope: parts.shape.rope,
+            before: [needed(attention_before)?, needed(feed_before)?],
+            after: [after(attention_after)?, after(feed_after)?],
+        })
+    }
+}
+
+impl Work {
+    fn new(gpu: &Gpu, shape: &DecoderShape, layers: &[Layer], tokens: usize) -> Result<Self> {
+        let widest = |width: fn(&Layer) -> usize| layers.iter().map(width).max().unwrap_or(0);
+        Ok(Self {
+            tokens,
+            h: gpu.buffer(tokens * shape.hidden)?,
+            last: gpu.buffer(tokens * shape.hidden)?,
+            branch: gpu.buffer(tokens * shape.hidden)?,
+            x: gpu.buffer(tokens * shape.hidden)?,
+            qkv: gpu.buffer(tokens * widest(|layer| layer.qkv.outputs))?,
+            context: gpu.buffer(tokens * widest(|layer| layer.out.inputs))?,
+            up: gpu.buffer(tokens * widest(|layer| layer.up.outputs))?,
+            inner: gpu.buffer(tokens * widest(|layer| layer.down.inputs))?,
+        })
+    }
+}
+
+/// A norm's weights on a GPU.
+fn norm(gpu: &Gpu, host: &HostNorm) -> Result<Norm> {
+    let bias = host.bias.as_deref().map(|bias| gpu.upload(bias)).transpose()?;
+    Ok(Norm { weight: gpu.upload(&host.weight)?, bias, epsilon: host.epsilon })
+}

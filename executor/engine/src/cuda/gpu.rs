@@ -1,0 +1,291 @@
+//! One GPU: its memory as typed buffers, copies to and from it, matrix products and kernel launches, all on one stream, so that
+//! they happen in the order they are asked for. Knows no model.
+#![expect(
+    unsafe_code,
+    reason = "launches and raw pointers are how a GPU is told anything; each use says why it is sound"
+)]
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::CudaDevice;
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result::gemm_ex, sys as blas};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+    ValidAsZeroBits, sys,
+};
+use half::bf16;
+use rowmill_jobs::{Error, Result};
+
+use crate::linear::{Linear, internal};
+
+/// Kernels, compiled by build.rs, with the names of those in them.
+const MODULES: [(&str, &[&str]); 3] = [
+    (include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")), &super::launch::ATTENTION),
+    (include_str!(concat!(env!("OUT_DIR"), "/layers.ptx")), &super::launch::LAYERS),
+    (include_str!(concat!(env!("OUT_DIR"), "/answers.ptx")), &super::launch::ANSWERS),
+];
+
+/// GPUs that this process may use.
+pub(crate) fn count() -> Result<usize> {
+    CudaContext::device_count().map(|count| usize::try_from(count).unwrap_or(0)).map_err(failed)
+}
+
+/// A GPU.
+pub(super) struct Gpu {
+    stream: Arc<CudaStream>,
+    blas: Arc<CudaBlas>,
+    kernels: HashMap<&'static str, CudaFunction>,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({})", self.stream.context().ordinal())
+    }
+}
+
+/// Memory of a GPU for so many `T`; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Buffer<T> {
+    slice: CudaSlice<T>,
+    /// Where it is.
+    pub(super) place: Place,
+    pub(super) len: usize,
+}
+
+/// An address in a GPU's memory; 0 is nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place(u64);
+
+impl Place {
+    pub(super) const NOWHERE: Self = Self(0);
+
+    /// That of the `count`-th `T` behind it.
+    pub(super) fn behind<T>(self, count: usize) -> Self {
+        Self(self.0 + (count * size_of::<T>()) as u64)
+    }
+
+    /// As a kernel takes it.
+    pub(super) fn address(self) -> u64 {
+        self.0
+    }
+}
+
+/// A matrix `[outputs, inputs]` in a GPU's memory, and its bias.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    pub(super) values: Buffer<bf16>,
+    pub(super) bias: Option<Buffer<f32>>,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
+}
+
+/// Where a product goes, and in which form.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Output {
+    /// `bf16`.
+    Rounded(Place),
+    /// `f32`, times a factor.
+    Floats(Place, f32),
+    /// Added to `f32` that are there, times a factor.
+    Added(Place, f32),
+}
+
+/// One argument of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Argument {
+    At(Place),
+    Number(u32),
+    Wide(u64),
+    Real(f32),
+}
+
+impl Gpu {
+    /// The GPU of this number, with the engine's kernels.
+    pub(super) fn open(number: usize) -> Result<Self> {
+        // A stream of its own: the default one is another for each thread that calls.
+        let device = CudaDevice::new_with_stream(number).map_err(internal)?;
+        // SAFETY: everything is done on this one stream, in order; no event has to say that something is done.
+        unsafe { device.disable_event_tracking() };
+        let (stream, blas) = (device.cuda_stream(), device.cublas_handle());
+        keep_freed_memory(stream.context())?;
+        let mut kernels = HashMap::new();
+        for (code, names) in MODULES {
+            let module = stream.context().load_module(code.into()).map_err(|error| {
+                failed(error).hint(
+                    "the kernels of this build are for another kind of GPU, or for a newer driver: build with \
+                     CUDA_COMPUTE_CAP as infra/cuda/README.md says",
+                )
+            })?;
+            for name in names {
+                kernels.insert(*name, module.load_function(name).map_err(failed)?);
+            }
+        }
+        Ok(Self { stream, blas, kernels })
+    }
+
+    /// Makes the calling thread one that may ask; whatever begins a computation calls it.
+    pub(super) fn enter(&self) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(failed)
+    }
+
+    /// Free memory, in bytes.
+    pub(super) fn free_bytes(&self) -> Result<usize> {
+        self.stream.synchronize().map_err(failed)?;
+        self.stream.context().mem_get_info().map(|(free, _)| free).map_err(failed)
+    }
+
+    /// Memory for so many numbers, whatever is in it.
+    pub(super) fn buffer<T: DeviceRepr>(&self, len: usize) -> Result<Buffer<T>> {
+        // SAFETY: kernels write what they read later; where they read what no kernel wrote (slots of pages without a token), they
+        // put zeros in its place.
+        let slice = unsafe { self.stream.alloc::<T>(len.max(1)) }.map_err(failed)?;
+        Ok(self.owned(slice, len))
+    }
+
+    /// Memory for so many numbers, all 0.
+    pub(super) fn zeros<T: DeviceRepr + ValidAsZeroBits>(&self, len: usize) -> Result<Buffer<T>> {
+        let slice = self.stream.alloc_zeros::<T>(len.max(1)).map_err(failed)?;
+        Ok(self.owned(slice, len))
+    }
+
+    /// A copy of `values`.
+    pub(super) fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<Buffer<T>> {
+        let mut buffer = self.buffer(values.len())?;
+        self.write(&mut buffer, values)?;
+        Ok(buffer)
+    }
+
+    /// Copies `values` to the beginning of a buffer, which they must fit.
+    pub(super) fn write<T: DeviceRepr>(&self, buffer: &mut Buffer<T>, values: &[T]) -> Result<()> {
+        if values.len() > buffer.len {
+            return Err(Error::internal("a copy to the GPU does not fit its buffer"));
+        }
+        if values.is_empty() { Ok(()) } else { self.stream.memcpy_htod(values, &mut buffer.slice).map_err(failed) }
+    }
+
+    /// The first `len` numbers of a buffer, when everything asked for before is done.
+    pub(super) fn read<T: DeviceRepr>(&self, buffer: &Buffer<T>, len: usize) -> Result<Vec<T>> {
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        let values = self.stream.clone_dtoh(&buffer.slice.slice(..len.min(buffer.len))).map_err(failed)?;
+        self.stream.synchronize().map_err(failed)?;
+        Ok(values)
+    }
+
+    fn owned<T>(&self, slice: CudaSlice<T>, len: usize) -> Buffer<T> {
+        let place = Place(slice.device_ptr(&self.stream).0);
+        Buffer { slice, place, len }
+    }
+
+    /// A matrix that was held for a device.
+    pub(super) fn matrix(&self, linear: &Linear) -> Result<Matrix> {
+        Ok(Matrix {
+            values: self.upload(&linear.held()?)?,
+            bias: linear.bias.as_deref().map(|bias| self.upload(bias)).transpose()?,
+            outputs: linear.outputs,
+            inputs: linear.inputs,
+        })
+    }
+
+    /// `x` (`[rows, inputs]`, `bf16`) times a matrix, `[rows, outputs]`, without the bias.
+    pub(super) fn multiply(&self, matrix: &Matrix, x: Place, rows: usize, output: Output) -> Result<()> {
+        if rows == 0 {
+            return Ok(());
+        }
+        let (to, kind, alpha, beta) = match output {
+            Output::Rounded(to) => (to, blas::cudaDataType_t::CUDA_R_16BF, 1f32, 0f32),
+            Output::Floats(to, factor) => (to, blas::cudaDataType_t::CUDA_R_32F, factor, 0.0),
+            Output::Added(to, factor) => (to, blas::cudaDataType_t::CUDA_R_32F, factor, 1.0),
+        };
+        let (outputs, inputs) = (matrix.outputs as i32, matrix.inputs as i32);
+        // SAFETY: to cuBLAS, whose matrices are column by column, ours are transposed: it computes [outputs, rows]. Sizes are those
+        // of the buffers, and both factors live through the call.
+        unsafe {
+            gemm_ex(
+                *self.blas.handle(),
+                blas::cublasOperation_t::CUBLAS_OP_T,
+                blas::cublasOperation_t::CUBLAS_OP_N,
+                outputs,
+                rows as i32,
+                inputs,
+                (&raw const alpha).cast::<c_void>(),
+                matrix.values.place.0 as *const c_void,
+                blas::cudaDataType_t::CUDA_R_16BF,
+                inputs,
+                x.0 as *const c_void,
+                blas::cudaDataType_t::CUDA_R_16BF,
+                inputs,
+                (&raw const beta).cast::<c_void>(),
+                to.0 as *mut c_void,
+                kind,
+                outputs,
+                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+            )
+        }
+        .map_err(failed)
+    }
+
+    /// Starts a kernel on `grid` blocks of `threads` threads; nothing to do where there are none.
+    pub(super) fn launch(&self, kernel: &str, grid: [usize; 2], threads: usize, arguments: &[Argument]) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let mut builder = self.stream.launch_builder(self.kernel(kernel)?);
+        for argument in arguments {
+            match argument {
+                Argument::At(Place(address)) => builder.arg(address),
+                Argument::Number(number) => builder.arg(number),
+                Argument::Wide(number) => builder.arg(number),
+                Argument::Real(number) => builder.arg(number),
+            };
+        }
+        // SAFETY: launch.rs passes what the kernel of this name takes, in its order, and buffers as large as the grid reads.
+        unsafe { builder.launch(shape_of(grid, threads)) }.map(drop).map_err(failed)
+    }
+
+    /// The same with one structure in place of single arguments.
+    pub(super) fn launch_with<T: DeviceRepr>(
+        &self,
+        kernel: &str,
+        grid: [usize; 2],
+        threads: usize,
+        arguments: &T,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let mut builder = self.stream.launch_builder(self.kernel(kernel)?);
+        builder.arg(arguments);
+        // SAFETY: as above; the structure is laid out as the kernel's.
+        unsafe { builder.launch(shape_of(grid, threads)) }.map(drop).map_err(failed)
+    }
+
+    fn kernel(&self, name: &str) -> Result<&CudaFunction> {
+        self.kernels.get(name).ok_or_else(|| Error::internal(format!("there is no kernel {name}")))
+    }
+}
+
+fn shape_of([x, y]: [usize; 2], threads: usize) -> LaunchConfig {
+    LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (threads as u32, 1, 1), shared_mem_bytes: 0 }
+}
+
+/// Has the driver keep memory that is freed for the next buffer: by default it gives it back whenever somebody waits.
+fn keep_freed_memory(context: &CudaContext) -> Result<()> {
+    let mut pool: sys::CUmemoryPool = std::ptr::null_mut();
+    let mut threshold = u64::MAX;
+    // SAFETY: the device is the context's, which lives; both places are written and read during the calls only.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().map_err(failed)?;
+        let release = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, release, (&raw mut threshold).cast::<c_void>()).result().map_err(failed)
+    }
+}
+
+/// An error of the driver's or of cuBLAS; its words say when memory ran out.
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::internal("the GPU refused an operation").caused_by(error)
+}

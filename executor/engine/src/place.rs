@@ -1,0 +1,138 @@
+//! Where a model computes: on the processor, or in the build for CUDA on the machine's GPUs, one engine each. Refuses a model that
+//! the place cannot carry, and a machine without a GPU, with what to do about it.
+
+use rowmill_jobs::Result;
+use rowmill_jobs::spec::Pooling;
+#[cfg(feature = "cuda")]
+use rowmill_jobs::{Error, spec::Dtype};
+
+#[cfg(feature = "cuda")]
+use crate::cuda::{self, DeviceDecoder, DeviceEmbedder, DeviceEncoder};
+use crate::decoder::shape::DecoderShape;
+use crate::decoder::{Decoder, Embedder as DecoderEmbedder};
+use crate::descriptor::Descriptor;
+#[cfg(feature = "cuda")]
+use crate::device::carried::{check_decoder, check_encoder, refused};
+use crate::encoder::Encoder;
+#[cfg(feature = "cuda")]
+use crate::encoder::pool::Embedder;
+use crate::encoder::pool::{Dense, States};
+use crate::linear::Precision;
+use crate::model::{EngineOptions, Network};
+use crate::writer::Writer;
+
+/// A place to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Processor,
+    /// The GPU of this number, among those that `CUDA_VISIBLE_DEVICES` shows.
+    #[cfg(feature = "cuda")]
+    Gpu(usize),
+}
+
+impl Place {
+    /// All places where this build computes; there is one at least.
+    #[cfg(not(feature = "cuda"))]
+    pub(crate) fn all() -> Result<Vec<Self>> {
+        Ok(vec![Self::Processor])
+    }
+
+    /// All places where this build computes; there is one at least.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn all() -> Result<Vec<Self>> {
+        let none = |why: Error| {
+            Error::invalid("this build of Rowmill computes on GPUs, and finds none").caused_by(why).hint(
+                "see whether `nvidia-smi` lists one and CUDA_VISIBLE_DEVICES does not hide it (a container needs --gpus); on \
+                 machines without a GPU, use the CPU build",
+            )
+        };
+        match cuda::count() {
+            Ok(0) => Err(none(Error::invalid("the driver shows no GPU"))),
+            Ok(count) => Ok((0..count).map(Self::Gpu).collect()),
+            Err(error) => Err(none(error)),
+        }
+    }
+
+    /// The first of them.
+    pub(crate) fn first() -> Result<Self> {
+        Self::all().map(|places| places.first().copied().unwrap_or(Self::Processor))
+    }
+
+    /// Whether a model is read only to be held for this place, not to be computed from where it was read.
+    pub(crate) fn holds(self) -> bool {
+        self != Self::Processor
+    }
+
+    /// How exactly the small layers behind a network are computed, which stay on the processor.
+    pub(crate) fn beside(self, dtype: Precision) -> Precision {
+        if self.holds() { Precision::F32 } else { dtype }
+    }
+
+    /// Refuses a model or an option that is not for this place.
+    #[cfg(not(feature = "cuda"))]
+    pub(crate) fn check(self, _architecture: &str, _descriptor: &Descriptor, _options: &EngineOptions) -> Result<()> {
+        Ok(())
+    }
+
+    /// Refuses a model or an option that is not for this place.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn check(self, architecture: &str, descriptor: &Descriptor, options: &EngineOptions) -> Result<()> {
+        if self == Self::Processor {
+            return Ok(());
+        }
+        if matches!(options.dtype, Dtype::F32 | Dtype::F16) {
+            return Err(Error::invalid("the CUDA build computes in bf16 only")
+                .hint("leave `dtype` out, or run the job on an executor of the CPU build"));
+        }
+        match descriptor {
+            Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => check_decoder(architecture, shape),
+            Descriptor::Encoder(shape) => check_encoder(architecture, shape),
+            Descriptor::Compatible(_) | Descriptor::CompatibleEncoder(_) => {
+                Err(refused(architecture, "candle-transformers computes it, on processors"))
+            }
+        }
+    }
+
+    /// A decoder that was read for this place.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "a processor's cache gets its limit later"))]
+    pub(crate) fn writer(self, decoder: Box<Decoder>, shape: DecoderShape, options: &EngineOptions) -> Result<Writer> {
+        match self {
+            Self::Processor => Ok(Writer::Packed { decoder, shape: Box::new(shape) }),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => {
+                let decoder = DeviceDecoder::new(gpu, &decoder, shape, options.kv_bytes_max)?;
+                Ok(Writer::Device(Box::new(decoder)))
+            }
+        }
+    }
+
+    /// A decoder that was read for this place, to make vectors.
+    pub(crate) fn embedder(
+        self,
+        decoder: Decoder,
+        shape: &DecoderShape,
+        pooling: Pooling,
+        dense: Option<Dense>,
+    ) -> Result<Network> {
+        match self {
+            Self::Processor => {
+                Ok(Network::DecoderEmbedder(Box::new(DecoderEmbedder::new(decoder, shape, pooling, dense))))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => {
+                let decoder = DeviceEmbedder::new(gpu, &decoder, shape.clone())?;
+                let encoder = States::DeviceDecoder(Box::new(decoder));
+                Ok(Network::Embedder(Box::new(Embedder { encoder, pooling, dense })))
+            }
+        }
+    }
+
+    /// An encoder that was read for this place.
+    pub(crate) fn states(self, encoder: Encoder) -> Result<States> {
+        match self {
+            Self::Processor => Ok(States::Packed(Box::new(encoder))),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => DeviceEncoder::new(gpu, &encoder).map(|encoder| States::Device(Box::new(encoder))),
+        }
+    }
+}
