@@ -174,26 +174,14 @@ impl Egress {
         ledger.map(open).transpose()
     }
 
-    async fn engine(
-        &self,
-        run: Sending<'_>,
-        name: &str,
-        permit: Permit,
-        means: &Means<'_>,
-    ) -> Result<ManagedEngine> {
+    async fn engine(&self, run: Sending<'_>, name: &str, permit: Permit, means: &Means<'_>) -> Result<ManagedEngine> {
         let lane = permit.lane();
         let engine = self.calling(run, name, permit, means).await?;
         if lane == Lane::Batch { self.in_batches(engine, run, name, means).await } else { Ok(engine) }
     }
 
     /// An engine that asks one call at a time.
-    async fn calling(
-        &self,
-        run: Sending<'_>,
-        name: &str,
-        permit: Permit,
-        means: &Means<'_>,
-    ) -> Result<ManagedEngine> {
+    async fn calling(&self, run: Sending<'_>, name: &str, permit: Permit, means: &Means<'_>) -> Result<ManagedEngine> {
         let budget = Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), means.books)?;
         let budget = means.cap.iter().fold(budget, Budget::with_cap);
         ManagedEngine::open(&self.accounts, permit, dimensions(run.job, name), budget, means.guard.clone()).await

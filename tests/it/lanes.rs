@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, Int64Array, StringArray};
-use rowmill_provider_simulator::config::{Batches, Faults};
+use rowmill_provider_simulator::config::{Batches, Faults, Keep};
 use rowmill_provider_simulator::journal::Entry;
 use rowmill_provider_simulator::{Config, Provider};
 use serde_json::Value;
@@ -21,6 +21,11 @@ use crate::support::{Said, integers, read_table, say, strings};
 const SHARDS: u64 = 3;
 /// Longest that anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Simulators that keep what they are sent.
+fn seen() -> Config {
+    Config { keep_bodies: Keep::Everything, ..Config::default() }
+}
 
 /// Batches that are done at once.
 fn quick() -> Batches {
@@ -112,7 +117,7 @@ fn each_provider_with_a_batch_interface_computes_a_job_in_batches() {
         ("mistral", Provider::Mistral, "mistral-small-latest"),
         ("together", Provider::Together, "meta-llama/Llama-3.3-70B-Instruct-Turbo"),
     ];
-    let providers = Providers::with(Config { batches: quick(), ..Config::default() });
+    let providers = Providers::with(Config { batches: quick(), ..seen() });
     println!("| provider | lane | asked for | rows | errors | batches | answers paid | online | audit |");
     println!("|---|---|---|---|---|---|---|---|---|");
     for (kind, simulated, name) in kinds {
@@ -142,7 +147,7 @@ fn vectors_come_in_batches_where_a_provider_has_them() {
         ("gemini", Provider::Gemini, "gemini-embedding-001", 768),
         ("mistral", Provider::Mistral, "mistral-embed", 16),
     ];
-    let providers = Providers::with(Config { batches: quick(), ..Config::default() });
+    let providers = Providers::with(Config { batches: quick(), ..seen() });
     println!("| provider | lane | asked for | rows | errors | batches |\n|---|---|---|---|---|---|");
     for (kind, simulated, name, dimensions) in kinds {
         let away = |lane: &str| {
@@ -170,7 +175,7 @@ fn vectors_come_in_batches_where_a_provider_has_them() {
 
 #[test]
 fn a_shard_of_thousands_of_rows_is_one_batch_or_as_many_as_the_operator_says() {
-    let providers = Providers::with(Config { batches: Batches { row_ms: 0, ..quick() }, ..Config::default() });
+    let providers = Providers::with(Config { batches: Batches { row_ms: 0, ..quick() }, ..seen() });
     let rows: i64 = 3_000;
     let model = "engine = 'openai', provider = 'away', name = 'gpt-4o-mini', lane = 'batch'";
     for (rows_max, batches) in [("", 1), ("rows_max = 1000\n", 3)] {
@@ -188,7 +193,7 @@ fn a_shard_of_thousands_of_rows_is_one_batch_or_as_many_as_the_operator_says() {
 
 #[test]
 fn personal_data_is_replaced_before_a_batch_is_uploaded() {
-    let providers = Providers::with(Config { batches: quick(), ..Config::default() });
+    let providers = Providers::with(Config { batches: quick(), ..seen() });
     let select = "SELECT id, ai_complete(text) AS answer FROM rows";
     for (kind, simulated, name) in
         [("openai", Provider::Openai, "gpt-4o-mini"), ("gemini", Provider::Gemini, "gemini-3.5-flash")]
@@ -210,7 +215,7 @@ fn personal_data_is_replaced_before_a_batch_is_uploaded() {
 
 #[test]
 fn batches_and_flex_cost_half_of_what_online_costs() {
-    let providers = Providers::with(Config { batches: quick(), ..Config::default() });
+    let providers = Providers::with(Config { batches: quick(), ..seen() });
     let run = |lane: &str| {
         let model = format!("engine = 'openai', provider = 'away', name = 'gpt-5.4-mini', lane = '{lane}'");
         let away = Elsewhere::new(&model, "", SELECT);
@@ -236,7 +241,7 @@ fn flex_says_so_in_every_request_and_is_patient_where_there_is_no_room() {
         ("groq", Provider::Groq, "openai/gpt-oss-120b", "flex"),
     ];
     let faults = Faults { no_room: 0.2, ..Faults::default() };
-    let providers = Providers::with(Config { faults, ..Config::default() });
+    let providers = Providers::with(Config { faults, ..seen() });
     println!("| provider | lane | rows | errors | requests | no room |\n|---|---|---|---|---|---|");
     for (kind, simulated, name, tier) in kinds {
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'flex'");
@@ -267,7 +272,7 @@ fn rows_that_expire_go_again_refused_ones_are_typed_and_wrong_forms_are_asked_ag
         window_ms: 10_000,
         ..quick()
     };
-    let providers = Providers::with(Config { batches, clock_speed: 10, seed: 11, ..Config::default() });
+    let providers = Providers::with(Config { batches, clock_speed: 10, seed: 11, ..seen() });
     let select = "SELECT id, ai_extract(text, 'product STRING, severity INT') AS facts FROM rows";
     let model = "engine = 'openai', provider = 'away', name = 'gpt-4o-mini', lane = 'batch'";
     let run = |lanes: &str| {
@@ -302,7 +307,7 @@ fn killed_while_batches_are_under_way_the_same_command_finds_them_and_pays_nothi
         ("anthropic", Provider::Anthropic, "claude-haiku-4-5", 2),
         ("gemini", Provider::Gemini, "gemini-3.5-flash", 2),
     ] {
-        let providers = Providers::with(Config { batches: batches.clone(), ..Config::default() });
+        let providers = Providers::with(Config { batches: batches.clone(), ..seen() });
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");
         let away = Elsewhere::new(&model, ", max_cost_usd = 50", SELECT);
         away.config(&in_batches(&providers, kind, simulated, ""));
@@ -347,7 +352,7 @@ fn two_processes_with_one_run_share_its_batches() {
         ("anthropic", Provider::Anthropic, "claude-haiku-4-5"),
         ("mistral", Provider::Mistral, "mistral-small-latest"),
     ] {
-        let providers = Providers::with(Config { batches: batches.clone(), ..Config::default() });
+        let providers = Providers::with(Config { batches: batches.clone(), ..seen() });
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");
         let away = Elsewhere::new(&model, ", max_cost_usd = 50", SELECT);
         away.config(&in_batches(&providers, kind, simulated, ""));
@@ -367,7 +372,7 @@ fn two_processes_with_one_run_share_its_batches() {
 
 #[test]
 fn a_cap_holds_batches_back_before_they_are_created_and_raising_it_goes_on() {
-    let providers = Providers::with(Config { batches: quick(), ..Config::default() });
+    let providers = Providers::with(Config { batches: quick(), ..seen() });
     let prices = "[prices.\"away/gpt-4o-mini\"]\ninput = \"100\"\noutput = \"400\"\n";
     let model = "engine = 'openai', provider = 'away', name = 'gpt-4o-mini', lane = 'batch'";
     let select = "SELECT id, ai_classify(text, ['billing', 'bug']) AS topic FROM rows";
@@ -388,7 +393,7 @@ fn a_cap_holds_batches_back_before_they_are_created_and_raising_it_goes_on() {
 
 #[test]
 fn a_lane_that_is_not_allowed_sends_nothing() {
-    let providers = Providers::with(Config::default());
+    let providers = Providers::with(seen());
     let openai = provider(&providers, "openai", Provider::Openai);
     let facts = "[providers.away.facts]\nasserted_by = \"test\"\nbatch_allowed = true\n";
     let cases = [

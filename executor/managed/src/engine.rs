@@ -110,7 +110,19 @@ impl ManagedEngine {
         let region = target.holes.get("region").cloned();
         let concurrency = accounts.concurrency(&permit);
         let (budget, questions) = (Arc::new(budget), Mutex::default());
-        Ok(Self { permit, target, transport, concurrency, host, region, price, budget, guard, questions, batches: None })
+        Ok(Self {
+            permit,
+            target,
+            transport,
+            concurrency,
+            host,
+            region,
+            price,
+            budget,
+            guard,
+            questions,
+            batches: None,
+        })
     }
 
     /// Whether a task can be asked of this model.

@@ -7,9 +7,9 @@ use rowmill_jobs::lane::Lane;
 use rowmill_jobs::spec::EngineSpec;
 use rowmill_jobs::{Error, Result};
 use rowmill_managed::policy::Permit;
-use rowmill_managed::{BatchesOfRun, ManagedEngine, RunGuard};
+use rowmill_managed::{BatchesOfRun, Books, ManagedEngine};
 
-use super::{Egress, Sending, dimensions};
+use super::{Egress, Means, Sending};
 
 impl Egress {
     /// The engine with what the batch lane needs.
@@ -18,7 +18,7 @@ impl Egress {
         engine: ManagedEngine,
         run: Sending<'_>,
         model: &str,
-        guard: &RunGuard,
+        means: &Means<'_>,
     ) -> Result<ManagedEngine> {
         let Some(store) = run.store else {
             return Err(Error::invalid("a preview does not wait for batches, which take up to a day")
@@ -27,8 +27,10 @@ impl Egress {
         let online = match self.online_permit(run, model) {
             None => None,
             Some(permit) => {
-                let length = dimensions(run.job, model);
-                Some(Arc::new(ManagedEngine::open(&self.accounts, permit, length, guard.clone()).await?))
+                // A name of its own in ledgers that both may have.
+                let executor = format!("{}-again", means.books.executor);
+                let means = Means { books: Books { executor: &executor, ..means.books }, ..*means };
+                Some(Arc::new(self.calling(run, model, permit, &means).await?))
             }
         };
         let (run_key, executor) = (run.run_key.to_owned(), self.executor.clone());

@@ -52,7 +52,7 @@ struct Batch<'a> {
 
 impl Batch<'_> {
     fn as_part(&self, part: Part) -> BatchRef {
-        BatchRef { name: self.name.clone(), rows: self.rows.clone(), part }
+        BatchRef { name: self.name.clone(), rows: self.rows.clone(), round: self.round, part }
     }
 }
 
@@ -135,7 +135,7 @@ impl BatchLane {
         if self.records.write(round, index, "settled.json", &settled).await? == Put::Exists {
             return Ok(());
         }
-        let batch = BatchRef { name: self.job.batch_name(round, index), rows, part: Part::Creation };
+        let batch = BatchRef { name: self.job.batch_name(round, index), rows, round, part: Part::Creation };
         if let Err(error) = self.wire.settle(&batch, results).await {
             // What was set aside counts as spent then: too much, never too little.
             tracing::warn!(batch = batch.name, %error, "what a batch took could not be settled");

@@ -28,6 +28,8 @@ pub struct BatchRef {
     pub name: String,
     /// Its rows: indexes in the job's rows.
     pub rows: Vec<u32>,
+    /// Its round: in a further one, rows go that were in a batch before.
+    pub round: u32,
     /// What the call does for it.
     pub part: Part,
 }

@@ -54,7 +54,6 @@ use breaker::Breaker;
 use classify::Classify;
 use limiter::Limiter;
 use retry::Retry;
-pub(crate) use stack::Sent;
 use stack::{Deadline, Facts, call_error, error};
 use wire::Wire;
 use witnessed::Witnessed;
@@ -67,7 +66,7 @@ pub struct Transport {
     /// Makes requests that async-openai has no form for.
     requests: reqwest::Client,
     /// The layers without retrying.
-    once: Limiter<Breaker<Classify>>,
+    once: Limiter<Witnessed<Breaker<Classify>>>,
 }
 
 impl std::fmt::Debug for Transport {

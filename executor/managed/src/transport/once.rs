@@ -10,9 +10,9 @@ use reqwest::multipart::{Form, Part};
 use tokio::time::{Instant, timeout_at};
 
 use super::Transport;
-use super::stack::{Answer, Facts, Failed, Layered, Sent, error};
+use super::stack::{Answer, Facts, Failed, Layered, error};
 use crate::batch::BatchBody;
-use crate::call::{CallError, Class, Reply};
+use crate::call::{CallError, Class, Left, Reply};
 
 impl Transport {
     /// Sends a request once. It has to be over at `deadline`. Whoever calls this has the operator's permit, has written the
@@ -25,15 +25,15 @@ impl Transport {
         path: &str,
         body: BatchBody,
         deadline: Instant,
-    ) -> Result<Reply, (CallError, Sent)> {
+    ) -> Result<Reply, (CallError, Left)> {
         if !path.starts_with('/') {
-            return Err((error(Class::Refused, "the request's path is none"), Sent::Nothing));
+            return Err((error(Class::Refused, "the request's path is none"), Left::Nothing));
         }
         let facts = Facts::of_batch(deadline);
         let call = timeout_at(deadline, self.once.call(self.factory(path, body)));
         let late = || Err(Failed::unanswered(error(Class::Transient, "the provider did not answer in time")));
         let answer: Result<Answer, Box<Failed>> = facts.run(call).await.unwrap_or_else(|_| late());
-        let answer = answer.map_err(|failed| (failed.error, failed.sent))?;
+        let answer = answer.map_err(|failed| (failed.error, failed.left))?;
         Ok(Reply { body: answer.body, request_id: answer.request_id, first_byte: answer.first_byte })
     }
 

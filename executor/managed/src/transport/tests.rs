@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::stub::{Act, Stub, answer, json};
 use super::*;
 use crate::batch::BatchBody;
-use crate::call::Estimate;
+use crate::call::{Estimate, Left};
 
 const BODY: &str = r#"{"model":"m","messages":[{"role":"user","content":"canary-cell-4111"}]}"#;
 
@@ -124,8 +124,8 @@ async fn a_request_about_batches_is_sent_once_and_takes_no_tokens_of_a_minute() 
         content: Bytes::from_static(b"{\"row\":1}\n"),
     };
     let deadline = Instant::now() + Duration::from_secs(60);
-    let (error, sent) = transport.send_once("/files", form(), deadline).await.unwrap_err();
-    assert_eq!((error.class, error.status, sent), (Class::Transient, Some(500), Sent::Something));
+    let (error, left) = transport.send_once("/files", form(), deadline).await.unwrap_err();
+    assert_eq!((error.class, error.status, left), (Class::Transient, Some(500), Left::Something));
     assert_eq!(stub.got().len(), 1, "a creation that is sent again may be done twice");
     let reply = transport.send_once("/files", form(), deadline).await.unwrap();
     assert_eq!((reply.body, reply.request_id.as_deref()), (Bytes::from(answer), Some("req-7")));

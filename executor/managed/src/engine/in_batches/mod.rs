@@ -22,7 +22,9 @@ use crate::batch::{Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, L
 use crate::call::{CallError, Class, Estimate, Reply};
 use crate::conversation::{Conversation, Step};
 use crate::dialect;
+use crate::journal::{Fingerprint, Journal};
 use crate::lane::Lane;
+use crate::on_behalf::Wanted;
 use crate::redaction::Vault;
 use wire::{GuardedWire, RowFacts};
 
@@ -54,6 +56,10 @@ struct Row {
     vault: Vault,
     /// Bytes of its request.
     bytes: usize,
+    /// Tokens that it can take at most.
+    tokens_max: u64,
+    /// Names it among what was answered before.
+    print: Option<Fingerprint>,
 }
 
 /// A row before anything is sent.
@@ -97,6 +103,11 @@ impl ManagedEngine {
 }
 
 impl Batches {
+    /// What asks again online.
+    pub(super) fn online(&self) -> Option<&ManagedEngine> {
+        self.online.as_deref()
+    }
+
     /// Answers every request, in their order.
     pub(super) async fn infer(
         &self,
@@ -112,7 +123,8 @@ impl Batches {
                 Prepared::Ended(outcome) => standings.push(Standing::Ended(outcome)),
                 Prepared::ToSend(row, body, estimate) => {
                     standings.push(Standing::Sent(rows.len()));
-                    facts.push(RowFacts { estimate, redactions: row.vault.counts().clone() });
+                    let redactions = row.vault.counts().clone();
+                    facts.push(RowFacts { estimate, tokens_max: row.tokens_max, redactions });
                     sent.push(BatchRow { body, estimate });
                     rows.push(*row);
                 }
@@ -176,17 +188,12 @@ impl Batches {
             }
             RowEnd::Failed(failed) => (self.failed(&mut row.conversation, &failed), 0),
         };
-        let (step, online) = match (step, &self.online) {
-            (Step::Ask, None) => (row.conversation.give_up(), engine),
-            (step, online) => (step, online.as_deref().unwrap_or(engine)),
+        let step = match (step, &self.online) {
+            (Step::Ask, Some(online)) => return ask_again(online, asked, who, (row, nano_usd)).await,
+            (Step::Ask, None) => row.conversation.give_up(),
+            (step, _) => step,
         };
-        let talk = Talk { engine: online, asked, who, rows: 1, redactions: row.vault.counts().clone() };
-        let outcomes = talk.go_on(row.conversation, step, nano_usd).await?;
-        let outcome = outcomes.into_iter().next().ok_or_else(|| Error::internal("a row of a batch has no outcome"))?;
-        Ok(match &engine.guard.redactor {
-            None => outcome,
-            Some(redactor) => restore(redactor, &row.vault, &asked.task, outcome),
-        })
+        outcome(engine, asked, who, (row, step, nano_usd)).await
     }
 
     /// What a row comes to that has no answer.
@@ -211,6 +218,45 @@ impl Batches {
     }
 }
 
+/// Asks a row again online, unless an earlier attempt has the answer.
+async fn ask_again(
+    online: &ManagedEngine,
+    asked: &Asked,
+    who: &OnBehalf,
+    (row, nano_usd): (Row, u64),
+) -> Result<Outcome> {
+    let kept = online.guard.journal.as_ref().zip(row.print);
+    if let Some((journal, print)) = &kept
+        && let Some(known) = Journal::find(who.known(journal).await?, print)
+    {
+        return Ok(known.clone());
+    }
+    let outcome = outcome(online, asked, who, (row, Step::Ask, nano_usd)).await?;
+    if let Some((journal, print)) = &kept {
+        journal.record(who.shard, std::slice::from_ref(print), std::slice::from_ref(&outcome)).await;
+    }
+    Ok(outcome)
+}
+
+/// Goes on with a row's conversation to its end. The row has left with its batch.
+async fn outcome(
+    engine: &ManagedEngine,
+    asked: &Asked,
+    who: &OnBehalf,
+    (row, step, nano_usd): (Row, Step, u64),
+) -> Result<Outcome> {
+    let wanted = Wanted::default();
+    let unwanted = wanted.unwanted();
+    let redactions = row.vault.counts().clone();
+    let talk = Talk { engine, asked, who, unwanted: &unwanted, rows: 1, redactions };
+    let outcomes = talk.go_on(row.conversation, step, (0, nano_usd)).await?;
+    let outcome = outcomes.into_iter().next().ok_or_else(|| Error::internal("a row of a batch has no outcome"))?;
+    Ok(match &engine.guard.redactor {
+        None => outcome,
+        Some(redactor) => restore(redactor, &row.vault, &asked.task, outcome),
+    })
+}
+
 /// A row and its request, or its end where nothing is to be asked. The request depends on nothing but the row: another process
 /// must make the same one.
 fn prepare(engine: &ManagedEngine, asked: &Asked, request: &Request) -> Result<Prepared> {
@@ -233,12 +279,13 @@ fn prepare(engine: &ManagedEngine, asked: &Asked, request: &Request) -> Result<P
     let call = conversation.call(&asked.question.estimates());
     let body = dialect::batch_row(&engine.target, call.body.unwrap_or_default());
     let input_tokens_max = body.len() as u64 + TEMPLATE_TOKENS_MAX;
-    let most = engine
-        .price
-        .as_ref()
-        .map_or(0, |price| price.most(input_tokens_max, conversation.output_tokens_max(), engine.permit.lane()));
-    let estimate = Estimate { nano_usd_max: most, ..call.estimate };
-    let row = Row { conversation, vault, bytes: body.len() };
+    let output_tokens_max = conversation.output_tokens_max();
+    let price = engine.price.as_ref();
+    let nano_usd_max = price.map_or(0, |price| price.most(input_tokens_max, output_tokens_max, engine.permit.lane()));
+    let estimate = Estimate { nano_usd_max, ..call.estimate };
+    let (bytes, tokens_max) = (body.len(), input_tokens_max + output_tokens_max);
+    let print = asked.prints.as_ref().map(|prints| prints.of(request));
+    let row = Row { conversation, vault, bytes, tokens_max, print };
     Ok(Prepared::ToSend(Box::new(row), body, estimate))
 }
 

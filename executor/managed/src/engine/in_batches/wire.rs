@@ -8,26 +8,27 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rowmill_jobs::money;
-use rowmill_jobs::spend::{Ledger, SetAside};
-use rowmill_jobs::{Error, Kind, Result};
+use rowmill_jobs::{Error, Result};
 use tokio::time::Instant;
 
-use super::super::{Asked, ManagedEngine, OnBehalf, RunGuard, ended};
+use super::super::{Asked, ManagedEngine, OnBehalf, RunGuard};
 use super::{Batches, sum_of};
-use crate::audit::{Intended, Intent};
-use crate::batch::{BatchBody, BatchCall, BatchProvider, BatchRef, BatchWire, Part, Reason, RowResult};
-use crate::call::{CallError, Class, Estimate, Reply, Spent};
+use crate::audit::{Ending, Intended, Intent};
+use crate::batch::{BatchBody, BatchCall, BatchProvider, BatchRef, BatchWire, Part, Reason, RowResult, did_nothing};
+use crate::budget::{Amount, Budget};
+use crate::call::{CallError, Class, Estimate, Left, Reply, Spent};
 use crate::dialect;
 use crate::lane::Lane;
 use crate::pricing::ModelPrice;
 use crate::question::Question;
-use crate::transport::{Sent, Transport};
+use crate::transport::Transport;
 
 /// What is known of a row before it is sent.
 #[derive(Debug, Clone)]
 pub(super) struct RowFacts {
     pub(super) estimate: Estimate,
+    /// Tokens that it can take at most.
+    pub(super) tokens_max: u64,
     /// How many times each detector replaced something.
     pub(super) redactions: BTreeMap<String, u64>,
 }
@@ -38,6 +39,7 @@ pub(super) struct GuardedWire {
     provider: BatchProvider,
     transport: Transport,
     guard: RunGuard,
+    budget: Arc<Budget>,
     price: Option<ModelPrice>,
     question: Arc<Question>,
     rows: Vec<RowFacts>,
@@ -75,6 +77,7 @@ impl GuardedWire {
             provider: batches.provider,
             transport: engine.transport.clone(),
             guard: engine.guard.clone(),
+            budget: Arc::clone(&engine.budget),
             price: engine.price.clone(),
             question: Arc::clone(&asked.question),
             rows,
@@ -99,22 +102,19 @@ impl GuardedWire {
         CallError { class, status: None, code: None, message, retry_after: None, request_id: None }
     }
 
-    /// Sets aside the most that a batch can cost, unless that was done before.
+    /// Sets aside the most that a batch can take, unless that was done before.
     async fn set_aside(&self, batch: &BatchRef) -> Result<()> {
-        let Some(ledger) = &self.guard.ledger else { return Ok(()) };
-        let most = self.of(&batch.rows).fold(0u64, |sum, row| sum.saturating_add(row.estimate.nano_usd_max));
-        match ledger.set_aside(&batch.name, most).await? {
-            SetAside::Done => Ok(()),
-            SetAside::CapReached { left } => Err(Error::new(Kind::Incomplete, "max_cost_usd is reached")
-                .with("left", format!("{} USD", money::show(left)))
-                .with("next batch", format!("{} USD at most", money::show(most)))
-                .hint("finished parts and batches under way are kept; raise max_cost_usd and start the same command again")),
-        }
+        let most = self.of(&batch.rows).fold(Amount { rows: leaving(batch), ..Amount::default() }, |sum, row| Amount {
+            tokens: sum.tokens.saturating_add(row.tokens_max),
+            nano_usd: sum.nano_usd.saturating_add(row.estimate.nano_usd_max),
+            ..sum
+        });
+        self.budget.set_aside(&batch.name, most).await
     }
 
     /// Gives back what was set aside for a batch that was surely not created.
-    async fn give_back(&self, ledger: &Ledger, batch: &BatchRef) {
-        if let Err(error) = ledger.release(&batch.name, 0).await {
+    async fn give_back(&self, batch: &BatchRef) {
+        if let Err(error) = self.budget.release(&batch.name, Amount::default()).await {
             // It is found when the batch is created.
             tracing::warn!(batch = batch.name, %error, "money that was set aside could not be given back");
         }
@@ -139,11 +139,11 @@ impl GuardedWire {
     async fn transmit(&self, path: &str, body: BatchBody) -> std::result::Result<Reply, CallError> {
         let deadline = Instant::now() + self.call_time;
         loop {
-            let (mut error, sent) = match self.transport.send_once(path, body.clone(), deadline).await {
+            let (mut error, left) = match self.transport.send_once(path, body.clone(), deadline).await {
                 Ok(reply) => return Ok(reply),
                 Err(failed) => failed,
             };
-            if sent == Sent::Something || !matches!(error.class, Class::Throttled | Class::Transient) {
+            if left == Left::Something || !matches!(error.class, Class::Throttled | Class::Transient) {
                 return Err(error);
             }
             let wait = error.retry_after.unwrap_or(Duration::from_secs(1));
@@ -187,16 +187,16 @@ impl BatchWire for GuardedWire {
         let intended = self.intend(&call).await.map_err(|error| self.held_back(error))?;
         let BatchCall { path, body, of, .. } = call;
         let reply = self.transmit(&path, body).await;
-        if let (Some(batch), Some(ledger), Err(error)) = (&of, &self.guard.ledger, &reply)
-            && (batch.part == Part::Input || crate::batch::did_nothing(error))
+        if let (Some(batch), Err(error)) = (&of, &reply)
+            && (batch.part == Part::Input || did_nothing(error))
         {
-            self.give_back(ledger, batch).await;
+            self.give_back(batch).await;
         }
         if let Some(intended) = intended {
             // What it takes is known when it has ended: settling says it.
             let ending = match &reply {
-                Ok(reply) => ended(None, Some(200), reply.request_id.clone(), Spent::default()),
-                Err(error) => ended(Some(error.class), error.status, error.request_id.clone(), Spent::default()),
+                Ok(reply) => ended(None, Some(200), reply.request_id.clone()),
+                Err(error) => ended(Some(error.class), error.status, error.request_id.clone()),
             };
             if let Err(error) = self.guard.audit.end(intended, ending).await {
                 // It was sent all the same. Nothing more will be: the next intent cannot be written either.
@@ -213,14 +213,24 @@ impl BatchWire for GuardedWire {
             output_tokens: sum.output_tokens + spent.output_tokens,
             nano_usd: sum.nano_usd.saturating_add(spent.nano_usd),
         });
-        if let Some(ledger) = &self.guard.ledger {
-            ledger.release(&batch.name, total.nano_usd).await?;
-        }
+        let tokens = total.input_tokens.saturating_add(total.output_tokens);
+        self.budget.release(&batch.name, Amount { rows: leaving(batch), tokens, nano_usd: total.nano_usd }).await?;
         // A line of its own, of no rows and no bytes: the process that sent the rows may be long gone.
         let payload_hmac = self.guard.audit.sign(b"");
         let intended = self.guard.audit.intend(Intent { payload_hmac, ..self.intent.clone() }).await?;
-        self.guard.audit.end(intended, ended(None, None, None, total)).await
+        let Spent { input_tokens, output_tokens, nano_usd, .. } = total;
+        let ending = Ending { input_tokens, output_tokens, nano_usd, ..ended(None, None, None) };
+        self.guard.audit.end(intended, ending).await
     }
+}
+
+/// Rows that leave with a batch for the first time.
+fn leaving(batch: &BatchRef) -> u64 {
+    if batch.round == 0 { batch.rows.len() as u64 } else { 0 }
+}
+
+fn ended(class: Option<Class>, status: Option<u16>, request_id: Option<String>) -> Ending {
+    Ending { class: Ending::class_of(class), status, request_id, ..Ending::default() }
 }
 
 /// The batch whose rows are in a call, and the bytes that they are in.
