@@ -1,5 +1,5 @@
 //! What a model in the batch lane needs of a run: its store, where batches are remembered, and a way to ask again online
-//! what came in a wrong form, if the policy permits that lane as well. A preview has no store, and does not wait for a day.
+//! what came in a wrong form, if the policy permits that lane as well. A preview has no plan, and does not wait for a day.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl Egress {
         model: &str,
         means: &Means<'_>,
     ) -> Result<ManagedEngine> {
-        let Some(store) = run.store else {
+        let Some((store, _)) = run.store.zip(run.plan) else {
             return Err(Error::invalid("a preview does not wait for batches, which take up to a day")
                 .hint("write lane = 'online' for the preview, and lane = 'batch' again for the run"));
         };
