@@ -132,9 +132,14 @@ pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
     format!("run={run_key}/_staged/{attempt}/staged-{file:05}.parquet")
 }
 
+/// What the records of all provider batches of a run start with.
+pub fn batches_of_run(run_key: &str) -> String {
+    format!("run={run_key}/_batches/")
+}
+
 /// The folder of the records of provider batches; `chunk` names requests of a shard that were sent together. Ends in `/`.
 pub fn batches(run_key: &str, shard: u32, chunk: &str) -> String {
-    format!("run={run_key}/_batches/{shard:05}/{chunk}/")
+    format!("{}{shard:05}/{chunk}/", batches_of_run(run_key))
 }
 
 /// How the rows of a chunk were cut into provider batches, in its folder; `round` counts from 0, a further one for rows that
