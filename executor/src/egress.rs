@@ -1,6 +1,8 @@
 //! [`Egress`]: what this process may send to models elsewhere. It asks the operator's policy about a job's calls, and gives a
 //! run what its managed models need: permits, audit, money, redaction. Local models have no business here.
 
+mod batches;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +52,15 @@ pub(crate) struct Opened {
     pub(crate) guard: Option<RunGuard>,
 }
 
+/// What the engines of a run have in common.
+#[derive(Debug, Clone, Copy)]
+struct Means<'a> {
+    guard: &'a RunGuard,
+    /// The job's cap.
+    cap: &'a Option<Arc<Ledger>>,
+    books: Books<'a>,
+}
+
 impl Egress {
     /// With these accounts, in the name of this executor, whose audits go into `folder`.
     pub fn new(accounts: Accounts, executor: String, folder: PathBuf) -> Self {
@@ -63,7 +74,7 @@ impl Egress {
     pub fn permits(&self, job: &JobSpec, calls: &[Call]) -> Result<BTreeMap<String, Permit>> {
         let mut permits = BTreeMap::new();
         for model in &job.models {
-            let EngineSpec::Managed { kind, provider, name, .. } = &model.engine else { continue };
+            let EngineSpec::Managed { kind, provider, name, lane, .. } = &model.engine else { continue };
             let own: Vec<&Call> = calls.iter().filter(|call| asks(job, call, &model.name)).collect();
             if own.is_empty() {
                 continue;
@@ -73,7 +84,7 @@ impl Egress {
             let asked = EgressRequest {
                 provider: provider.clone(),
                 model: name.clone(),
-                lane: Lane::Online,
+                lane: *lane,
                 datasets: job.tables.iter().map(|table| table.location.clone()).collect(),
                 columns: columns.into_iter().cloned().collect(),
                 never_send: job.never_send.clone(),
@@ -144,12 +155,10 @@ impl Egress {
         let days = self.days()?;
         let books =
             Books { run: run.store.map(|store| (store, run.run_key)), days: days.as_ref(), executor: &executor };
+        let means = Means { guard: &guard, cap: &cap, books };
         let mut engines = BTreeMap::new();
         for (name, permit) in permits {
-            let budget = Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), books)?;
-            let budget = cap.iter().fold(budget, Budget::with_cap);
-            let dimensions = dimensions(run.job, &name);
-            let engine = ManagedEngine::open(&self.accounts, permit, dimensions, budget, guard.clone()).await;
+            let engine = self.engine(run, &name, permit, &means).await;
             engines.insert(name.clone(), Arc::new(engine.map_err(|error| error.with("model", &name))?));
         }
         Ok(Opened { engines, guard: Some(guard) })
@@ -163,6 +172,19 @@ impl Egress {
             store::open(&url).map_err(|error| error.with("ledger of rowmill.toml", place))
         };
         ledger.map(open).transpose()
+    }
+
+    async fn engine(&self, run: Sending<'_>, name: &str, permit: Permit, means: &Means<'_>) -> Result<ManagedEngine> {
+        let lane = permit.lane();
+        let engine = self.calling(run, name, permit, means).await?;
+        if lane == Lane::Batch { self.in_batches(engine, run, name, means).await } else { Ok(engine) }
+    }
+
+    /// An engine that asks one call at a time.
+    async fn calling(&self, run: Sending<'_>, name: &str, permit: Permit, means: &Means<'_>) -> Result<ManagedEngine> {
+        let budget = Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), means.books)?;
+        let budget = means.cap.iter().fold(budget, Budget::with_cap);
+        ManagedEngine::open(&self.accounts, permit, dimensions(run.job, name), budget, means.guard.clone()).await
     }
 
     async fn guard(&self, run: Sending<'_>, executor: &str) -> Result<RunGuard> {

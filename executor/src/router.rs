@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use chrono::Utc;
-use rowmill_jobs::infer::{Engine, Outcome, Request, Task, TaskKind, Usage};
+use rowmill_jobs::infer::{Engine, Outcome, Portion, Request, Task, TaskKind, Usage};
 use rowmill_jobs::plan::ModelPin;
 use rowmill_jobs::spec::{EngineSpec, SpillSpec, SpillWhen};
 use rowmill_jobs::store::Store;
@@ -202,6 +202,13 @@ impl Engine for AtShard {
             Some(Model::Local(local)) => self.ask_local(local, task, requests).await,
             Some(Model::Managed(engine)) => engine.infer(&self.who, task, requests).await,
             None => Err(Error::internal(format!("no model is called {}", task.model))),
+        }
+    }
+
+    fn portion(&self, task: &Task) -> Portion {
+        match self.router.models.get(&task.model) {
+            Some(Model::Managed(engine)) => engine.portion(),
+            _ => Portion::Usual,
         }
     }
 }

@@ -248,6 +248,20 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Answers every request, in their order: `outcomes.len() == requests.len()`. One row's trouble is that row's
     /// outcome; an `Err` means that the engine itself cannot go on, and fails the shard.
     async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>>;
+
+    /// How many of a task's requests it wants at once.
+    fn portion(&self, _task: &Task) -> Portion {
+        Portion::Usual
+    }
+}
+
+/// How many requests an engine wants at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Portion {
+    /// Some: it answers them while the next are gathered.
+    Usual,
+    /// As many as memory allows: it sends them away together, and however many they are, they take hours.
+    Large,
 }
 
 #[cfg(test)]

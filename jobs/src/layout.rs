@@ -132,19 +132,25 @@ pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
     format!("run={run_key}/_staged/{attempt}/staged-{file:05}.parquet")
 }
 
-/// What the records of a shard's provider batches start with.
-pub fn batches(run_key: &str, shard: u32) -> String {
-    format!("run={run_key}/_batches/{shard:05}/")
+/// What the records of all provider batches of a run start with.
+pub fn batches_of_run(run_key: &str) -> String {
+    format!("run={run_key}/_batches/")
 }
 
-/// How the rows of a shard were cut into provider batches; `round` counts from 0, a further one for rows that got no answer.
-pub fn batch_round(run_key: &str, shard: u32, round: u32) -> String {
-    format!("{}round-{round:02}.json", batches(run_key, shard))
+/// The folder of the records of provider batches; `chunk` names requests of a shard that were sent together. Ends in `/`.
+pub fn batches(run_key: &str, shard: u32, chunk: &str) -> String {
+    format!("{}{shard:05}/{chunk}/", batches_of_run(run_key))
 }
 
-/// A step of one provider batch: `intent-1.json`, `created.json`, `results.jsonl`.
-pub fn batch_step(run_key: &str, shard: u32, round: u32, batch: usize, step: &str) -> String {
-    format!("{}{round:02}-{batch:03}/{step}", batches(run_key, shard))
+/// How the rows of a chunk were cut into provider batches, in its folder; `round` counts from 0, a further one for rows that
+/// got no answer.
+pub fn batch_round(folder: &str, round: u32) -> String {
+    format!("{folder}round-{round:02}.json")
+}
+
+/// A step of one provider batch, in its chunk's folder: `intent-1.json`, `created.json`, `results.jsonl`.
+pub fn batch_step(folder: &str, round: u32, batch: usize, step: &str) -> String {
+    format!("{folder}{round:02}-{batch:03}/{step}")
 }
 
 /// The `seq`-th claim on a logical date, counted from 1.

@@ -7,6 +7,7 @@ pub mod allowance;
 pub mod deadline;
 pub mod error;
 pub mod infer;
+pub mod lane;
 pub mod layout;
 pub mod money;
 pub mod part;

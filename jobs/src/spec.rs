@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::infer::{Task, TaskKind};
+use crate::lane::Lane;
 
 /// Everything a `CREATE JOB` and the statements before it define.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -197,6 +198,9 @@ pub enum EngineSpec {
         /// Length of its vectors, if it embeds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         dimensions: Option<u32>,
+        /// How its requests are sent.
+        #[serde(default, skip_serializing_if = "Lane::is_online")]
+        lane: Lane,
     },
     /// Answers without a model, deterministically: for dry runs and for measuring the machinery.
     Echo {

@@ -84,8 +84,9 @@ pub async fn collect(store: &dyn Store, eraser: &dyn Eraser, keep: Retention) ->
             erase(eraser, &run_key, &objects, &mut done).await?;
         } else {
             // The parts hold what models answered on the way to them.
-            let answers = layout::answers_of_run(&run_key);
-            let answers = objects.iter().filter(|object| object.name.starts_with(&answers));
+            let kept = [layout::answers_of_run(&run_key), layout::batches_of_run(&run_key)];
+            let is_answer = |object: &&ObjectInfo| kept.iter().any(|folder| object.name.starts_with(folder));
+            let answers = objects.iter().filter(is_answer);
             erase_all(eraser, answers, &mut done).await?;
         }
     }

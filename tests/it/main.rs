@@ -12,6 +12,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod example;
+mod lanes;
 mod managed;
 mod models;
 mod random;

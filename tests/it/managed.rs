@@ -3,6 +3,7 @@
 //! allowed does not leave by a byte; a cap holds.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use rowmill_provider_simulator::config::{Faults, Keep};
 use rowmill_provider_simulator::{Config, Provider, Simulator};
@@ -12,7 +13,7 @@ use crate::support::{Job, Said, integers, read_table, rowmill, strings};
 
 /// A key that must be found nowhere but in requests.
 pub const CANARY: &str = "canary-7f3a9c-key";
-const ROWS: i64 = 60;
+pub const ROWS: i64 = 60;
 
 /// A simulator with the runtime that it lives in.
 pub struct Providers {
@@ -38,12 +39,12 @@ impl Providers {
 }
 
 /// A job over table `rows` with `model` = CREATE MODEL's options, and the operator's configuration.
-struct Elsewhere {
-    job: Job,
+pub struct Elsewhere {
+    pub job: Job,
 }
 
 impl Elsewhere {
-    fn new(model: &str, options: &str, select: &str) -> Self {
+    pub fn new(model: &str, options: &str, select: &str) -> Self {
         let job = Job::new(&format!(
             "CREATE EXTERNAL TABLE rows STORED AS PARQUET LOCATION 'rows/';\n\
              CREATE MODEL away WITH ({model});\n\
@@ -54,26 +55,31 @@ impl Elsewhere {
         Self { job }
     }
 
-    fn config(&self, text: &str) -> &Self {
+    pub fn config(&self, text: &str) -> &Self {
         let audit = self.audit();
         let text = format!("{text}\n[audit]\nfolder = \"{}\"\n", audit.display());
         std::fs::write(self.job.folder.path().join("rowmill.toml"), text).expect("the configuration is written");
         self
     }
 
-    fn audit(&self) -> PathBuf {
+    pub fn audit(&self) -> PathBuf {
         self.job.folder.path().join("audit")
     }
 
     /// `rowmill <command> job.sql`, with the configuration if there is one.
-    fn say(&self, command: &str) -> Said {
+    pub fn say(&self, command: &str) -> Said {
+        Said::of(self.command(command).output().expect("it runs"))
+    }
+
+    /// That command, not yet run.
+    pub fn command(&self, command: &str) -> Command {
         let (job, config) = (self.job.path(), self.job.folder.path().join("rowmill.toml"));
         let mut command = rowmill(&[command, job.to_str().expect("UTF-8"), "--json"]);
         command.env("ROWMILL_TEST_KEY", CANARY).env("TMPDIR", self.job.folder.path()).env_remove("ROWMILL_CONFIG");
         if config.exists() {
             command.arg("--config").arg(config);
         }
-        Said::of(command.output().expect("it runs"))
+        command
     }
 }
 
@@ -86,11 +92,11 @@ pub fn provider(providers: &Providers, kind: &str, provider: Provider) -> String
     )
 }
 
-const SELECT: &str = "SELECT id, ai_classify(text, ['billing', 'bug', 'other'], with_score => true) AS topic, \
+pub const SELECT: &str = "SELECT id, ai_classify(text, ['billing', 'bug', 'other'], with_score => true) AS topic, \
                       ai_extract(text, 'product STRING, severity INT') AS facts, ai_complete(text) AS answer FROM rows";
 
 /// Whether any file below a folder holds a text.
-fn holds(folder: &std::path::Path, text: &str) -> Option<PathBuf> {
+pub fn holds(folder: &std::path::Path, text: &str) -> Option<PathBuf> {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         let found = if path.is_dir() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::properties::WriterProperties;
@@ -152,6 +152,19 @@ pub fn integers(batches: &[RecordBatch], column: &str) -> Vec<i64> {
         let array = batch.column_by_name(column).unwrap_or_else(|| panic!("no column {column}")).clone();
         let array = array.as_any().downcast_ref::<Int64Array>().expect("a column of integers").clone();
         array.values().to_vec()
+    };
+    batches.iter().flat_map(of).collect()
+}
+
+/// The codes of all rows' errors.
+pub fn row_errors(batches: &[RecordBatch]) -> Vec<String> {
+    let of = |batch: &RecordBatch| {
+        let errors = batch.column_by_name("_errors").expect("errors").as_list::<i32>().clone();
+        let of_row = |row: ArrayRef| {
+            let codes = row.as_struct().column_by_name("code").expect("codes").as_string::<i32>().clone();
+            codes.iter().flatten().map(str::to_owned).collect::<Vec<_>>()
+        };
+        errors.iter().flatten().flat_map(of_row).collect::<Vec<_>>()
     };
     batches.iter().flat_map(of).collect()
 }

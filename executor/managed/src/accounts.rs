@@ -13,13 +13,19 @@ use rowmill_jobs::{Error, Result};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
-use crate::policy::config::{Limits, Provider};
+use crate::batch::Patience;
+use crate::lane::Lane;
+use crate::policy::config::{Batches, Limits, Provider};
 use crate::policy::{BaseUrl, Permit, Policy, Storage};
 use crate::pricing::{Catalogue, ModelPrice, Prices};
 use crate::secrets::SecretRef;
 use crate::target::{Auth, Overrides, RateHeaders, Target};
-use crate::transport::{Authentication, GoogleCredentials, Place, Transport, TransportOptions, Windows};
+use crate::transport::{
+    Authentication, GoogleCredentials, Place, RetryPolicy, Timeouts, Transport, TransportOptions, Windows,
+};
 
+/// The field of a request that names the provider's tier.
+const TIER_FIELD: &str = "service_tier";
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// The accounts.
@@ -34,10 +40,17 @@ pub struct Accounts {
 /// What runs share.
 #[derive(Debug, Default)]
 struct Open {
-    /// Connections, by provider alias and model: what is learned of limits on the way is one model's.
-    transports: HashMap<(String, String), Transport>,
+    /// Connections, by provider alias and model, those of the flex lane apart: what is learned of limits on the way is one model's.
+    transports: HashMap<(String, String, Waits), Transport>,
     /// What accounts may use, by provider alias: the operator's limits hold for all of an account's models together.
     allowances: HashMap<String, Arc<dyn Allowance>>,
+}
+
+/// How long a connection waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Waits {
+    AsUsual,
+    ForRoom,
 }
 
 impl Accounts {
@@ -95,7 +108,35 @@ impl Accounts {
         if permit.storage() == Storage::Forbidden && matches!(provider.kind.as_str(), "openai" | "azure") {
             overrides.body = Some([("store".to_owned(), false.into())].into_iter().collect());
         }
-        Target::resolve(provider.kind.as_str(), permit.model(), &overrides).map(Arc::new)
+        let mut target = Target::resolve(provider.kind.as_str(), permit.model(), &overrides)?;
+        if permit.lane() == Lane::Flex {
+            if target.flex_tier.is_empty() {
+                return Err(Error::invalid(format!("provider {} has no flex tier", permit.provider())));
+            }
+            target.body.insert(TIER_FIELD.to_owned(), target.flex_tier.clone().into());
+        }
+        Ok(Arc::new(target))
+    }
+
+    /// How batches are waited for.
+    pub(crate) fn patience(&self, permit: &Permit) -> Patience {
+        let set = self.batches(permit);
+        let ms = |seconds: Option<u32>| seconds.map(|seconds| i64::from(seconds) * 1_000);
+        let usual = Patience::default();
+        let poll_least_ms = ms(set.look_seconds_min).unwrap_or(usual.poll_least_ms);
+        let poll_most_ms = ms(set.look_seconds_max).unwrap_or(usual.poll_most_ms).max(poll_least_ms);
+        Patience { poll_least_ms, poll_most_ms, rounds_max: set.rounds_max.unwrap_or(usual.rounds_max), ..usual }
+    }
+
+    /// How batches are cut, by what is known of the provider and by what the operator says.
+    pub(crate) fn batch_limits(&self, permit: &Permit, target: &Target) -> crate::batch::Limits {
+        let known = usize::try_from(target.batch_requests_max).unwrap_or(usize::MAX);
+        let rows_max = self.batches(permit).rows_max.map_or(known, |rows| known.min(rows as usize));
+        crate::batch::Limits { rows_max, bytes_max: usize::try_from(target.batch_bytes_max).unwrap_or(usize::MAX) }
+    }
+
+    fn batches(&self, permit: &Permit) -> Batches {
+        self.policy.provider(permit.provider()).map_or_else(Batches::default, |provider| provider.batches)
     }
 
     /// Calls that may be under way at once.
@@ -109,7 +150,8 @@ impl Accounts {
     /// # Errors
     /// The key cannot be had, or TLS cannot be set up.
     pub async fn transport(&self, permit: &Permit, target: &Target) -> Result<Transport> {
-        let key = (permit.provider().to_owned(), permit.model().to_owned());
+        let waits = if permit.lane() == Lane::Flex { Waits::ForRoom } else { Waits::AsUsual };
+        let key = (permit.provider().to_owned(), permit.model().to_owned(), waits);
         let mut open = self.open.lock().await;
         if let Some(transport) = open.transports.get(&key) {
             return Ok(transport.clone());
@@ -138,6 +180,9 @@ impl Accounts {
         options.place = place;
         options.headers = headers(&target.headers)?;
         options.concurrency_max = self.concurrency(permit);
+        if permit.lane() == Lane::Flex {
+            (options.timeouts, options.retry) = (Timeouts::FLEX, RetryPolicy::FLEX);
+        }
         options.windows = match (provider.kind.as_str(), target.rate_headers) {
             ("groq", _) => Windows::GROQ,
             (_, RateHeaders::Together) => Windows::TOGETHER,

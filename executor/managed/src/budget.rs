@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::Utc;
-use rowmill_jobs::spend::{Ledger, Pace, Reservation, Reserve};
+use rowmill_jobs::spend::{Ledger, Pace, Reservation, Reserve, SetAside};
 use rowmill_jobs::store::Store;
 use rowmill_jobs::{Error, Kind, Result, layout, money};
 
@@ -199,6 +199,43 @@ impl Budget {
             }
         }
         Ok(reserved)
+    }
+
+    /// Sets aside the most that a batch can take, under its name, unless that was done already: it outlives this process, and
+    /// another one releases it.
+    ///
+    /// # Errors
+    /// As [`Budget::reserve`].
+    pub(crate) async fn set_aside(&self, name: &str, most: Amount) -> Result<()> {
+        for (index, bound) in self.bounds.iter().enumerate() {
+            let amount = bound.unit.of(most);
+            if amount == 0 {
+                continue;
+            }
+            let refused = match bound.ledger.now().set_aside(name, amount).await {
+                Ok(SetAside::Done) => continue,
+                Ok(SetAside::CapReached { left }) => bound.reached(left, amount),
+                Err(error) => error,
+            };
+            for before in self.bounds.iter().take(index) {
+                // What cannot be given back now is found when the batch is tried again.
+                let _ = before.ledger.now().release(name, 0).await;
+            }
+            return Err(refused);
+        }
+        Ok(())
+    }
+
+    /// Ends what was set aside under a batch's name: it took this, the rest is free again. What was set aside on another day
+    /// stays counted in that day, whole.
+    ///
+    /// # Errors
+    /// A ledger's store does not answer; what was not given back counts as taken.
+    pub(crate) async fn release(&self, name: &str, took: Amount) -> Result<()> {
+        for bound in &self.bounds {
+            bound.ledger.now().release(name, bound.unit.of(took)).await?;
+        }
+        Ok(())
     }
 
     /// Gives back what is not reserved.

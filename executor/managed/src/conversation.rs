@@ -180,6 +180,23 @@ impl Conversation {
         self.end(Err(RowError::new(code, error.to_string())))
     }
 
+    /// What would be asked again is not: the answer that came stays unusable.
+    pub(crate) fn give_up(&mut self) -> Step {
+        let error = match &self.tries.misfit {
+            Some(misfit) => RowError::new(
+                RowErrorCode::InvalidOutput,
+                format!("the model's answer was not usable: {misfit}; it was not asked again"),
+            ),
+            None => RowError::new(RowErrorCode::Provider, "the provider's answer cannot be read"),
+        };
+        self.end(Err(error))
+    }
+
+    /// Nothing is asked any more: this is what the waiting rows come to.
+    pub(crate) fn end_with(&mut self, error: RowError) -> Step {
+        self.end(Err(error))
+    }
+
     fn on_completion(&mut self, body: &[u8]) -> Turn {
         let said = match dialect::read_completion(&self.question.target, body) {
             Ok(said) => said,

@@ -3,6 +3,8 @@
 //!
 //! A call that has left is paid for: it is waited for and kept, also when its shard fails meanwhile.
 
+mod in_batches;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -25,6 +27,9 @@ use crate::redaction::{Redactor, Vault};
 use crate::target::Target;
 use crate::tokens::Estimates;
 use crate::transport::Transport;
+
+use in_batches::Batches;
+pub use in_batches::BatchesOfRun;
 
 /// Tokens of a chat template and of JSON's own words around a body, at most.
 const TEMPLATE_TOKENS_MAX: u64 = 256;
@@ -54,6 +59,8 @@ pub struct ManagedEngine {
     budget: Arc<Budget>,
     guard: RunGuard,
     questions: Mutex<HashMap<usize, Arc<Asked>>>,
+    /// How it sends in batches, if that is its lane.
+    batches: Option<Batches>,
 }
 
 /// A task, made ready, with what was learned of it. It keeps the task, whose address is its name here.
@@ -103,7 +110,19 @@ impl ManagedEngine {
         let region = target.holes.get("region").cloned();
         let concurrency = accounts.concurrency(&permit);
         let (budget, questions) = (Arc::new(budget), Mutex::default());
-        Ok(Self { permit, target, transport, concurrency, host, region, price, budget, guard, questions })
+        Ok(Self {
+            permit,
+            target,
+            transport,
+            concurrency,
+            host,
+            region,
+            price,
+            budget,
+            guard,
+            questions,
+            batches: None,
+        })
     }
 
     /// Whether a task can be asked of this model.
@@ -125,6 +144,9 @@ impl ManagedEngine {
         task: &Arc<Task>,
         requests: Vec<Request>,
     ) -> Result<Vec<Outcome>> {
+        if let Some(batches) = &self.batches {
+            return batches.infer(self, &*self.asked(task)?, who, requests).await;
+        }
         let wanted = Wanted::default();
         let unwanted = wanted.unwanted();
         let (engine, who, asked) = (Arc::clone(self), Arc::clone(who), self.asked(task)?);
@@ -206,7 +228,11 @@ impl ManagedEngine {
     /// # Errors
     /// As [`Budget::give_back`].
     pub async fn give_back(&self) -> Result<()> {
-        self.budget.give_back().await
+        self.budget.give_back().await?;
+        match self.batches.as_ref().and_then(Batches::online) {
+            Some(online) => online.budget.give_back().await,
+            None => Ok(()),
+        }
     }
 
     fn asked(&self, task: &Arc<Task>) -> Result<Arc<Asked>> {
@@ -249,10 +275,18 @@ impl ManagedEngine {
 
 impl Talk<'_> {
     async fn run(&self, mut conversation: Conversation) -> Result<Vec<Outcome>> {
-        let mut nano_usd = 0;
+        let step = conversation.first();
         // They leave with the first call; a further one about them takes none of what a rule allows.
-        let mut rows = self.rows;
-        let mut step = conversation.first();
+        self.go_on(conversation, step, (self.rows, 0)).await
+    }
+
+    /// Goes on with a conversation of which so many rows have not left yet, and which has cost something already.
+    async fn go_on(
+        &self,
+        mut conversation: Conversation,
+        mut step: Step,
+        (mut rows, mut nano_usd): (u64, u64),
+    ) -> Result<Vec<Outcome>> {
         loop {
             match step {
                 Step::Done(outcomes) => return Ok(self.with_cost(outcomes, nano_usd)),

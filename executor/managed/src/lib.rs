@@ -31,7 +31,7 @@ mod vectors;
 pub use accounts::Accounts;
 pub use budget::{Amount, Books, Budget};
 pub use conversation::{Conversation, Step, Turn};
-pub use engine::{ManagedEngine, RunGuard};
+pub use engine::{BatchesOfRun, ManagedEngine, RunGuard};
 pub use journal::Journal;
 pub use on_behalf::OnBehalf;
 pub use question::Question;

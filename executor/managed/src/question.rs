@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use rowmill_jobs::infer::{Piece, Request, Task, TaskKind};
 use rowmill_jobs::{Error, Result};
 
-use crate::dialect::{Asked, Form};
+use crate::call::Spent;
+use crate::dialect::{self, Asked, Form};
 use crate::structured::Format;
 use crate::target::{StructuredMode, Target};
 use crate::tokens::{Estimates, InputEstimate, OutputEstimate};
@@ -127,6 +128,14 @@ impl Question {
             }
         }
         packs
+    }
+
+    /// What an answer took, if it says; `rows` is how many texts were embedded.
+    pub(crate) fn spent(&self, body: &[u8], rows: usize) -> Option<Spent> {
+        match &self.form {
+            Some(_) => dialect::read_completion(&self.target, body).ok()?.spent,
+            None => dialect::read_embeddings(&self.target, body, rows).ok()?.spent,
+        }
     }
 
     /// A row's text: the template with its values put in.

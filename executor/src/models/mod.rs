@@ -7,6 +7,7 @@ mod s3;
 use std::path::{Path, PathBuf};
 
 use rowmill_engine::inspect_adapted;
+use rowmill_jobs::lane::Lane;
 use rowmill_jobs::plan::{Ability, FilePin, ModelPin};
 use rowmill_jobs::spec::{EngineSpec, ModelSpec};
 use rowmill_jobs::{Error, Result};
@@ -64,7 +65,7 @@ impl<'a> Revision<'a> {
 pub async fn resolve(spec: &ModelSpec, note: &(dyn Fn(&str) + Send + Sync)) -> Result<ResolvedModel> {
     let resolved = match &spec.engine {
         EngineSpec::Echo { dimensions, .. } => Ok(echo(spec, *dimensions)),
-        EngineSpec::Managed { kind, name, dimensions, .. } => managed(spec, kind, name, *dimensions),
+        EngineSpec::Managed { kind, name, dimensions, lane, .. } => managed(spec, (kind, name), *dimensions, *lane),
         EngineSpec::Candle { source, revision, adapter, adapter_revision, .. } => {
             let adapter = adapter.as_deref().map(|source| (source, adapter_revision.as_deref()));
             candle(spec, (source, revision.as_deref()), adapter, note).await
@@ -91,13 +92,14 @@ fn echo(spec: &ModelSpec, dimensions: u32) -> ResolvedModel {
 }
 
 /// A model elsewhere has no files: its pin says what it is called and what it can be asked for.
-fn managed(spec: &ModelSpec, kind: &str, name: &str, dimensions: Option<u32>) -> Result<ResolvedModel> {
+fn managed(spec: &ModelSpec, (kind, name): (&str, &str), dimensions: Option<u32>, lane: Lane) -> Result<ResolvedModel> {
     let can = Target::can(kind, name)?;
     let mut abilities = Vec::new();
     if can.completes {
         abilities.extend([Ability::Complete, Ability::Choose]);
     }
-    if can.embeds && dimensions.is_some() {
+    // No provider has a flex tier for embeddings.
+    if can.embeds && dimensions.is_some() && lane != Lane::Flex {
         abilities.push(Ability::Embed);
     }
     if abilities.is_empty() {

@@ -88,6 +88,8 @@ pub struct Faults {
     pub error_in_ok: f64,
     /// A stop for lack of money.
     pub billing: f64,
+    /// No room for a request of the flex tier; others are not touched.
+    pub no_room: f64,
     /// A model that declines, or a content filter.
     pub refused: f64,
     /// Output that ends at the token limit.
@@ -139,6 +141,8 @@ pub struct Batches {
     pub row_error: f64,
     /// Rows that the provider refuses.
     pub row_refused: f64,
+    /// Rows whose answer does not have the shape that was asked for.
+    pub row_invalid: f64,
     /// Result lines that come twice.
     pub duplicate_line: f64,
     /// Rows for which there is no line at all.
@@ -171,6 +175,7 @@ impl Default for Faults {
             cut_body: 0.0,
             error_in_ok: 0.0,
             billing: 0.0,
+            no_room: 0.0,
             refused: 0.0,
             truncated: 0.0,
             invalid_output: 0.0,
@@ -194,6 +199,7 @@ impl Default for Batches {
             failed: 0.0,
             row_error: 0.0,
             row_refused: 0.0,
+            row_invalid: 0.0,
             duplicate_line: 0.0,
             row_lost: 0.0,
         }

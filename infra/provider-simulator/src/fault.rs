@@ -13,6 +13,7 @@ pub(crate) enum Instead {
     OverloadedHtml,
     Silent,
     Billing,
+    NoRoom,
 }
 
 /// What happens to an answer on its way.
@@ -51,6 +52,7 @@ pub(crate) fn fate(faults: &Faults, seed: u64, key: u64, number: u64) -> Fate {
             (faults.overloaded_html, Instead::OverloadedHtml),
             (faults.silent, Instead::Silent),
             (faults.billing, Instead::Billing),
+            (faults.no_room, Instead::NoRoom),
         ],
     );
     // A burst: one of the requests just before this one was throttled by chance.

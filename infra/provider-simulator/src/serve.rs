@@ -123,7 +123,8 @@ impl State {
         let faults = self.config.faults_of(provider);
         let operation = dialect::operation(provider, &incoming.path).filter(|_| incoming.method == Method::POST);
         let fate = self.fate(provider, key_name, faults, operation.is_some());
-        if let Some(instead) = fate.instead {
+        let has_room = fate.instead == Some(Instead::NoRoom) && !is_flex(incoming);
+        if let Some(instead) = fate.instead.filter(|_| !has_room) {
             return spoilt(provider, instead);
         }
         let reply = match operation {
@@ -188,6 +189,12 @@ impl State {
     }
 }
 
+/// Whether a request asks for the flex tier.
+fn is_flex(incoming: &Incoming) -> bool {
+    let tier = incoming.json().ok().and_then(|body| body["service_tier"].as_str().map(str::to_lowercase));
+    tier.as_deref() == Some("flex")
+}
+
 /// What is sent instead of an answer.
 fn spoilt(provider: Provider, instead: Instead) -> Reply {
     match instead {
@@ -195,6 +202,7 @@ fn spoilt(provider: Provider, instead: Instead) -> Reply {
         Instead::Broken => trouble::reply(provider, &Trouble::Broken),
         Instead::OverloadedHtml => trouble::html(),
         Instead::Billing => trouble::reply(provider, &Trouble::Billing),
+        Instead::NoRoom => trouble::reply(provider, &Trouble::NoRoom),
         Instead::Silent => Reply { delivery: Delivery::Never, ..trouble::reply(provider, &Trouble::Broken) },
     }
 }

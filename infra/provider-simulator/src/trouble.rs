@@ -14,6 +14,8 @@ pub(crate) enum Trouble {
     Billing,
     /// The server is full.
     Overloaded,
+    /// The flex tier has no room.
+    NoRoom,
     /// A defect of the server.
     Broken,
     /// No key, or a wrong one.
@@ -35,6 +37,9 @@ impl Trouble {
             Trouble::Billing if provider == Provider::Deepseek => 402,
             Trouble::Billing if provider == Provider::Anthropic => 400,
             Trouble::Billing => 429,
+            Trouble::NoRoom if provider == Provider::Gemini => 503,
+            Trouble::NoRoom if provider == Provider::Groq => 498,
+            Trouble::NoRoom => 429,
             Trouble::Overloaded if provider == Provider::Anthropic => 529,
             Trouble::Overloaded if provider == Provider::Tei => 429,
             Trouble::Overloaded => 503,
@@ -57,6 +62,7 @@ impl Trouble {
                 "You exceeded your current quota: your credit balance is too low, check plan and billing".into()
             }
             Trouble::Overloaded => "The model is overloaded".into(),
+            Trouble::NoRoom => "Resource unavailable".into(),
             Trouble::Broken => "The server had an error while processing your request".into(),
             Trouble::Unauthorized => "Incorrect API key provided".into(),
             Trouble::Invalid(what) => what.clone(),
@@ -77,6 +83,9 @@ impl Trouble {
             }
             Trouble::Overloaded => {
                 ["server_overloaded", "overloaded_error", "UNAVAILABLE", "ServiceUnavailableException"]
+            }
+            Trouble::NoRoom => {
+                ["resource_unavailable", "overloaded_error", "UNAVAILABLE", "ServiceUnavailableException"]
             }
             Trouble::Broken => ["server_error", "api_error", "INTERNAL", "InternalServerException"],
             Trouble::Unauthorized => {

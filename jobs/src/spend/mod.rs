@@ -7,6 +7,7 @@
 //! here, and whatever else has a cap (rows or tokens of a day) can be counted in another folder.
 
 mod account;
+mod deposit;
 mod entry;
 #[cfg(test)]
 mod simulation;
@@ -22,6 +23,7 @@ use crate::planted::{self, Bug};
 use crate::store::{self, Put, Store};
 use crate::{Error, Result, layout};
 use account::{Account, Need, Step};
+pub use deposit::SetAside;
 pub use entry::{Change, Entry};
 
 /// How long a ledger waits for what.

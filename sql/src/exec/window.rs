@@ -13,16 +13,16 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::PhysicalExpr;
 use futures::future::try_join_all;
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
-use rowmill_jobs::infer::{Engine, Request, Task};
+use rowmill_jobs::infer::{Engine, Portion, Request, Task};
 
 use super::answers::{self, Answers, Shape, Shelf};
 use super::desk::{Desk, Place};
 use super::observer::{Progress, Totals};
 
-/// Distinct requests of a window.
-const REQUESTS_MAX: usize = 1024;
-/// Text of a window's requests.
-const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Distinct requests of a window and bytes of their text, for engines that answer while the next are gathered.
+const USUAL: Bounds = Bounds { requests_max: 1024, text_bytes_max: 4 * 1024 * 1024 };
+/// The same, for engines that send requests away together.
+const LARGE: Bounds = Bounds { requests_max: 10_000, text_bytes_max: 32 * 1024 * 1024 };
 /// Rows of a window: without new requests they would pile up.
 const ROWS_MAX: usize = 65_536;
 /// Bytes of a window's rows.
@@ -31,6 +31,13 @@ const ROW_BYTES_MAX: usize = 64 * 1024 * 1024;
 const STEP: usize = 128;
 /// Windows under way.
 const WINDOWS: usize = 2;
+
+/// How much of one desk goes into a window.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    requests_max: usize,
+    text_bytes_max: usize,
+}
 
 /// One call of the node, as expressions over its input.
 #[derive(Debug, Clone)]
@@ -69,7 +76,10 @@ pub(super) fn answered(
     input: SendableRecordBatchStream,
 ) -> impl Stream<Item = Result<RecordBatch>> + Send + use<> {
     let setup = Arc::new(setup);
+    // The largest that any call's engine wants: the others answer a large window bit by bit.
+    let portion = setup.desks.iter().map(|desk| setup.engine.portion(&desk.task)).max();
     let planner = Planner {
+        bounds: if portion == Some(Portion::Large) { LARGE } else { USUAL },
         desks: setup.desks.iter().map(|_| Desk::new()).collect(),
         setup: Arc::clone(&setup),
         input,
@@ -109,6 +119,7 @@ struct Open {
 
 struct Planner {
     setup: Arc<Setup>,
+    bounds: Bounds,
     input: SendableRecordBatchStream,
     open: Option<Open>,
     desks: Vec<Desk>,
@@ -163,7 +174,10 @@ impl Planner {
     fn is_full(&self, rows: usize, row_bytes: usize) -> bool {
         rows >= ROWS_MAX
             || row_bytes >= ROW_BYTES_MAX
-            || self.desks.iter().any(|desk| desk.len() >= REQUESTS_MAX || desk.text_bytes >= TEXT_BYTES_MAX)
+            || self
+                .desks
+                .iter()
+                .any(|desk| desk.len() >= self.bounds.requests_max || desk.text_bytes >= self.bounds.text_bytes_max)
     }
 
     fn place(&mut self, open: &Open, rows: std::ops::Range<usize>, places: &mut [Vec<Place>]) {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use rowmill_jobs::Result;
 use rowmill_jobs::error::closest;
+use rowmill_jobs::lane::Lane;
 use rowmill_jobs::spec::{Dtype, EngineSpec, ModelSpec, PROVIDER_KINDS, Pooling};
 
 use super::absolute_url;
@@ -121,7 +122,21 @@ fn managed(options: &mut Options<'_>, kind: &str) -> Result<EngineSpec> {
     }
     let provider = options.text("provider")?.map_or_else(|| kind.to_owned(), |(provider, _)| provider);
     let dimensions = options.count("dimensions", 1)?.map(|dimensions| u32::try_from(dimensions).unwrap_or(u32::MAX));
-    Ok(EngineSpec::Managed { kind: kind.to_owned(), provider, name, dimensions })
+    let lane = lane(options, kind)?;
+    Ok(EngineSpec::Managed { kind: kind.to_owned(), provider, name, dimensions, lane })
+}
+
+/// How a model's requests are sent: a lane that its kind of provider has.
+fn lane(options: &mut Options<'_>, kind: &str) -> Result<Lane> {
+    let words = Lane::ALL.map(|lane| (lane.as_str(), lane));
+    let Some((lane, at)) = options.word_at("lane", &words)? else { return Ok(Lane::default()) };
+    if lane.kinds().contains(&kind) {
+        return Ok(lane);
+    }
+    let what = if lane == Lane::Batch { "batch interface that Rowmill speaks" } else { "flex tier" };
+    Err(options
+        .error(at, format!("engine '{kind}' has no {what}"))
+        .hint(format!("lane = '{lane}' is for {}; without `lane` requests go online", lane.kinds().join(", "))))
 }
 
 fn echo(options: &mut Options<'_>) -> Result<EngineSpec> {

@@ -95,9 +95,14 @@ impl<'a> Options<'a> {
 
     /// One of a few words.
     pub(crate) fn word<T: Copy>(&mut self, name: &'static str, words: &[(&str, T)]) -> Result<Option<T>> {
+        self.word_at(name, words).map(|found| found.map(|(value, _)| value))
+    }
+
+    /// One of a few words, with its place.
+    pub(crate) fn word_at<T: Copy>(&mut self, name: &'static str, words: &[(&str, T)]) -> Result<Option<(T, Place)>> {
         let Some((text, at)) = self.text(name)? else { return Ok(None) };
         if let Some((_, value)) = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(&text)) {
-            return Ok(Some(*value));
+            return Ok(Some((*value, at)));
         }
         let list = words.iter().map(|(word, _)| format!("'{word}'")).collect::<Vec<_>>().join(", ");
         Err(self.error(at, format!("option `{name}` cannot be '{text}'")).hint(format!("it is one of {list}")))

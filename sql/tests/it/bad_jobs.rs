@@ -301,7 +301,19 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "CREATE MODEL m WITH (engine = 'openai', name = 'x', base_url = 'http://x')",
-        "error: CREATE MODEL m has no option `base_url`\n  at job.sql:1:53\n  hint: its options are: engine, name, provider, dimensions",
+        "error: CREATE MODEL m has no option `base_url`\n  at job.sql:1:53\n  hint: its options are: engine, name, provider, dimensions, lane",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'openai', name = 'x', lane = 'bulk')",
+        "error: option `lane` cannot be 'bulk'\n  at job.sql:1:60\n  hint: it is one of 'online', 'flex', 'batch'",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'bedrock', name = 'x', lane = 'batch')",
+        "error: engine 'bedrock' has no batch interface that Rowmill speaks\n  at job.sql:1:61\n  hint: lane = 'batch' is for openai, azure, anthropic, gemini, groq, mistral, together; without `lane` requests go online",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'anthropic', name = 'x', lane = 'flex')",
+        "error: engine 'anthropic' has no flex tier\n  at job.sql:1:63\n  hint: lane = 'flex' is for openai, gemini, groq; without `lane` requests go online",
     ),
     (
         "CREATE MODEL m WITH (engine = 'candle')",

@@ -1,20 +1,22 @@
 //! [`BatchLane`]: takes a shard's rows through a provider's batch API, a visit at a time. Does what the machine says and
 //! records what came of it; between visits it holds nothing, so any process may make the next one.
 
+mod create;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rowmill_jobs::store::{Put, Store};
 use rowmill_jobs::{Error, Kind, Result};
 
-use super::api::{BatchProvider, NewBatch, Status};
+use super::api::{BatchProvider, Status};
 use super::find;
 use super::machine::{Action, BatchMachine, Fact, Patience, Wanted};
 use super::reconcile::{Again, Ended, Reason, RowEnd, RowResult, reconcile};
-use super::record::{Created, Intent, Records, Round, Uploaded, Void};
+use super::record::{Created, Records, Round, Settled, Void};
 use super::rows::{BatchJob, Limits, cut, ranges, row_name, rows_of};
-use super::seam::{BatchCall, BatchWire, did_nothing};
-use crate::call::{CallError, Class, Estimate};
+use super::seam::{BatchCall, BatchRef, BatchWire, Part};
+use crate::call::{CallError, Class};
 
 /// A shard's way through a provider's batch API.
 pub struct BatchLane {
@@ -48,6 +50,12 @@ struct Batch<'a> {
     plan: &'a Round,
 }
 
+impl Batch<'_> {
+    fn as_part(&self, part: Part) -> BatchRef {
+        BatchRef { name: self.name.clone(), rows: self.rows.clone(), round: self.round, part }
+    }
+}
+
 impl std::fmt::Debug for BatchLane {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BatchLane").field("provider", &self.provider).field("records", &self.records).finish()
@@ -64,7 +72,7 @@ impl BatchLane {
         executor: &str,
         patience: Patience,
     ) -> Self {
-        let records = Records::new(store, &job.run_key, job.shard);
+        let records = Records::new(store, &job.run_key, job.shard, &job.chunk);
         let (digest, limits) = (job.digest(), provider.limits());
         Self { provider, wire, records, job, digest, executor: executor.to_owned(), patience, limits }
     }
@@ -97,8 +105,10 @@ impl BatchLane {
                 return Ok(Progress::Wait(until_ms));
             }
             rows.clear();
-            for batch in 0..plan.batches.len() {
-                for result in self.records.results(round, batch).await? {
+            for (index, ranges) in plan.batches.iter().enumerate() {
+                let results = self.records.results(round, index).await?;
+                self.settle((round, index), rows_of(ranges).collect(), &results, now_ms()).await?;
+                for result in results {
                     let row = result.row;
                     match result.into_end() {
                         Some(end) => *slot(&mut ends, row)? = Some(end),
@@ -111,6 +121,26 @@ impl BatchLane {
         }
         let whole: Option<Vec<RowEnd>> = ends.into_iter().collect();
         whole.map(Progress::Done).ok_or_else(|| Error::internal("a row has no end"))
+    }
+
+    /// Settles what a batch took, unless that was done, or begun.
+    async fn settle(
+        &self,
+        (round, index): (u32, usize),
+        rows: Vec<u32>,
+        results: &[RowResult],
+        at_ms: i64,
+    ) -> Result<()> {
+        let settled = Settled { executor: self.executor.clone(), at_ms };
+        if self.records.write(round, index, "settled.json", &settled).await? == Put::Exists {
+            return Ok(());
+        }
+        let batch = BatchRef { name: self.job.batch_name(round, index), rows, round, part: Part::Creation };
+        if let Err(error) = self.wire.settle(&batch, results).await {
+            // What was set aside counts as spent then: too much, never too little.
+            tracing::warn!(batch = batch.name, %error, "what a batch took could not be settled");
+        }
+        Ok(())
     }
 
     /// How a round is cut: as recorded, or now.
@@ -318,114 +348,6 @@ impl BatchLane {
 
     fn body(&self, row: u32) -> Option<&Bytes> {
         self.job.rows.get(row as usize).map(|row| &row.body)
-    }
-
-    /// A batch's rows in the provider's format.
-    fn lines(&self, batch: &Batch<'_>) -> Result<Vec<Vec<u8>>> {
-        let api = self.provider.api();
-        let line = |row: &u32| {
-            let body = self.body(*row).ok_or_else(|| Error::internal("a batch has a row that the shard has not"))?;
-            api.line(&row_name(&batch.name, *row), self.job.asks, body)
-        };
-        batch.rows.iter().map(line).collect()
-    }
-
-    fn intent(&self, batch: &Batch<'_>, at_ms: i64) -> Intent {
-        let bytes: usize = batch.rows.iter().filter_map(|row| self.body(*row)).map(Bytes::len).sum();
-        Intent {
-            name: batch.name.clone(),
-            executor: self.executor.clone(),
-            at_ms,
-            rows: batch.rows.len() as u64,
-            bytes: bytes as u64,
-        }
-    }
-
-    /// Sends the input and records where it is. When that fails nothing was created for sure, and the permission is given
-    /// up: a file that nobody knows of is no harm.
-    async fn upload(
-        &self,
-        batch: &Batch<'_>,
-        number: u32,
-        now_ms: &(dyn Fn() -> i64 + Sync),
-    ) -> Result<std::result::Result<(), CallError>> {
-        let api = self.provider.api();
-        let content = Bytes::from(self.lines(batch)?.concat());
-        match self.send(api.upload(&batch.name, content)).await {
-            Ok(answer) => {
-                let uploaded = Uploaded { file: api.uploaded(&answer)?, at_ms: now_ms() };
-                self.write(batch, &format!("uploaded-{number}.json"), &uploaded).await?;
-                Ok(Ok(()))
-            }
-            Err(error) => {
-                self.give_up(batch, number, now_ms(), ("the input could not be uploaded", false)).await?;
-                Ok(Err(error))
-            }
-        }
-    }
-
-    /// Sends the creation and records what is known of it. Nothing is recorded when it is not known: then it is looked for.
-    async fn create(
-        &self,
-        batch: &Batch<'_>,
-        intent: u32,
-        file: Option<String>,
-        now_ms: &(dyn Fn() -> i64 + Sync),
-    ) -> Result<std::result::Result<(), CallError>> {
-        let api = self.provider.api();
-        let lines = if file.is_some() { Vec::new() } else { self.lines(batch)? };
-        let new = NewBatch {
-            name: &batch.name,
-            model: &self.job.model,
-            asks: self.job.asks,
-            file: file.as_deref(),
-            lines: &lines,
-        };
-        let call = BatchCall { estimate: self.estimate(batch), ..api.create(&new)? };
-        match self.send(call).await {
-            Ok(answer) => {
-                let Ok(remote) = api.created(&answer) else { return Ok(Ok(())) };
-                self.record_created(batch, remote, now_ms()).await?;
-                Ok(Ok(()))
-            }
-            Err(error) if did_nothing(&error) => {
-                let steps = self.records.steps(batch.round, batch.index).await?;
-                // Files are kept for a time only: one that an earlier permission sent may be gone.
-                let is_old = steps.uploaded.is_some_and(|(number, _)| number != intent);
-                let input_refused = is_old && matches!(error.class, Class::Refused | Class::Denied);
-                self.give_up(batch, intent, now_ms(), ("the provider did not create the batch", input_refused)).await?;
-                Ok(if input_refused { Ok(()) } else { Err(error) })
-            }
-            Err(error) => {
-                tracing::warn!(batch = batch.name, %error, "it is not known whether a batch was created; looking for it");
-                Ok(Ok(()))
-            }
-        }
-    }
-
-    async fn record_created(&self, batch: &Batch<'_>, remote: String, at_ms: i64) -> Result<()> {
-        let created = Created { remote, at_ms };
-        if self.write(batch, "created.json", &created).await? == Put::Created {
-            return Ok(());
-        }
-        let standing: Option<Created> = self.records.read(batch.round, batch.index, "created.json").await?;
-        if standing.is_some_and(|standing| standing.remote != created.remote) {
-            // Another process took this one's permission for lost and made the batch itself: this one is too much.
-            tracing::warn!(batch = batch.name, remote = created.remote, "cancelling a batch that was created twice");
-            if let Err(error) = self.send(self.provider.api().cancel(&created.remote)).await {
-                tracing::warn!(batch = batch.name, %error, "cannot cancel a batch");
-            }
-        }
-        Ok(())
-    }
-
-    fn estimate(&self, batch: &Batch<'_>) -> Estimate {
-        let rows = batch.rows.iter().filter_map(|row| self.job.rows.get(*row as usize));
-        rows.fold(Estimate::default(), |sum, row| Estimate {
-            input_tokens: sum.input_tokens + row.estimate.input_tokens,
-            output_tokens: sum.output_tokens + row.estimate.output_tokens,
-            nano_usd_max: sum.nano_usd_max + row.estimate.nano_usd_max,
-        })
     }
 }
 

@@ -1,14 +1,16 @@
 //! What the batch lane must not forget, as objects in the run's store:
 //!
 //! ```text
-//! run=<key>/_batches/<shard>/round-<r>.json             how rows were cut; the loser of a race adopts the winner's
-//! run=<key>/_batches/<shard>/<r>-<n>/intent-<k>.json    the k-th permission to create batch n: one creation may be sent
-//!                                    void-<k>.json      that permission was given up, and surely nothing was created
-//!                                    uploaded-<k>.json  the input's file at the provider
-//!                                    created.json       the batch at the provider
-//!                                    results.jsonl      every row's end in this batch
+//! run=<key>/_batches/<shard>/<chunk>/round-<r>.json    how rows were cut; the loser of a race adopts the winner's
+//! …/<chunk>/<r>-<n>/intent-<k>.json    the k-th permission to create batch n: one creation may be sent
+//!                   void-<k>.json      that permission was given up, and surely nothing was created
+//!                   uploaded-<k>.json  the input's file at the provider
+//!                   created.json       the batch at the provider
+//!                   results.jsonl      every row's end in this batch
+//!                   settled.json       who settled what the batch took: once
 //! ```
 //!
+//! A chunk is what was asked together, named by a digest of its requests: two calls of a job never meet in one record.
 //! None but the results holds row content; those hold what the part will hold. Records are never changed.
 
 use std::sync::Arc;
@@ -99,18 +101,27 @@ pub struct Steps {
     pub has_results: bool,
 }
 
-/// Where the records of a shard are.
+/// What a batch took is settled, or was begun to be: nobody else does it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settled {
+    /// The process that does.
+    pub executor: String,
+    /// When: milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// Where the records of a chunk of requests are.
 #[derive(Debug, Clone)]
 pub struct Records {
     store: Arc<dyn Store>,
-    run_key: String,
-    shard: u32,
+    folder: String,
 }
 
 impl Records {
-    /// Records of a shard in its run's store.
-    pub fn new(store: Arc<dyn Store>, run_key: &str, shard: u32) -> Self {
-        Self { store, run_key: run_key.to_owned(), shard }
+    /// Records of a chunk of a shard's requests in its run's store.
+    pub fn new(store: Arc<dyn Store>, run_key: &str, shard: u32, chunk: &str) -> Self {
+        Self { store, folder: layout::batches(run_key, shard, chunk) }
     }
 
     /// How a round was cut, if it was.
@@ -118,7 +129,7 @@ impl Records {
     /// # Errors
     /// The store does not answer.
     pub async fn round(&self, round: u32) -> Result<Option<Round>> {
-        store::get_json(self.store.as_ref(), &layout::batch_round(&self.run_key, self.shard, round)).await
+        store::get_json(self.store.as_ref(), &layout::batch_round(&self.folder, round)).await
     }
 
     /// Records how a round is cut, unless another process was faster; returns what stands.
@@ -126,7 +137,7 @@ impl Records {
     /// # Errors
     /// The store does not answer.
     pub async fn plan(&self, round: u32, planned: Round) -> Result<Round> {
-        let name = layout::batch_round(&self.run_key, self.shard, round);
+        let name = layout::batch_round(&self.folder, round);
         match store::create_json(self.store.as_ref(), &name, &planned).await? {
             Put::Created => Ok(planned),
             Put::Exists => self
@@ -221,6 +232,6 @@ impl Records {
     }
 
     fn name(&self, round: u32, batch: usize, step: &str) -> String {
-        layout::batch_step(&self.run_key, self.shard, round, batch, step)
+        layout::batch_step(&self.folder, round, batch, step)
     }
 }

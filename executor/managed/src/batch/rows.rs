@@ -18,13 +18,15 @@ pub struct BatchRow {
     pub estimate: Estimate,
 }
 
-/// What a shard sends in batches: one model, one kind of request.
+/// What a shard sends in batches at once: one model, one kind of request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchJob {
     /// The run.
     pub run_key: String,
     /// The shard.
     pub shard: u32,
+    /// Names these requests among all of the shard: see [`BatchJob::named_for`].
+    pub chunk: String,
     /// Model, as the provider names it.
     pub model: String,
     /// What the rows ask for.
@@ -55,9 +57,17 @@ impl BatchJob {
         hex(&hasher.finalize(), 64)
     }
 
-    /// Name of a batch at the provider: of this run and shard, this round, this batch.
+    /// Names the chunk by what it asks, and whom: the same in every process, and another for other requests.
+    #[must_use]
+    pub fn named_for(mut self, provider: &str) -> Self {
+        let text = format!("{provider}\n{}", self.digest());
+        self.chunk = hex(&Sha256::digest(text.as_bytes()), NAME_DIGITS);
+        self
+    }
+
+    /// Name of a batch at the provider: of this run, shard and chunk, this round, this batch.
     pub fn batch_name(&self, round: u32, batch: usize) -> String {
-        let text = format!("{}\n{}\n{round}\n{batch}", self.run_key, self.shard);
+        let text = format!("{}\n{}\n{}\n{round}\n{batch}", self.run_key, self.shard, self.chunk);
         format!("rowmill-{}", hex(&Sha256::digest(text.as_bytes()), NAME_DIGITS))
     }
 }

@@ -3,8 +3,10 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rowmill_jobs::Result;
 
-use crate::call::{CallError, Estimate, Reply};
+use super::reconcile::RowResult;
+use crate::call::{CallError, Class, Estimate, Reply};
 
 /// A request of a provider's batch API, before authentication.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +17,32 @@ pub struct BatchCall {
     pub body: BatchBody,
     /// What the rows of a creation will take; nothing for all other calls.
     pub estimate: Estimate,
+    /// The batch whose rows it brings to the provider, or has the provider begin; `None` for all other calls.
+    pub of: Option<BatchRef>,
+}
+
+/// A batch, to whoever keeps accounts of what is sent and paid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchRef {
+    /// Its name, the same in every process.
+    pub name: String,
+    /// Its rows: indexes in the job's rows.
+    pub rows: Vec<u32>,
+    /// Its round: in a further one, rows go that were in a batch before.
+    pub round: u32,
+    /// What the call does for it.
+    pub part: Part,
+}
+
+/// What a call does for a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Brings the rows.
+    Input,
+    /// Begins the batch, whose rows are there.
+    Creation,
+    /// Both.
+    InputAndCreation,
 }
 
 /// A request's method and body.
@@ -40,34 +68,46 @@ pub enum BatchBody {
 impl BatchCall {
     /// A GET.
     pub fn get(path: impl Into<String>) -> Self {
-        Self { path: path.into(), body: BatchBody::Get, estimate: Estimate::default() }
+        Self { path: path.into(), body: BatchBody::Get, estimate: Estimate::default(), of: None }
     }
 
     /// A POST without a body.
     pub fn post(path: impl Into<String>) -> Self {
-        Self { path: path.into(), body: BatchBody::Empty, estimate: Estimate::default() }
+        Self { path: path.into(), body: BatchBody::Empty, estimate: Estimate::default(), of: None }
     }
 
     /// A POST of JSON.
     pub fn json(path: impl Into<String>, body: impl Into<Bytes>) -> Self {
-        Self { path: path.into(), body: BatchBody::Json(body.into()), estimate: Estimate::default() }
+        Self { path: path.into(), body: BatchBody::Json(body.into()), estimate: Estimate::default(), of: None }
     }
 }
 
-/// Sends calls to one provider with one credential.
+/// Sends calls to one provider with one credential, and keeps the accounts of it.
 #[async_trait]
 pub trait BatchWire: Send + Sync {
     /// Sends a call once and returns its answer, whole and with a status of 2xx.
     ///
     /// # Errors
     /// Anything else. A call for which [`CallError::status`] is from 400 to 499 (but 408 and 409) did nothing at the
-    /// provider; after any other error it may have. Every call must end within [`super::Patience::call_ms`].
-    async fn send(&self, call: BatchCall) -> Result<Reply, CallError>;
+    /// provider, nor did one of [`Class::Stopped`] or [`Class::Throttled`] without a status: it was not sent. After any other
+    /// error it may have. Every call must end within [`super::Patience::call_ms`].
+    async fn send(&self, call: BatchCall) -> std::result::Result<Reply, CallError>;
+
+    /// What a batch took is to be settled now: its rows' ends are recorded, and nobody else settles it. `batch.part` says
+    /// nothing.
+    ///
+    /// # Errors
+    /// It cannot be written down. It is not settled later.
+    async fn settle(&self, _batch: &BatchRef, _results: &[RowResult]) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Whether the provider surely did nothing.
 pub(crate) fn did_nothing(error: &CallError) -> bool {
-    matches!(error.status, Some(status) if (400..500).contains(&status) && status != 408 && status != 409)
-        // Never sent: the policy, the budget or the breaker held it back.
-        || (error.status.is_none() && error.class == crate::call::Class::Stopped)
+    match error.status {
+        Some(status) => (400..500).contains(&status) && status != 408 && status != 409,
+        // Never sent: the policy, the budget, our limits or the breaker held it back.
+        None => matches!(error.class, Class::Stopped | Class::Throttled),
+    }
 }

@@ -1,6 +1,8 @@
 //! Google's `generateContent` and `batchEmbedContents`: requests and responses.
 
+use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::read::{count, parse, refuse_error, word};
@@ -62,6 +64,30 @@ pub(super) fn embedding(target: &Target, texts: &[&str]) -> Value {
         request
     });
     json!({"requests": requests.collect::<Vec<Value>>()})
+}
+
+/// The only request of an embedding call; `None` for all other calls.
+pub(super) fn batch_row(call: &[u8]) -> Option<Bytes> {
+    let mut call: Value = serde_json::from_slice(call).ok()?;
+    match call["requests"].as_array_mut().map(Vec::as_mut_slice) {
+        Some([request]) => Some(Bytes::from(request.take().to_string())),
+        _ => None,
+    }
+}
+
+/// The answer to an embedding call of one text, from the one to a row; `None` for all other answers.
+pub(super) fn batch_answer(answer: &str) -> Option<Bytes> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct One<'a> {
+        #[serde(borrow)]
+        embedding: &'a RawValue,
+        #[serde(default)]
+        usage_metadata: Value,
+    }
+    let one: One<'_> = serde_json::from_str(answer).ok()?;
+    let (embedding, usage) = (one.embedding.get(), one.usage_metadata);
+    Some(Bytes::from(format!(r#"{{"embeddings":[{embedding}],"usageMetadata":{usage}}}"#)))
 }
 
 #[derive(Deserialize, Default)]

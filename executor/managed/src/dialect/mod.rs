@@ -95,6 +95,23 @@ pub(crate) fn embedding(target: &Target, texts: &[&str]) -> Bytes {
     Bytes::from(body.to_string())
 }
 
+/// A call as a row of a batch: the same body, but for Gemini's embeddings, of which a batch's row asks for one.
+pub(crate) fn batch_row(target: &Target, call: Bytes) -> Bytes {
+    match target.dialect {
+        Dialect::Gemini => gemini::batch_row(&call).unwrap_or(call),
+        Dialect::Openai | Dialect::Anthropic => call,
+    }
+}
+
+/// The answer to a row of a batch as the answer to the call.
+pub(crate) fn batch_answer(target: &Target, answer: &str) -> Bytes {
+    match target.dialect {
+        Dialect::Gemini => gemini::batch_answer(answer),
+        Dialect::Openai | Dialect::Anthropic => None,
+    }
+    .unwrap_or_else(|| Bytes::copy_from_slice(answer.as_bytes()))
+}
+
 /// What a model said.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Said {

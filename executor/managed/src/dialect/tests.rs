@@ -266,3 +266,20 @@ fn a_body_that_leaves_no_place_for_a_row_is_refused() {
     assert_eq!(body["messages"][0]["content"], "a \u{F8F0}text\u{F8F1}");
     assert_eq!(body["messages"][1]["content"], "row");
 }
+
+#[test]
+fn an_embedding_of_gemini_is_another_request_in_a_batch_and_the_same_answer() {
+    let target = Target::resolve("gemini", "gemini-embedding-001", &Overrides::default()).unwrap();
+    let call = embedding(&target, &["a text"]);
+    let row: Value = serde_json::from_slice(&batch_row(&target, call)).unwrap();
+    assert_eq!(row["content"]["parts"][0]["text"], "a text");
+    assert!(row["requests"].is_null());
+    let answer = batch_answer(&target, r#"{"embedding":{"values":[0.6,0.8]},"usageMetadata":{"promptTokenCount":7}}"#);
+    let embedded = read_embeddings(&target, &answer, 1).unwrap();
+    assert_eq!((embedded.vectors, embedded.spent.unwrap().input_tokens), (vec![vec![0.6, 0.8]], 7));
+    let words = r#"{"candidates":[]}"#;
+    assert_eq!(batch_answer(&target, words), words, "all else is as it comes online");
+    let openai = Target::resolve("openai", "text-embedding-3-small", &Overrides::default()).unwrap();
+    let call = embedding(&openai, &["a text"]);
+    assert_eq!(batch_row(&openai, call.clone()), call);
+}

@@ -130,6 +130,9 @@ pub struct Provider {
     /// What the account may use.
     #[serde(default)]
     pub limits: Limits,
+    /// How its batches are cut and waited for.
+    #[serde(default, skip_serializing_if = "Batches::is_usual")]
+    pub batches: Batches,
 }
 
 /// What the operator asserts of a provider: contracts say it, and Rowmill cannot check it. What is left out is unknown, and a
@@ -171,6 +174,27 @@ pub struct Limits {
     pub output_tokens_per_day: Option<u64>,
     /// Most requests in flight.
     pub concurrency: Option<u32>,
+}
+
+/// How a provider's batches are cut and waited for, where that is not as usual.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Batches {
+    /// Most rows of one batch, if the account's quota is lower than what the provider documents.
+    pub rows_max: Option<u32>,
+    /// Shortest time between two looks at a batch.
+    pub look_seconds_min: Option<u32>,
+    /// Longest time between two looks at a batch.
+    pub look_seconds_max: Option<u32>,
+    /// Batches in all that a row is sent in before it ends without an answer.
+    pub rounds_max: Option<u32>,
+}
+
+impl Batches {
+    /// Whether nothing is set: then it is no part of the policy's hash.
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Which data may leave: none, but for what a rule allows.

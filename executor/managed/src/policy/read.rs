@@ -217,9 +217,24 @@ fn check_provider<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wron
         let keys = ["providers", alias, "facts", "batch_retention"];
         return Err(wrong(&keys, "a batch is stored until it is fetched, so this is not zero", "give it in days"));
     }
+    check_batches(alias, provider)?;
     if provider.limits.concurrency == Some(0) {
         let keys = ["providers", alias, "limits", "concurrency"];
         return Err(wrong(&keys, "a provider with no request in flight answers none", "give 1 or more"));
+    }
+    Ok(())
+}
+
+fn check_batches<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<'a>> {
+    let batches = &provider.batches;
+    let set = [
+        ("rows_max", batches.rows_max),
+        ("look_seconds_min", batches.look_seconds_min),
+        ("look_seconds_max", batches.look_seconds_max),
+        ("rounds_max", batches.rounds_max),
+    ];
+    if let Some((key, _)) = set.iter().find(|(_, value)| *value == Some(0)) {
+        return Err(wrong(&["providers", alias, "batches", *key], format!("`{key}` is 0"), "give 1 or more"));
     }
     Ok(())
 }

@@ -408,6 +408,7 @@ fn a_wrong_file_is_refused_with_its_line() {
             6,
             "a batch is stored",
         ),
+        (&format!("{provider}[providers.a.batches]\nrounds_max = 0\n"), 5, "`rounds_max` is 0"),
         ("[egress]\ndefault = \"allow\"\n", 2, "unknown variant"),
         (&format!("{provider}{}", rule.replace("\"a\"", "\"b\"")), 6, "which there is not"),
         (&format!("{provider}{}", rule.replace("datasets = [\"*\"]", "datasets = []")), 7, "is empty"),

@@ -122,8 +122,8 @@ target_fields! {
         batch_hours: u32,
         /// Where it says how much of its limits is left.
         rate_headers: RateHeaders,
-        /// Value of `service_tier` for its cheap and slow online tier; empty: there is none. Whoever chooses that lane sets
-        /// `body.service_tier` to it.
+        /// Value of `service_tier` for its cheap and slow online tier; empty: there is none. In the flex lane it stands in
+        /// `body`.
         flex_tier: String,
         /// Whether it runs on the operator's own machines by its nature: its rows do not leave them.
         self_hosted: bool,

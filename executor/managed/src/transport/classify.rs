@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::authentication::Authenticated;
 use super::errors;
 use super::headers::{Windows, rate_limits, request_id};
-use super::stack::{Answer, Failed, Layered, error};
+use super::stack::{Answer, Answers, Facts, Failed, Layered, error};
 use super::wire::Response;
 use crate::call::{Class, Left};
 
@@ -58,6 +58,8 @@ enum Expected {
     Json,
     /// A file: lines of JSON, or anything.
     Anything,
+    /// Something that is taken as it is.
+    AsItIs,
 }
 
 enum Inside {
@@ -67,6 +69,9 @@ enum Inside {
 }
 
 fn look_into(body: &Bytes, expected: Expected) -> Inside {
+    if expected == Expected::AsItIs {
+        return Inside::Answer(None);
+    }
     let object = body.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{');
     if !object {
         let json = expected == Expected::Anything || serde_json::from_slice::<IgnoredAny>(body).is_ok();
@@ -105,7 +110,11 @@ pub(super) struct Classify {
 impl Layered for Classify {
     async fn call(&self, request: HttpRequestFactory) -> Result<Answer, Box<Failed>> {
         let (method, response) = self.inner.send(&request).await?;
-        let expected = if method == Method::GET { Expected::Anything } else { Expected::Json };
+        let expected = match (Facts::of_this_call().answers, method) {
+            (Answers::Batch, _) => Expected::AsItIs,
+            (Answers::Model, Method::GET) => Expected::Anything,
+            (Answers::Model, _) => Expected::Json,
+        };
         judge(response, expected, self.windows)
     }
 }
@@ -158,6 +167,18 @@ mod tests {
         for body in ["", "<html></html>", "{\"choices\":[", "null null"] {
             let failed = read(body, Expected::Json).unwrap_err();
             assert_eq!((failed.error.class, failed.error.status), (Class::Transient, Some(200)), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_a_batch_says_of_itself_and_its_rows_is_no_error_of_the_request_and_no_use_of_its_limits() {
+        for body in [
+            r#"{"name":"batches/1","done":true,"error":{"code":3,"message":"the batch failed"}}"#,
+            r#"{"custom_id":"1","response":null,"error":{"code":"batch_expired"}}"#,
+            r#"{"id":"batch_1","status":"completed","usage":{"input_tokens":900000,"output_tokens":9}}"#,
+        ] {
+            let answer = read(body, Expected::AsItIs).unwrap();
+            assert_eq!((answer.body, answer.used), (Bytes::from(body), None));
         }
     }
 

@@ -15,6 +15,7 @@ mod errors_tests;
 pub mod headers;
 mod host;
 mod limiter;
+mod once;
 mod options;
 mod phrases;
 mod retry;
@@ -62,6 +63,10 @@ use witnessed::Witnessed;
 pub struct Transport {
     client: Arc<Client<Target>>,
     call_time: Duration,
+    /// Makes requests that async-openai has no form for.
+    requests: reqwest::Client,
+    /// The layers without retrying.
+    once: Limiter<Witnessed<Breaker<Classify>>>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -118,9 +123,10 @@ impl Transport {
         let inner = Authenticated::new(&options.authentication, wire, base, reach, timeouts)?;
         let inner = Witnessed { inner: Breaker::new(Classify { inner, windows }) };
         let inner = Limiter::new(inner, options.allowance, concurrency_max, retry.wait_max);
+        let once = inner.clone();
         let inner = Deadline { inner: Retry { inner, policy: retry } };
-        let client = Client::build(makes_requests, target).with_http_service(inner);
-        Ok(Self { client: Arc::new(client), call_time: timeouts.call })
+        let client = Client::build(makes_requests.clone(), target).with_http_service(inner);
+        Ok(Self { client: Arc::new(client), call_time: timeouts.call, requests: makes_requests, once })
     }
 
     /// Sends a call that carries no row, with the transport's own deadline.

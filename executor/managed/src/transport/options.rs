@@ -24,6 +24,16 @@ pub struct Timeouts {
     pub call: Duration,
 }
 
+impl Timeouts {
+    /// For the flex lane, whose answers come when the provider has room: OpenAI advises 15 minutes at least.
+    pub const FLEX: Self = Self {
+        connect: Duration::from_secs(5),
+        idle: Duration::from_secs(1_800),
+        attempt: Duration::from_secs(1_800),
+        call: Duration::from_secs(6 * 3_600),
+    };
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {

@@ -22,6 +22,17 @@ pub struct RetryPolicy {
     pub backoff: (Duration, Duration),
 }
 
+impl RetryPolicy {
+    /// For the flex lane: a provider without room says so (429 `resource_unavailable`, 503), bills nothing, and is asked again
+    /// after waits that grow, for two hours.
+    pub const FLEX: Self = Self {
+        attempts_max: 5,
+        throttled_max: Duration::from_secs(2 * 3_600),
+        wait_max: Duration::from_secs(300),
+        backoff: (Duration::from_secs(1), Duration::from_secs(120)),
+    };
+}
+
 impl Default for RetryPolicy {
     fn default() -> Self {
         Self {

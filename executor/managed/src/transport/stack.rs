@@ -79,7 +79,18 @@ pub(super) struct Facts {
     pub(super) deadline: Instant,
     /// Asked before each attempt.
     pub(super) witness: Option<Arc<dyn Witness>>,
+    /// What the answer is to be taken for.
+    pub(super) answers: Answers,
     noted: Mutex<Option<Noted>>,
+}
+
+/// What an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answers {
+    /// A model's: it may hold an error, and says what it took.
+    Model,
+    /// About a batch or a file: whatever is in it is not about this request.
+    Batch,
 }
 
 /// What was learned of a call beside its answer.
@@ -91,7 +102,13 @@ pub(super) struct Noted {
 
 impl Facts {
     pub(super) fn new(estimate: Estimate, deadline: Instant, witness: Option<Arc<dyn Witness>>) -> Arc<Self> {
-        Arc::new(Self { estimate, deadline, witness, noted: Mutex::default() })
+        Arc::new(Self { estimate, deadline, witness, answers: Answers::Model, noted: Mutex::default() })
+    }
+
+    /// Facts of a request about batches: it takes nothing of the limits of tokens, and whoever sends it keeps its accounts.
+    pub(super) fn of_batch(deadline: Instant) -> Arc<Self> {
+        let estimate = Estimate::default();
+        Arc::new(Self { estimate, deadline, witness: None, answers: Answers::Batch, noted: Mutex::default() })
     }
 
     /// Runs a call with its facts.

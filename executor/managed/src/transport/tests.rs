@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use super::stub::{Act, Stub, answer, json};
 use super::*;
-use crate::call::Estimate;
+use crate::batch::BatchBody;
+use crate::call::{Estimate, Left};
 
 const BODY: &str = r#"{"model":"m","messages":[{"role":"user","content":"canary-cell-4111"}]}"#;
 
@@ -109,6 +110,40 @@ async fn files_are_read_as_they_are() {
     let get = Call { path: "/files/f1/content?limit=2".into(), body: None, estimate: Estimate::default() };
     assert_eq!(transport.send(get).await.unwrap().body, lines);
     assert!(stub.got()[0].head.starts_with("GET /v1/files/f1/content?limit=2 HTTP/1.1"));
+}
+
+#[tokio::test]
+async fn a_request_about_batches_is_sent_once_and_takes_no_tokens_of_a_minute() {
+    let answer = r#"{"id":"file-1","error":{"code":"of a row"},"usage":{"prompt_tokens":900,"completion_tokens":9}}"#;
+    let stub = Stub::start(vec![json(500, "", "{}"), json(200, "x-request-id: req-7\r\n", answer)]).await;
+    let notes = Arc::new(Notes::default());
+    let transport = Transport::new(options(&stub, notes.clone())).unwrap();
+    let form = || BatchBody::Form {
+        fields: vec![("purpose", "batch".to_owned())],
+        name: "b.jsonl".to_owned(),
+        content: Bytes::from_static(b"{\"row\":1}\n"),
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let (error, left) = transport.send_once("/files", form(), deadline).await.unwrap_err();
+    assert_eq!((error.class, error.status, left), (Class::Transient, Some(500), Left::Something));
+    assert_eq!(stub.got().len(), 1, "a creation that is sent again may be done twice");
+    let reply = transport.send_once("/files", form(), deadline).await.unwrap();
+    assert_eq!((reply.body, reply.request_id.as_deref()), (Bytes::from(answer), Some("req-7")));
+    let got = &stub.got()[1];
+    assert!(got.head.starts_with("POST /v1/files HTTP/1.1"), "{}", got.head);
+    let head = got.head.to_lowercase();
+    assert!(
+        head.contains("authorization: bearer canary-key") && head.contains("multipart/form-data; boundary="),
+        "{head}"
+    );
+    for part in ["name=\"purpose\"", "batch", "filename=\"b.jsonl\"", "{\"row\":1}"] {
+        assert!(got.body.contains(part), "{part} is not in {}", got.body);
+    }
+    let request = Charge { requests: 1, ..Charge::default() };
+    assert_eq!(*notes.settled.lock().unwrap(), [(request, request), (request, request)]);
+    let empty = transport.send_once("/batches/b/cancel", BatchBody::Empty, deadline).await.unwrap();
+    assert_eq!(empty.body, answer);
+    assert!(stub.got()[2].head.starts_with("POST /v1/batches/b/cancel HTTP/1.1"));
 }
 
 #[tokio::test]

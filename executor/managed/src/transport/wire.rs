@@ -12,13 +12,15 @@ use tokio::time::Instant;
 
 use super::host::{Reach, Resolver, Unreachable};
 use super::options::Timeouts;
-use super::stack::{Failed, error};
+use super::stack::{Answers, Facts, Failed, error};
 use crate::call::{CallError, Class};
 
 /// Calls that share a connection of HTTP/2: most servers take no more, and the rest would wait in line unseen.
 const CALLS_PER_CONNECTION: usize = 100;
 /// Clients, each with its connections.
 const CLIENTS_MAX: usize = 16;
+/// How much larger than an answer the results of a batch may be: they are thousands.
+const RESULTS_FACTOR: usize = 16;
 /// Room that is made for an answer before it comes.
 const ROOM_MAX: u64 = 1 << 20;
 
@@ -63,13 +65,17 @@ impl Wire {
         let mut response = self.client().execute(request).await.map_err(|error| unanswered(&error))?;
         let first_byte = started.elapsed();
         let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+        let answer_max = match Facts::of_this_call().answers {
+            Answers::Model => self.answer_max,
+            Answers::Batch => self.answer_max.saturating_mul(RESULTS_FACTOR),
+        };
         let room = response.content_length().unwrap_or(0);
-        if room > self.answer_max as u64 {
+        if room > answer_max as u64 {
             return Err(Failed::unanswered(too_large()));
         }
         let mut body = BytesMut::with_capacity(usize::try_from(room.min(ROOM_MAX)).unwrap_or(0));
         while let Some(piece) = response.chunk().await.map_err(|error| unanswered(&error))? {
-            if body.len() + piece.len() > self.answer_max {
+            if body.len() + piece.len() > answer_max {
                 return Err(Failed::unanswered(too_large()));
             }
             body.extend_from_slice(&piece);

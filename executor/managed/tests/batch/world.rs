@@ -114,6 +114,7 @@ impl World {
         BatchJob {
             run_key: "k".into(),
             shard: 7,
+            chunk: "c".into(),
             model: "m".into(),
             asks: Asks::Text,
             rows: (0..self.rows).map(row).collect(),

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::Job;
 use super::timeline::{Look, Phase};
+use crate::answer::Flaw;
 use crate::dialect;
 use crate::provider::Provider;
 use crate::random;
@@ -34,7 +35,7 @@ pub(super) fn make(state: &State, provider: Provider, job: &Job, look: &Look) ->
                 if random::happens(drawn(201), behaviour.row_lost) {
                     continue;
                 }
-                answer(state, provider, job, index, [drawn(202), drawn(203)])
+                answer(state, provider, job, index, [drawn(202), drawn(203), drawn(205)])
             }
             Phase::Expired => RowResult::Expired,
             _ => RowResult::Cancelled,
@@ -48,7 +49,7 @@ pub(super) fn make(state: &State, provider: Provider, job: &Job, look: &Look) ->
     results
 }
 
-fn answer(state: &State, provider: Provider, job: &Job, index: usize, numbers: [u64; 2]) -> RowResult {
+fn answer(state: &State, provider: Provider, job: &Job, index: usize, numbers: [u64; 3]) -> RowResult {
     let behaviour = state.config.batches_of(provider);
     if random::happens(numbers[0], behaviour.row_error) {
         return RowResult::Failed(Trouble::Broken);
@@ -57,7 +58,8 @@ fn answer(state: &State, provider: Provider, job: &Job, index: usize, numbers: [
         return RowResult::Failed(Trouble::Invalid("this row is refused, as configured".into()));
     }
     let body = &job.rows[index].body;
-    match dialect::infer(provider, &job.operation, body, None) {
+    let flaw = random::happens(numbers[2], behaviour.row_invalid).then_some(Flaw::Invalid);
+    match dialect::infer(provider, &job.operation, body, flaw) {
         Ok(answered) => {
             state.journal.paid(provider, body.to_string().as_bytes());
             RowResult::Answered(answered.body)

@@ -46,7 +46,7 @@ impl BatchApi for Anthropic {
     }
 
     fn upload(&self, _name: &str, _content: Bytes) -> BatchCall {
-        BatchCall::post("/messages/batches")
+        BatchCall::post("/v1/messages/batches")
     }
 
     fn uploaded(&self, _answer: &[u8]) -> Result<String> {
@@ -57,7 +57,7 @@ impl BatchApi for Anthropic {
         let mut body = br#"{"requests":["#.to_vec();
         body.extend_from_slice(&batch.lines.join(&b","[..]));
         body.extend_from_slice(b"]}");
-        Ok(BatchCall::json("/messages/batches", body))
+        Ok(BatchCall::json("/v1/messages/batches", body))
     }
 
     fn created(&self, answer: &[u8]) -> Result<String> {
@@ -66,7 +66,7 @@ impl BatchApi for Anthropic {
 
     fn list(&self, after: Option<&str>) -> BatchCall {
         let after = after.map(|after| format!("&after_id={after}")).unwrap_or_default();
-        BatchCall::get(format!("/messages/batches?limit={PAGE}{after}"))
+        BatchCall::get(format!("/v1/messages/batches?limit={PAGE}{after}"))
     }
 
     fn listed(&self, _after: Option<&str>, answer: &[u8]) -> Result<Page> {
@@ -90,7 +90,7 @@ impl BatchApi for Anthropic {
     }
 
     fn poll(&self, remote: &str) -> BatchCall {
-        BatchCall::get(format!("/messages/batches/{remote}"))
+        BatchCall::get(format!("/v1/messages/batches/{remote}"))
     }
 
     fn status(&self, remote: &str, answer: &[u8]) -> Result<Status> {
@@ -99,12 +99,12 @@ impl BatchApi for Anthropic {
             return Ok(Status::running());
         }
         // The URL that is told leads to the provider's public host; the path is the same at any base.
-        let results = Source::Path(format!("/messages/batches/{remote}/results"));
+        let results = Source::Path(format!("/v1/messages/batches/{remote}/results"));
         Ok(if batch.results_url.is_some() { Status::ended(vec![results]) } else { Status::failed() })
     }
 
     fn cancel(&self, remote: &str) -> BatchCall {
-        BatchCall::post(format!("/messages/batches/{remote}/cancel"))
+        BatchCall::post(format!("/v1/messages/batches/{remote}/cancel"))
     }
 
     fn lines(&self, content: &[u8]) -> Result<Vec<Line>> {

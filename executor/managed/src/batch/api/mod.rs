@@ -55,6 +55,17 @@ impl BatchProvider {
         }
     }
 
+    /// The one with this name, which is the kind's in a job file, too.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|provider| provider.name() == name)
+    }
+
+    /// Whether rows of a batch that ended without a word of them may have been paid for all the same.
+    pub fn may_bill_lost_rows(self) -> bool {
+        // An expired or cancelled batch there has no results at all, not even of the rows it came to.
+        self == BatchProvider::Gemini
+    }
+
     /// How much it takes in one batch.
     pub fn limits(self) -> Limits {
         self.api().limits()
@@ -227,5 +238,32 @@ fn milliseconds(value: &serde_json::Value) -> Option<i64> {
             chrono::DateTime::parse_from_rfc3339(text).ok().map(|at| at.timestamp_millis())
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rowmill_jobs::lane::Lane;
+
+    use super::*;
+    use crate::target::{Overrides, Target};
+
+    #[test]
+    fn the_lanes_of_the_vocabulary_are_those_that_there_are() {
+        let mut named: Vec<&str> = BatchProvider::ALL.iter().map(|provider| provider.name()).collect();
+        let mut kinds = Lane::Batch.kinds().to_vec();
+        named.sort_unstable();
+        kinds.sort_unstable();
+        assert_eq!(named, kinds);
+        for kind in Lane::Online.kinds() {
+            let overrides = Overrides {
+                base_url: Some("https://example.com".to_owned()),
+                holes: Some([("resource".to_owned(), "r".to_owned())].into()),
+                ..Overrides::default()
+            };
+            let target = Target::resolve(kind, "m", &overrides);
+            let has_flex = target.is_ok_and(|target| !target.flex_tier.is_empty());
+            assert_eq!(has_flex, Lane::Flex.kinds().contains(kind), "{kind}");
+        }
     }
 }

@@ -128,7 +128,7 @@ impl BatchApi for OpenAiLike {
             fields.extend([("file_name", file.clone()), ("file_type", "jsonl".to_owned())]);
         }
         let body = BatchBody::Form { fields, name: file, content };
-        BatchCall { path: self.upload_path.to_owned(), body, estimate: Estimate::default() }
+        BatchCall { path: self.upload_path.to_owned(), body, estimate: Estimate::default(), of: None }
     }
 
     fn uploaded(&self, answer: &[u8]) -> Result<String> {

@@ -1,0 +1,299 @@
+//! The batch lane of a managed model: all requests of a call go to the provider as batches, are waited for, and are read by the
+//! same dialects as answers that come online. What must not be forgotten is in the run's store (see [`crate::batch`]), so
+//! that whichever process asks the same again finds the batches and pays nothing twice. A row whose answer has not the form
+//! that was asked for is asked again online, where the policy permits that, and nowhere else.
+
+mod wait;
+mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use rowmill_jobs::infer::{Outcome, Portion, Request, RowError, RowErrorCode};
+use rowmill_jobs::store::Store;
+use rowmill_jobs::{Error, Result};
+
+use super::{Asked, ManagedEngine, OnBehalf, TEMPLATE_TOKENS_MAX, Talk, redact, restore, unsearchable};
+use crate::accounts::Accounts;
+use crate::batch::{Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, Limits, Patience, RowEnd};
+use crate::call::{CallError, Class, Estimate, Reply};
+use crate::conversation::{Conversation, Step};
+use crate::dialect;
+use crate::journal::{Fingerprint, Journal};
+use crate::lane::Lane;
+use crate::on_behalf::Wanted;
+use crate::redaction::Vault;
+use wire::{GuardedWire, RowFacts};
+
+/// Where a run remembers its batches.
+#[derive(Debug, Clone)]
+pub struct BatchesOfRun {
+    /// The run's store.
+    pub store: Arc<dyn Store>,
+    /// Names the run.
+    pub run_key: String,
+    /// Names this process.
+    pub executor: String,
+}
+
+/// What a model needs to send in batches.
+#[derive(Debug)]
+pub(super) struct Batches {
+    provider: BatchProvider,
+    run: BatchesOfRun,
+    patience: Patience,
+    limits: Limits,
+    /// Asks online again what came in a wrong form.
+    online: Option<Arc<ManagedEngine>>,
+}
+
+/// A row on its way through a batch.
+struct Row {
+    conversation: Conversation,
+    vault: Vault,
+    /// Bytes of its request.
+    bytes: usize,
+    /// Tokens that it can take at most.
+    tokens_max: u64,
+    /// Names it among what was answered before.
+    print: Option<Fingerprint>,
+}
+
+/// A row before anything is sent.
+enum Prepared {
+    /// Nothing is to be asked.
+    Ended(Outcome),
+    /// It, its request and what that will take.
+    ToSend(Box<Row>, Bytes, Estimate),
+}
+
+/// What is known of a row: its end, or what it waits for.
+enum Standing {
+    Ended(Outcome),
+    /// Its place among the batches' rows.
+    Sent(usize),
+}
+
+impl ManagedEngine {
+    /// With what the batch lane needs; `online` asks again what comes in a wrong form, if the policy permits that.
+    ///
+    /// # Errors
+    /// Rowmill speaks no batch API of this provider.
+    pub fn in_batches(
+        self,
+        accounts: &Accounts,
+        run: BatchesOfRun,
+        online: Option<Arc<ManagedEngine>>,
+    ) -> Result<Self> {
+        let provider = BatchProvider::of_name(&self.target.provider).ok_or_else(|| {
+            Error::invalid(format!("provider {} has no batch interface that Rowmill speaks", self.permit.provider()))
+                .hint(format!("lane = 'batch' is for {}", Lane::Batch.kinds().join(", ")))
+        })?;
+        let (patience, limits) = (accounts.patience(&self.permit), accounts.batch_limits(&self.permit, &self.target));
+        Ok(Self { batches: Some(Batches { provider, run, patience, limits, online }), ..self })
+    }
+
+    /// How many requests it wants at once.
+    pub fn portion(&self) -> Portion {
+        if self.batches.is_some() { Portion::Large } else { Portion::Usual }
+    }
+}
+
+impl Batches {
+    /// What asks again online.
+    pub(super) fn online(&self) -> Option<&ManagedEngine> {
+        self.online.as_deref()
+    }
+
+    /// Answers every request, in their order.
+    pub(super) async fn infer(
+        &self,
+        engine: &ManagedEngine,
+        asked: &Asked,
+        who: &OnBehalf,
+        requests: Vec<Request>,
+    ) -> Result<Vec<Outcome>> {
+        let (mut standings, mut rows) = (Vec::new(), Vec::new());
+        let (mut facts, mut sent) = (Vec::new(), Vec::new());
+        for request in &requests {
+            match prepare(engine, asked, request)? {
+                Prepared::Ended(outcome) => standings.push(Standing::Ended(outcome)),
+                Prepared::ToSend(row, body, estimate) => {
+                    standings.push(Standing::Sent(rows.len()));
+                    let redactions = row.vault.counts().clone();
+                    facts.push(RowFacts { estimate, tokens_max: row.tokens_max, redactions });
+                    sent.push(BatchRow { body, estimate });
+                    rows.push(*row);
+                }
+            }
+        }
+        let ends = if sent.is_empty() { Vec::new() } else { self.send(engine, asked, who, (sent, facts)).await? };
+        let talks = rows.into_iter().zip(ends).map(|(row, end)| self.read(engine, asked, who, (row, end)));
+        let outcomes: Vec<Outcome> = futures::stream::iter(talks).buffered(engine.concurrency).try_collect().await?;
+        let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
+        let lost = || Error::internal("a row of a batch has no end");
+        let end = |standing| match standing {
+            Standing::Ended(outcome) => Ok(outcome),
+            Standing::Sent(place) => outcomes.get_mut(place).and_then(Option::take).ok_or_else(lost),
+        };
+        standings.into_iter().map(end).collect()
+    }
+
+    /// Has the rows computed in batches, however long that takes.
+    async fn send(
+        &self,
+        engine: &ManagedEngine,
+        asked: &Asked,
+        who: &OnBehalf,
+        (rows, facts): (Vec<BatchRow>, Vec<RowFacts>),
+    ) -> Result<Vec<RowEnd>> {
+        let asks = if asked.question.form.is_some() { Asks::Text } else { Asks::Vectors };
+        let job = BatchJob {
+            run_key: self.run.run_key.clone(),
+            shard: who.shard,
+            chunk: String::new(),
+            model: engine.permit.model().to_owned(),
+            asks,
+            rows,
+        };
+        let job = job.named_for(engine.permit.provider());
+        let wire = Arc::new(GuardedWire::new(engine, asked, who, (self, facts)));
+        let (store, executor) = (Arc::clone(&self.run.store), self.run.executor.as_str());
+        let lane = BatchLane::new(self.provider, wire.clone(), store, job, executor, self.patience);
+        let ended = wait::until_done(&lane.with_limits(self.limits), self.patience).await;
+        // What held a call back says more than that it was held back.
+        ended.map_err(|error| wire.take_refusal().unwrap_or_else(|| error.with("provider", engine.permit.provider())))
+    }
+
+    /// A row's outcome from its end.
+    async fn read(
+        &self,
+        engine: &ManagedEngine,
+        asked: &Asked,
+        who: &OnBehalf,
+        (mut row, end): (Row, RowEnd),
+    ) -> Result<Outcome> {
+        let (step, nano_usd) = match end {
+            RowEnd::Answered(answer) => {
+                let body = dialect::batch_answer(&engine.target, answer.get());
+                let reply = Reply { body, request_id: None, first_byte: Duration::ZERO };
+                let turn = row.conversation.on_reply(&reply);
+                let price = engine.price.as_ref();
+                let nano_usd = price.map_or(0, |price| price.cost(&turn.spent, engine.permit.lane()));
+                asked.estimates.lock().unwrap_or_else(PoisonError::into_inner).observe(row.bytes, &turn.spent);
+                (turn.step, nano_usd)
+            }
+            RowEnd::Failed(failed) => (self.failed(&mut row.conversation, &failed), 0),
+        };
+        let step = match (step, &self.online) {
+            (Step::Ask, Some(online)) => return ask_again(online, asked, who, (row, nano_usd)).await,
+            (Step::Ask, None) => row.conversation.give_up(),
+            (step, _) => step,
+        };
+        outcome(engine, asked, who, (row, step, nano_usd)).await
+    }
+
+    /// What a row comes to that has no answer.
+    fn failed(&self, conversation: &mut Conversation, failed: &Failed) -> Step {
+        let class = failed.reason.class();
+        if class != Class::Refused && class != Class::TooLong {
+            let message = format!("the provider gave no answer in {} batches", self.patience.rounds_max);
+            return conversation.end_with(RowError::new(RowErrorCode::Provider, message));
+        }
+        conversation.on_error(&CallError {
+            class,
+            status: failed.status,
+            code: failed.code.clone(),
+            message: if class == Class::TooLong {
+                "the prompt is longer than the model takes".to_owned()
+            } else {
+                "the provider refused the request".to_owned()
+            },
+            retry_after: None,
+            request_id: None,
+        })
+    }
+}
+
+/// Asks a row again online, unless an earlier attempt has the answer.
+async fn ask_again(
+    online: &ManagedEngine,
+    asked: &Asked,
+    who: &OnBehalf,
+    (row, nano_usd): (Row, u64),
+) -> Result<Outcome> {
+    let kept = online.guard.journal.as_ref().zip(row.print);
+    if let Some((journal, print)) = &kept
+        && let Some(known) = Journal::find(who.known(journal).await?, print)
+    {
+        return Ok(known.clone());
+    }
+    let outcome = outcome(online, asked, who, (row, Step::Ask, nano_usd)).await?;
+    if let Some((journal, print)) = &kept {
+        journal.record(who.shard, std::slice::from_ref(print), std::slice::from_ref(&outcome)).await;
+    }
+    Ok(outcome)
+}
+
+/// Goes on with a row's conversation to its end. The row has left with its batch.
+async fn outcome(
+    engine: &ManagedEngine,
+    asked: &Asked,
+    who: &OnBehalf,
+    (row, step, nano_usd): (Row, Step, u64),
+) -> Result<Outcome> {
+    let wanted = Wanted::default();
+    let unwanted = wanted.unwanted();
+    let redactions = row.vault.counts().clone();
+    let talk = Talk { engine, asked, who, unwanted: &unwanted, rows: 1, redactions };
+    let outcomes = talk.go_on(row.conversation, step, (0, nano_usd)).await?;
+    let outcome = outcomes.into_iter().next().ok_or_else(|| Error::internal("a row of a batch has no outcome"))?;
+    Ok(match &engine.guard.redactor {
+        None => outcome,
+        Some(redactor) => restore(redactor, &row.vault, &asked.task, outcome),
+    })
+}
+
+/// A row and its request, or its end where nothing is to be asked. The request depends on nothing but the row: another process
+/// must make the same one.
+fn prepare(engine: &ManagedEngine, asked: &Asked, request: &Request) -> Result<Prepared> {
+    let mut vault = Vault::default();
+    let rows = std::slice::from_ref(request);
+    let redacted = match &engine.guard.redactor {
+        None => rows.to_vec(),
+        Some(redactor) => match redact(redactor, rows, &mut vault) {
+            Ok(redacted) => redacted,
+            // Fails closed, and says nothing of the row.
+            Err(_) => return Ok(Prepared::Ended(Err(unsearchable()))),
+        },
+    };
+    let mut conversation = Conversation::start(&asked.question, &redacted)?;
+    if let Step::Done(outcomes) = conversation.first() {
+        let lost = || Error::internal("a row of a batch has no outcome");
+        return outcomes.into_iter().next().map(Prepared::Ended).ok_or_else(lost);
+    }
+    // Estimates that have seen nothing: what was learned differs between processes.
+    let call = conversation.call(&asked.question.estimates());
+    let body = dialect::batch_row(&engine.target, call.body.unwrap_or_default());
+    let input_tokens_max = body.len() as u64 + TEMPLATE_TOKENS_MAX;
+    let output_tokens_max = conversation.output_tokens_max();
+    let price = engine.price.as_ref();
+    let nano_usd_max = price.map_or(0, |price| price.most(input_tokens_max, output_tokens_max, engine.permit.lane()));
+    let estimate = Estimate { nano_usd_max, ..call.estimate };
+    let (bytes, tokens_max) = (body.len(), input_tokens_max + output_tokens_max);
+    let print = asked.prints.as_ref().map(|prints| prints.of(request));
+    let row = Row { conversation, vault, bytes, tokens_max, print };
+    Ok(Prepared::ToSend(Box::new(row), body, estimate))
+}
+
+/// How many times each detector replaced something in some rows.
+fn sum_of<'a>(counts: impl Iterator<Item = &'a BTreeMap<String, u64>>) -> BTreeMap<String, u64> {
+    let mut sum = BTreeMap::new();
+    for (name, count) in counts.flatten() {
+        *sum.entry(name.clone()).or_default() += count;
+    }
+    sum
+}

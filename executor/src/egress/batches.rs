@@ -1,0 +1,51 @@
+//! What a model in the batch lane needs of a run: its store, where batches are remembered, and a way to ask again online
+//! what came in a wrong form, if the policy permits that lane as well. A preview has no plan, and does not wait for a day.
+
+use std::sync::Arc;
+
+use rowmill_jobs::lane::Lane;
+use rowmill_jobs::spec::EngineSpec;
+use rowmill_jobs::{Error, Result};
+use rowmill_managed::policy::Permit;
+use rowmill_managed::{BatchesOfRun, Books, ManagedEngine};
+
+use super::{Egress, Means, Sending};
+
+impl Egress {
+    /// The engine with what the batch lane needs.
+    pub(super) async fn in_batches(
+        &self,
+        engine: ManagedEngine,
+        run: Sending<'_>,
+        model: &str,
+        means: &Means<'_>,
+    ) -> Result<ManagedEngine> {
+        let Some((store, _)) = run.store.zip(run.plan) else {
+            return Err(Error::invalid("a preview does not wait for batches, which take up to a day")
+                .hint("write lane = 'online' for the preview, and lane = 'batch' again for the run"));
+        };
+        let online = match self.online_permit(run, model) {
+            None => None,
+            Some(permit) => {
+                // A name of its own in ledgers that both may have.
+                let executor = format!("{}-again", means.books.executor);
+                let means = Means { books: Books { executor: &executor, ..means.books }, ..*means };
+                Some(Arc::new(self.calling(run, model, permit, &means).await?))
+            }
+        };
+        let (run_key, executor) = (run.run_key.to_owned(), self.executor.clone());
+        engine.in_batches(&self.accounts, BatchesOfRun { store: Arc::clone(store), run_key, executor }, online)
+    }
+
+    /// The permit to send a model's rows online, if the policy gives one.
+    fn online_permit(&self, run: Sending<'_>, model: &str) -> Option<Permit> {
+        let mut job = run.job.clone();
+        job.models.retain(|known| known.name == model);
+        for known in &mut job.models {
+            if let EngineSpec::Managed { lane, .. } = &mut known.engine {
+                *lane = Lane::Online;
+            }
+        }
+        self.permits(&job, run.calls).ok()?.remove(model)
+    }
+}
