@@ -59,7 +59,7 @@ fn answer(state: &State, provider: Provider, job: &Job, index: usize, numbers: [
     let body = &job.rows[index].body;
     match dialect::infer(provider, &job.operation, body, None) {
         Ok(answered) => {
-            state.journal.paid(provider, body.to_string().as_bytes());
+            state.journal.paid(provider, body.to_string().as_bytes(), answered.take);
             RowResult::Answered(answered.body)
         }
         Err(trouble) => RowResult::Failed(trouble),

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::answer::{Asked, Shape, any_object, text_of};
 use crate::provider::Provider;
+use crate::schema;
 use crate::trouble::Trouble;
 
 fn invalid(what: &str) -> Trouble {
@@ -69,7 +70,9 @@ fn shape(provider: Provider, body: &Value, prompt: &str) -> Result<Shape, Troubl
                 ));
             }
             let own = format.get("schema").or_else(|| format.get("value")).filter(|schema| schema.is_object());
-            Ok(Shape::Json(own.cloned().unwrap_or_else(any_object)))
+            // A model reads what it is told to write.
+            let told = || schema::within(prompt).unwrap_or_else(any_object);
+            Ok(Shape::Json(own.cloned().unwrap_or_else(told)))
         }
         Some("json") if provider == Provider::Tgi => Ok(Shape::Json(format["value"].clone())),
         Some(_) => Err(invalid("this response_format type is unavailable now")),
