@@ -13,12 +13,12 @@ use rowmill_jobs::{Error, Result};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
-use crate::policy::config::{Limits, Provider};
+use crate::policy::config::{self, Limits, Provider};
 use crate::policy::{BaseUrl, Permit, Policy, Storage};
 use crate::pricing::{Catalogue, ModelPrice, Prices};
 use crate::secrets::SecretRef;
 use crate::target::{Auth, Overrides, RateHeaders, Target};
-use crate::transport::{Authentication, GoogleCredentials, Place, Transport, TransportOptions, Windows};
+use crate::transport::{Authentication, GoogleCredentials, Place, Timeouts, Transport, TransportOptions, Windows};
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
@@ -138,6 +138,7 @@ impl Accounts {
         options.place = place;
         options.headers = headers(&target.headers)?;
         options.concurrency_max = self.concurrency(permit);
+        options.timeouts = timeouts(&provider.timeouts);
         options.windows = match (provider.kind.as_str(), target.rate_headers) {
             ("groq", _) => Windows::GROQ,
             (_, RateHeaders::Together) => Windows::TOGETHER,
@@ -172,6 +173,17 @@ fn limits(limits: &Limits) -> Vec<Limit> {
     ];
     let set = named.into_iter().filter_map(|(resource, amount, window)| Some((resource, amount?, window)));
     set.map(|(resource, amount, window)| Limit { resource, amount, window, firmness: Firmness::Firm }).collect()
+}
+
+/// The operator's timeouts, and the usual ones where there are none.
+fn timeouts(set: &config::Timeouts) -> Timeouts {
+    let seconds = |set: Option<u32>, usual: Duration| set.map_or(usual, |seconds| Duration::from_secs(seconds.into()));
+    let usual = Timeouts::default();
+    Timeouts {
+        idle: seconds(set.idle_seconds, usual.idle),
+        attempt: seconds(set.attempt_seconds, usual.attempt),
+        ..usual
+    }
 }
 
 async fn authentication(provider: &Provider, target: &Target, place: Place) -> Result<Authentication> {

@@ -130,6 +130,9 @@ pub struct Provider {
     /// What the account may use.
     #[serde(default)]
     pub limits: Limits,
+    /// How long it may take to answer.
+    #[serde(default)]
+    pub timeouts: Timeouts,
 }
 
 /// What the operator asserts of a provider: contracts say it, and Rowmill cannot check it. What is left out is unknown, and a
@@ -171,6 +174,16 @@ pub struct Limits {
     pub output_tokens_per_day: Option<u64>,
     /// Most requests in flight.
     pub concurrency: Option<u32>,
+}
+
+/// How long a provider may take to answer, in seconds. What is left out is as for any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// Between two pieces of an answer, and until the first: 120. A model that thinks for long needs more.
+    pub idle_seconds: Option<u32>,
+    /// One attempt, from connecting to the answer's last byte: 600.
+    pub attempt_seconds: Option<u32>,
 }
 
 /// Which data may leave: none, but for what a rule allows.
