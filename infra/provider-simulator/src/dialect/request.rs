@@ -104,9 +104,26 @@ fn guided(provider: Provider, body: &Value) -> Option<Shape> {
             .or_else(|| choices(&body["structured_outputs"]["choice"]))
             .or_else(|| object(&body["guided_json"]))
             .or_else(|| object(&body["structured_outputs"]["json"])),
-        Provider::LlamaServer => object(&body["json_schema"]),
+        Provider::LlamaServer => {
+            body["grammar"].as_str().and_then(alternatives).or_else(|| object(&body["json_schema"]))
+        }
         Provider::Ollama => object(&body["format"]),
         _ => None,
+    }
+}
+
+/// A grammar of llama.cpp's that is nothing but texts to choose from.
+fn alternatives(grammar: &str) -> Option<Shape> {
+    let mut rest = grammar.strip_prefix("root ::= ")?;
+    let mut choices = Vec::new();
+    loop {
+        let mut texts = serde_json::Deserializer::from_str(rest).into_iter::<String>();
+        choices.push(texts.next()?.ok()?);
+        rest = rest[texts.byte_offset()..].trim_start();
+        match rest.strip_prefix('|') {
+            Some(after) => rest = after,
+            None => return rest.is_empty().then_some(Shape::Choice(choices)),
+        }
     }
 }
 
