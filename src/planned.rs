@@ -94,7 +94,8 @@ impl Asked {
     }
 
     /// Makes the cap of the job file as it is now hold for all executors of the run, whatever it was planned with: raising
-    /// `max_cost_usd` goes on with a run that reached it.
+    /// `max_cost_usd` goes on with a run that reached it. An executor that opened a run without any cap learns of one when it
+    /// opens it the next time.
     async fn keep_cap(&self, plan: &Plan) -> Result<()> {
         let (store, folder) = (self.store.as_ref(), layout::spend(&self.run_key));
         let standing = spend::last(store, &folder).await?.and_then(|entry| entry.cap).or(plan.job.nano_usd_max);
