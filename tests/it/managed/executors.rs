@@ -21,6 +21,8 @@ const EXECUTORS: usize = 4;
 /// Requests and tokens a minute that the account may use.
 const REQUESTS: u64 = 600;
 const TOKENS: u64 = 100_000;
+/// Seconds of its allowance that an account may use at once.
+const BURST_SECONDS: u64 = 10;
 
 /// A table of ids, and of texts that take so many bytes of their own.
 fn table(rows: i64, bytes: usize) -> Vec<(&'static str, ArrayRef)> {
@@ -47,8 +49,9 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn four_executors_share_the_limits_of_an_account_and_use_them() {
     const ROWS: i64 = 300;
-    // As much may come at once as in ten seconds: what one executor saves up passes, what four would save up does not.
-    let limits = Limits { requests: Some(REQUESTS), tokens: Some(TOKENS), burst_seconds: 10, ..Limits::default() };
+    // What one executor saves up passes at once, what four would save up does not.
+    let limits =
+        Limits { requests: Some(REQUESTS), tokens: Some(TOKENS), burst_seconds: BURST_SECONDS, ..Limits::default() };
     let providers = Providers::with(Config { limits, ..Config::default() });
     // Of the tokens a minute, nine tenths are needed at the full rate of requests: both limits matter.
     let away = Elsewhere::over(table(ROWS, 450), MODEL, ", shard_rows = 10", TOPICS);
@@ -64,11 +67,12 @@ fn four_executors_share_the_limits_of_an_account_and_use_them() {
     let entries = providers.simulator.journal().entries();
     let throttled = entries.iter().filter(|entry| entry.status == Some(429)).count();
     let seconds = (entries.last().expect("requests").at_ms - entries[0].at_ms) as f64 / 1_000.0;
-    // What the account's users may save up together (five seconds' worth), and what came in since.
-    let allowance = (REQUESTS as f64 / 60.0) * (5.0 + seconds);
+    // A full bucket, and what came in since.
+    let allowance = (REQUESTS as f64 / 60.0) * (BURST_SECONDS as f64 + seconds);
     let used = (entries.len() - throttled) as f64 / allowance;
     let bill = providers.simulator.journal().bill(Provider::Openai);
-    let tokens = (bill.input_tokens + bill.output_tokens) as f64 / (TOKENS as f64 / 60.0 * (5.0 + seconds));
+    let tokens =
+        (bill.input_tokens + bill.output_tokens) as f64 / (TOKENS as f64 / 60.0 * (BURST_SECONDS as f64 + seconds));
     println!(
         "{} requests in {seconds:.1} s, {throttled} throttled, {used:.3} of the requests' allowance used, {tokens:.3} of the tokens'",
         entries.len()
