@@ -9,14 +9,14 @@ use rowmill_jobs::plan::{Plan, run_key};
 use rowmill_jobs::publish::Manifest;
 use rowmill_jobs::spec::JobSpec;
 use rowmill_jobs::store::{self, Store};
-use rowmill_jobs::{Result, layout, record};
+use rowmill_jobs::{Result, layout, record, spend};
 use rowmill_scheduler::claim::Supersede;
 use rowmill_scheduler::{Planned, RunId};
 
 use crate::args::RunIdArgs;
 use crate::footers;
 use crate::output::{Format, Summary, Work, say, tell};
-use crate::setup::{pins, plain, read_job, resolve_models};
+use crate::setup::{pins, plain, process_name, read_job, resolve_models};
 
 /// A run that was asked for.
 #[derive(Debug)]
@@ -81,11 +81,28 @@ impl Asked {
     /// Whatever keeps the run from being planned.
     pub(crate) async fn plan(&self, scratch: &Scratch, egress: &Egress) -> Result<Found> {
         if let Some(plan) = record::plan(self.store.as_ref(), &self.run_key).await? {
+            self.keep_cap(&plan).await?;
             return Ok(Found::Stored(Box::new(plan)));
         }
         let models = resolve_models(&self.job.models).await?;
         let planned = self.make(&pins(&models), scratch, egress).await?;
+        if planned.plan.job.nano_usd_max != self.job.nano_usd_max {
+            // Somebody else's, who was faster.
+            self.keep_cap(&planned.plan).await?;
+        }
         Ok(Found::New(Box::new(planned), models))
+    }
+
+    /// Makes the cap of the job file as it is now hold for all executors of the run, whatever it was planned with: raising
+    /// `max_cost_usd` goes on with a run that reached it. An executor that opened a run without any cap learns of one when it
+    /// opens it the next time.
+    async fn keep_cap(&self, plan: &Plan) -> Result<()> {
+        let (store, folder) = (self.store.as_ref(), layout::spend(&self.run_key));
+        let standing = spend::last(store, &folder).await?.and_then(|entry| entry.cap).or(plan.job.nano_usd_max);
+        if standing == self.job.nano_usd_max {
+            return Ok(());
+        }
+        spend::set_cap(store, &folder, &process_name(), self.job.nano_usd_max.unwrap_or(u64::MAX)).await
     }
 
     async fn make(

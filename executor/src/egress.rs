@@ -148,9 +148,9 @@ impl Egress {
         // Ledgers and audits want a name that nobody had before, and a process may open a run twice.
         let executor = format!("{}-{}", self.executor, ulid::Ulid::generate().to_string().to_lowercase());
         let guard = self.guard(run, &executor).await?;
-        let cap = match (run.job.nano_usd_max, run.store) {
-            (Some(cap), Some(store)) => Some(Ledger::of_run(Arc::clone(store), run.run_key, &executor, cap)),
-            _ => None,
+        let cap = match run.store {
+            Some(store) => Ledger::if_capped(store, run.run_key, &executor, run.job.nano_usd_max).await?,
+            None => None,
         };
         let days = self.days()?;
         let books =

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use rowmill_provider_simulator::journal::Entry;
 use rowmill_provider_simulator::{Config, Provider};
 use serde_json::Value;
 
-use crate::managed::{Elsewhere, Providers, ROWS, SELECT, holds, provider};
+use crate::managed::elsewhere::{Elsewhere, Providers, ROWS, SELECT, holds, provider};
 use crate::support::{Said, integers, read_table, say, strings};
 
 /// Shards of a job: 20 rows each.
@@ -59,6 +59,11 @@ fn online(providers: &Providers, of: Provider) -> u64 {
     let entries = providers.simulator.journal().entries();
     let asks = |entry: &&Entry| entry.provider == of && ends.iter().any(|end| entry.path.ends_with(end));
     entries.iter().filter(asks).count() as u64
+}
+
+/// `rowmill run job.sql --json` with the operator's configuration.
+fn command(job: &Elsewhere) -> Command {
+    job.command(&["run", job.job.path().to_str().expect("UTF-8"), "--json"])
 }
 
 /// Records of a run's batches with this name.
@@ -124,7 +129,7 @@ fn each_provider_with_a_batch_interface_computes_a_job_in_batches() {
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");
         let away = Elsewhere::new(&model, "", SELECT);
         away.config(&in_batches(&providers, kind, simulated, ""));
-        let said = Said::of(away.command("run").args(["--slots", "3"]).output().expect("it runs")).ok();
+        let said = Said::of(command(&away).args(["--slots", "3"]).output().expect("it runs")).ok();
         let summary = said.summary();
         assert_eq!((summary["rows"].as_i64(), summary["errors"].as_u64()), (Some(ROWS), Some(0)), "{kind}: {said:?}");
         let table = read_table(summary["published"].as_str().expect("a folder").as_ref());
@@ -135,7 +140,7 @@ fn each_provider_with_a_batch_interface_computes_a_job_in_batches() {
         // One a shard and call; each row of each call paid once; none online.
         assert_eq!((batches, paid, asked), (3 * SHARDS, (3 * ROWS as u64, 0), 0), "{kind}");
         assert_eq!(audited(&away).0, 3 * ROWS as u64, "{kind}: rows that the audit says have left");
-        assert_eq!(holds(&away.audit(), "text of row"), None, "{kind}");
+        assert_eq!(holds(&away.audit(), "text of row", Path::new("")), None, "{kind}");
         println!("| {kind} | batch | labels, JSON, text | {ROWS} | 0 | {batches} | {} | {asked} | whole |", paid.0);
     }
 }
@@ -420,8 +425,12 @@ fn a_lane_that_is_not_allowed_sends_nothing() {
 }
 
 fn start(job: &Elsewhere) -> Child {
-    let mut command = job.command("run");
-    command.args(["--slots", "3"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the product starts")
+    command(job)
+        .args(["--slots", "3"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the product starts")
 }
 
 /// Waits for a condition while a process lives.

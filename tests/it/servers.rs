@@ -1,4 +1,4 @@
-//! The servers that tests talk to: S3 (moto), a model hub in small, Redis. Each test starts its own, on a free port of
+//! The servers that tests talk to: S3 (moto), a model hub in small, llama.cpp's server, Redis. Each test starts its own, on a free port of
 //! this machine; it ends when it is dropped. It refuses to do without one: a server that is not installed fails the test.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -74,6 +74,12 @@ impl Server {
     pub fn hub() -> Self {
         let script = repository().join("tests/it/fake_hub.py");
         Self::start(&[text(&script), text(&model()), TOKEN])
+    }
+
+    /// llama.cpp's server over the weights of a model folder, which it writes to `file` before.
+    pub fn llama(model: &Path, file: &Path) -> Self {
+        let script = repository().join("tests/it/llama_server.py");
+        Self::start(&[text(&script), text(model), text(file)])
     }
 
     fn start(args: &[&str]) -> Self {
@@ -211,6 +217,12 @@ impl Redis {
     /// Loses everything, but no connection.
     pub fn flushall(&self) {
         assert_eq!(self.command(&["FLUSHALL"]), "OK");
+    }
+
+    /// All that it holds, as it would be saved: without `rdbcompression no` in its settings, longer texts are packed.
+    pub fn dump(&self) -> Vec<u8> {
+        assert_eq!(self.command(&["SAVE"]), "OK");
+        std::fs::read(self.folder.path().join("dump.rdb")).expect("what was saved")
     }
 
     /// Bytes that its data takes.

@@ -9,7 +9,7 @@ use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArra
 use rowmill_provider_simulator::config::Faults;
 use rowmill_provider_simulator::{Config, Provider};
 
-use crate::managed::{CANARY, Providers, provider};
+use crate::managed::elsewhere::{KEY, Providers, provider};
 use crate::support::{Job, Said, integers, read_table, repository, rowmill, strings};
 
 /// A job whose model `own` is on this machine and whose model `away` is a simulated provider's.
@@ -42,7 +42,7 @@ impl Spilling {
     fn command(&self, command: &str) -> Command {
         let (job, config) = (self.job.path(), self.job.folder.path().join("rowmill.toml"));
         let mut command = rowmill(&[command, job.to_str().expect("UTF-8"), "--json", "--config"]);
-        command.arg(config).env("ROWMILL_TEST_KEY", CANARY).env("TMPDIR", self.job.folder.path());
+        command.arg(config).env("ROWMILL_TEST_KEY", KEY).env("TMPDIR", self.job.folder.path());
         command
     }
 

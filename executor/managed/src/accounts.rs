@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 
 use crate::batch::Patience;
 use crate::lane::Lane;
-use crate::policy::config::{Batches, Limits, Provider};
+use crate::policy::config::{self, Batches, Limits, Provider};
 use crate::policy::{BaseUrl, Permit, Policy, Storage};
 use crate::pricing::{Catalogue, ModelPrice, Prices};
 use crate::secrets::SecretRef;
@@ -180,8 +180,9 @@ impl Accounts {
         options.place = place;
         options.headers = headers(&target.headers)?;
         options.concurrency_max = self.concurrency(permit);
+        options.timeouts = timeouts(&provider.timeouts, Timeouts::default());
         if permit.lane() == Lane::Flex {
-            (options.timeouts, options.retry) = (Timeouts::FLEX, RetryPolicy::FLEX);
+            (options.timeouts, options.retry) = (timeouts(&provider.timeouts, Timeouts::FLEX), RetryPolicy::FLEX);
         }
         options.windows = match (provider.kind.as_str(), target.rate_headers) {
             ("groq", _) => Windows::GROQ,
@@ -217,6 +218,16 @@ fn limits(limits: &Limits) -> Vec<Limit> {
     ];
     let set = named.into_iter().filter_map(|(resource, amount, window)| Some((resource, amount?, window)));
     set.map(|(resource, amount, window)| Limit { resource, amount, window, firmness: Firmness::Firm }).collect()
+}
+
+/// The operator's timeouts, and the usual ones where there are none.
+fn timeouts(set: &config::Timeouts, usual: Timeouts) -> Timeouts {
+    let seconds = |set: Option<u32>, usual: Duration| set.map_or(usual, |seconds| Duration::from_secs(seconds.into()));
+    Timeouts {
+        idle: seconds(set.idle_seconds, usual.idle),
+        attempt: seconds(set.attempt_seconds, usual.attempt),
+        ..usual
+    }
 }
 
 async fn authentication(provider: &Provider, target: &Target, place: Place) -> Result<Authentication> {

@@ -272,7 +272,7 @@ impl Conversation {
 
     /// Probabilities of the labels, if the tokens of the answer tell.
     fn scores(&self, chosen: usize, said: &Said) -> Option<Vec<f32>> {
-        let Format::Label { labels, json } = &self.question.format else { return None };
+        let Format::Label { labels, json, .. } = &self.question.format else { return None };
         let text =
             String::from_utf8(said.tokens.iter().flat_map(|token| token.bytes.iter().copied()).collect()).ok()?;
         let (endings, start) = if json.is_some() {

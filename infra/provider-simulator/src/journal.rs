@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use crate::config::Keep;
+use crate::limit::Take;
 use crate::provider::Provider;
 use crate::random;
 
@@ -44,6 +45,17 @@ pub struct Count {
     pub answered: u64,
 }
 
+/// What a provider was paid for: answers of models, whether or not anybody got them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bill {
+    /// Answers.
+    pub answers: u64,
+    /// Prompt tokens.
+    pub input_tokens: u64,
+    /// Output tokens.
+    pub output_tokens: u64,
+}
+
 /// What came in.
 #[derive(Debug)]
 pub struct Journal {
@@ -57,6 +69,7 @@ struct Inner {
     counts: BTreeMap<(Provider, String), Count>,
     /// How often each body was answered by a model and so paid for, by hash: online, and as a row of a batch.
     paid: BTreeMap<(Provider, u64), u64>,
+    bills: BTreeMap<Provider, Bill>,
 }
 
 /// A request in the journal.
@@ -101,8 +114,13 @@ impl Journal {
         }
     }
 
-    pub(crate) fn paid(&self, provider: Provider, body: &[u8]) {
-        *self.inner().paid.entry((provider, random::of(body))).or_default() += 1;
+    pub(crate) fn paid(&self, provider: Provider, body: &[u8], take: Take) {
+        let mut inner = self.inner();
+        *inner.paid.entry((provider, random::of(body))).or_default() += 1;
+        let bill = inner.bills.entry(provider).or_default();
+        bill.answers += 1;
+        bill.input_tokens += take.input_tokens;
+        bill.output_tokens += take.output_tokens;
     }
 
     /// All requests, in the order of their coming; at most 200,000.
@@ -143,6 +161,11 @@ impl Journal {
         let inner = self.inner();
         let counts = inner.paid.iter().filter(|((other, _), _)| *other == provider).map(|(_, count)| *count);
         counts.fold((0, 0), |(all, again), count| (all + count, again + count - 1))
+    }
+
+    /// What a provider was paid for until now, rows of batches included.
+    pub fn bill(&self, provider: Provider) -> Bill {
+        self.inner().bills.get(&provider).copied().unwrap_or_default()
     }
 
     /// Forgets everything.

@@ -20,6 +20,7 @@ mod reply;
 mod schema;
 mod serve;
 pub mod time;
+mod token;
 mod trouble;
 
 use std::io;
@@ -31,7 +32,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 pub use crate::config::Config;
-pub use crate::journal::Journal;
+pub use crate::journal::{Bill, Journal};
 pub use crate::provider::Provider;
 pub use crate::time::Time;
 
@@ -80,6 +81,11 @@ impl Simulator {
     /// The URL that stands for the provider's host: `http://127.0.0.1:4321/openai`.
     pub fn root(&self, provider: Provider) -> String {
         format!("http://{}/{}", self.address, provider.name())
+    }
+
+    /// The URL that Vertex's credentials get their access tokens from.
+    pub fn token_url(&self) -> String {
+        format!("{}{}", self.root(Provider::Vertex), token::PATH)
     }
 
     /// What came in.

@@ -8,6 +8,13 @@ use crate::random;
 /// Schemas nested deeper than this are cut off with `null`.
 const DEPTH_MAX: usize = 24;
 
+/// The first schema of an object that a text holds, as instructions in prompts do.
+pub(crate) fn within(text: &str) -> Option<Value> {
+    let starts = text.match_indices('{').map(|(start, _)| start);
+    let read = |start: usize| serde_json::Deserializer::from_str(&text[start..]).into_iter::<Value>().next()?.ok();
+    starts.filter_map(read).find(|value| value["type"] == "object" && value["properties"].is_object())
+}
+
 /// A value for `schema`; the same number gives the same value.
 pub(crate) fn value(schema: &Value, number: u64) -> Value {
     of(schema, schema, number, 0)
@@ -100,6 +107,13 @@ fn whole(schema: &Value, number: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_schema_is_found_in_a_text() {
+        let schema = json!({"type": "object", "properties": {"label": {"enum": ["a", "b"]}}});
+        assert_eq!(within(&format!("Of {{this}} schema:\n{schema}\n\nText: {{}}")), Some(schema));
+        assert_eq!(within("{\"type\": \"object\"} and { nothing"), None);
+    }
 
     #[test]
     fn required_fields_have_their_types_and_labels_come_from_the_list() {

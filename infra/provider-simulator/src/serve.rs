@@ -21,7 +21,7 @@ use crate::provider::Provider;
 use crate::reply::{Delivery, Reply};
 use crate::time::Time;
 use crate::trouble::{self, Trouble};
-use crate::{access, random, rates};
+use crate::{access, random, rates, token};
 
 /// Larger bodies are refused: above what any batch file may have.
 const BODY_BYTES_MAX: usize = 600 << 20;
@@ -97,7 +97,11 @@ impl State {
 
     fn answer(&self, incoming: &Incoming) -> Reply {
         let provider = incoming.provider;
-        let key_name = access::key_name(provider, &incoming.headers, &incoming.query, &self.config.keys);
+        let for_a_token = token::is_asked_for(incoming);
+        let key_name = match for_a_token {
+            true => Some("assertion".to_owned()),
+            false => access::key_name(provider, &incoming.headers, &incoming.query, &self.config.keys),
+        };
         let ticket = self.journal.came(Entry {
             at_ms: self.time.now_ms(),
             provider,
@@ -109,6 +113,7 @@ impl State {
             status: None,
         });
         let reply = match key_name {
+            Some(_) if for_a_token => token::reply(&incoming.body, &self.config.keys),
             Some(key_name) => self.answer_known(incoming, &key_name),
             None => trouble::reply(provider, &Trouble::Unauthorized),
         };
@@ -172,7 +177,7 @@ impl State {
             self.account(provider, key_name, |account, _| (account.take(answered.take, now_ms), account.levels()));
         let reply = match taken {
             Ok(()) => {
-                self.journal.paid(provider, &incoming.body);
+                self.journal.paid(provider, &incoming.body, answered.take);
                 Reply::ok(&answered.body)
             }
             Err(wait_ms) => trouble::reply(provider, &Trouble::Throttled { wait_ms }),

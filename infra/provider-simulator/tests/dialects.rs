@@ -223,3 +223,26 @@ async fn the_journal_finds_what_was_sent_if_it_keeps_bodies() {
     assert_eq!(journal.count(Provider::Openai, "").requests, 0);
     assert_eq!(journal.requests(), 1);
 }
+
+#[tokio::test]
+async fn a_model_without_schemas_follows_the_one_that_its_prompt_has() {
+    let simulator = start(Config::default()).await;
+    let schema = json!({"type": "object", "properties": {"label": {"type": "string", "enum": ["a", "b"]}}, "required": ["label"]});
+    let turns = json!([{"role": "system", "content": format!("Write JSON of this schema: {schema}")}, {"role": "user", "content": "Which?"}]);
+    let body = json!({"model": "m", "messages": turns, "response_format": {"type": "json_object"}});
+    let answer: Value =
+        post(&simulator, Provider::Deepseek, "/chat/completions", &body).await.json().await.expect("JSON");
+    let written: Value = serde_json::from_str(text(&answer).expect("a text")).expect("JSON");
+    assert!(["a", "b"].contains(&written["label"].as_str().expect("a label")), "{written}");
+}
+
+#[tokio::test]
+async fn the_bill_counts_the_tokens_of_answers_that_nobody_got() {
+    let simulator = start(Config { faults: Faults { cut_body: 1.0, ..Faults::default() }, ..Config::default() }).await;
+    let (path, body) = question(Provider::Openai);
+    let cut = post(&simulator, Provider::Openai, path, &body).await.bytes().await;
+    assert!(cut.is_err());
+    let bill = simulator.journal().bill(Provider::Openai);
+    assert_eq!((bill.answers, bill.input_tokens), (1, 3));
+    assert!(bill.output_tokens > 0);
+}

@@ -25,6 +25,9 @@ pub struct Entry {
     pub held: BTreeMap<String, u64>,
     /// Who waits for how much.
     pub wanted: BTreeMap<String, u64>,
+    /// The most that may be out from here on; without it, what the run was planned with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cap: Option<u64>,
 }
 
 /// What an executor changes.
@@ -52,10 +55,16 @@ impl Entry {
             out: (self.out + change.leased).saturating_sub(change.returned),
             held: self.held.clone(),
             wanted: self.wanted.clone(),
+            cap: self.cap,
         };
         set(&mut next.held, executor, change.held);
         set(&mut next.wanted, executor, change.wanted);
         next
+    }
+
+    /// The entry that follows `self` when `who`, who has no lease, changes the cap.
+    pub fn capped(&self, id: String, who: &str, cap: u64) -> Entry {
+        Entry { cap: Some(cap), ..self.then(id, who, Change::default()) }
     }
 
     /// What was spent for certain: what is out and nobody says to have still.

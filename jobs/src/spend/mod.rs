@@ -3,7 +3,8 @@
 //! gives the unused rest of one back, and only who has read the whole log can append to it; so what is out never exceeds the
 //! cap, whoever is killed and whatever is lost, and no Redis takes part. Within a lease, reserving and settling are local.
 //!
-//! A killed executor's lease counts as spent: nobody can know what was not. The log is of amounts; they are nano-dollars
+//! A killed executor's lease counts as spent: nobody can know what was not. A run's cap may change while it goes on: that is
+//! an entry, too ([`set_cap`]), so that all executors see it in one order with their leases. The log is of amounts; they are nano-dollars
 //! here, and whatever else has a cap (rows or tokens of a day) can be counted in another folder.
 
 mod account;
@@ -56,6 +57,7 @@ pub struct Ledger {
     store: Arc<dyn Store>,
     folder: String,
     executor: String,
+    /// While the log says nothing else.
     cap: u64,
     pace: Pace,
     account: Mutex<Account>,
@@ -117,6 +119,23 @@ impl Ledger {
     /// A run's ledger of nano-dollars.
     pub fn of_run(store: Arc<dyn Store>, run_key: &str, executor: &str, nano_usd_max: u64) -> Arc<Self> {
         Self::new(store, layout::spend(run_key), executor.to_owned(), nano_usd_max, Pace::default())
+    }
+
+    /// A run's ledger of nano-dollars; `None` if neither the run's plan (`planned`) nor the ledger's log has a cap.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn if_capped(
+        store: &Arc<dyn Store>,
+        run_key: &str,
+        executor: &str,
+        planned: Option<u64>,
+    ) -> Result<Option<Arc<Self>>> {
+        let cap = match planned {
+            Some(cap) => Some(cap),
+            None => last(store.as_ref(), &layout::spend(run_key)).await?.and_then(|entry| entry.cap),
+        };
+        Ok(cap.map(|cap| Self::of_run(Arc::clone(store), run_key, executor, cap)))
     }
 
     /// Reserves what a request can cost at most, or waits until it can be had or certainly cannot.
@@ -181,7 +200,8 @@ impl Ledger {
     fn next(&self, log: &Log, amount: u64) -> Step {
         let mut account = self.account();
         let nobody_moves = log.changed.elapsed() >= self.pace.patience;
-        let need = Need { standing: &log.standing, executor: &self.executor, cap: self.cap, amount, nobody_moves };
+        let cap = self.cap(log);
+        let need = Need { standing: &log.standing, executor: &self.executor, cap, amount, nobody_moves };
         let step = account::step(&account, &need);
         match step {
             Step::Reserve => account.reserved += amount,
@@ -189,6 +209,11 @@ impl Ledger {
             Step::Wait | Step::Stop { .. } => {}
         }
         step
+    }
+
+    /// The most that may be out, as the log stands.
+    fn cap(&self, log: &Log) -> u64 {
+        log.standing.cap.unwrap_or(self.cap)
     }
 
     /// Reserves from what was leased before.
@@ -215,7 +240,7 @@ impl Ledger {
         }
         let change = {
             let mut account = self.account();
-            let change = account::make_room(&account, &log.standing, &self.executor, self.cap, keep);
+            let change = account::make_room(&account, &log.standing, &self.executor, self.cap(&log), keep);
             account.leased -= change.map_or(0, |change| change.returned);
             change
         };
@@ -349,6 +374,25 @@ pub async fn last(store: &dyn Store, folder: &str) -> Result<Option<Entry>> {
     let names = store.list(folder).await?;
     let Some(newest) = names.last() else { return Ok(None) };
     store::get_json(store, &newest.name).await
+}
+
+/// Changes the most that may be out, for all who use the ledger in a folder (it ends in `/`) from now on. What is leased
+/// already stays so. `who` names the process and has no lease.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn set_cap(store: &dyn Store, folder: &str, who: &str, cap: u64) -> Result<()> {
+    loop {
+        let standing = last(store, folder).await?.unwrap_or_default();
+        if standing.cap == Some(cap) {
+            return Ok(());
+        }
+        let entry = standing.capped(Ulid::generate().to_string().to_lowercase(), who, cap);
+        // If the place is taken, by another or by this very write whose answer was lost, the log tells.
+        if store::create_json(store, &layout::spend_entry(folder, entry.seq), &entry).await? == Put::Created {
+            return Ok(());
+        }
+    }
 }
 
 fn vanished(name: &str) -> Error {

@@ -351,3 +351,43 @@ async fn within_a_lease_nothing_is_asked_of_the_store() {
     let last = super::last(store.as_ref(), FOLDER).await.unwrap().unwrap();
     assert_eq!((last.seq, last.out, last.held.len()), (2, 3 * u64::from(REQUESTS), 0));
 }
+
+#[tokio::test]
+async fn a_cap_that_is_raised_or_lowered_holds_for_those_who_are_at_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(folder.path().to_path_buf()));
+    let ledger = Ledger::new(Arc::clone(&store), FOLDER.into(), "e".into(), 100, Pace::default());
+    async fn spend(ledger: &Arc<Ledger>, amount: u64) -> bool {
+        match ledger.reserve(amount).await.unwrap() {
+            Reserve::Granted(reservation) => {
+                reservation.settle(amount);
+                true
+            }
+            Reserve::CapReached { .. } => false,
+        }
+    }
+    assert!(spend(&ledger, 80).await && !spend(&ledger, 30).await);
+    super::set_cap(store.as_ref(), FOLDER, "somebody", 120).await.unwrap();
+    assert!(spend(&ledger, 30).await && !spend(&ledger, 30).await);
+    // An executor that knows only the plan's cap learns the new one.
+    let later = Ledger::new(Arc::clone(&store), FOLDER.into(), "f".into(), 1_000_000, Pace::default());
+    ledger.give_back().await.unwrap();
+    assert!(!spend(&later, 11).await && spend(&later, 10).await);
+    super::set_cap(store.as_ref(), FOLDER, "somebody", 60).await.unwrap();
+    assert!(!spend(&later, 1).await, "a lowered cap lets nothing more through");
+    let entries = super::last(store.as_ref(), FOLDER).await.unwrap().unwrap().seq;
+    super::set_cap(store.as_ref(), FOLDER, "another", 60).await.unwrap();
+    let last = super::last(store.as_ref(), FOLDER).await.unwrap().unwrap();
+    assert_eq!((last.seq, last.out, last.cap), (entries, 120, Some(60)), "the same cap is not written twice");
+}
+
+#[tokio::test]
+async fn a_run_without_a_cap_has_a_ledger_once_somebody_sets_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(LocalStore::new(folder.path().to_path_buf()));
+    assert!(Ledger::if_capped(&store, "k", "e", None).await.unwrap().is_none());
+    super::set_cap(store.as_ref(), &layout::spend("k"), "somebody", 5).await.unwrap();
+    let ledger = Ledger::if_capped(&store, "k", "e", None).await.unwrap().unwrap();
+    assert!(matches!(ledger.reserve(6).await.unwrap(), Reserve::CapReached { left: 5 }));
+    assert!(matches!(ledger.reserve(5).await.unwrap(), Reserve::Granted(_)));
+}

@@ -9,10 +9,10 @@ mod check;
 mod http;
 mod nemesis;
 mod poison;
-mod processes;
+pub mod processes;
 mod proxy;
 mod proxy_checks;
-mod queue;
+pub mod queue;
 // A Ceph cluster is too much to ask of every machine that runs the tests: `infra/test --rados` brings it.
 #[cfg(feature = "rados")]
 mod rados;

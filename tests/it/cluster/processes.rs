@@ -2,7 +2,7 @@
 //! product, with what it said. Both end what they started when they are dropped, whatever the test came to.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -39,6 +39,16 @@ impl Drop for Process {
 }
 
 impl Process {
+    /// Starts a command under a name, with what it says in files of that name in the folder `logs`.
+    pub fn start(name: String, mut command: Command, logs: &Path) -> Self {
+        let log = |stream| logs.join(format!("{name}.{stream}"));
+        let (stdout, stderr) = (log("stdout"), log("stderr"));
+        command.stdin(Stdio::null());
+        command.stdout(File::create(&stdout).expect("a log")).stderr(File::create(&stderr).expect("a log"));
+        let child = command.spawn().expect("the product starts");
+        Self { name, child, stdout, stderr, started: Instant::now(), frozen_until: None }
+    }
+
     /// How it ended, if it did.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("its state")
@@ -196,13 +206,7 @@ impl Cluster {
     pub fn start(&self, args: &[&str]) -> Process {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let name = format!("{} {number}", args.first().unwrap_or(&"rowmill"));
-        let log = |stream| self.job.folder.path().join("logs").join(format!("{name}.{stream}"));
-        let (stdout, stderr) = (log("stdout"), log("stderr"));
-        let mut command = self.command(args, &self.proxy.address);
-        command.stdin(Stdio::null());
-        command.stdout(File::create(&stdout).expect("a log")).stderr(File::create(&stderr).expect("a log"));
-        let child = command.spawn().expect("the product starts");
-        Process { name, child, stdout, stderr, started: Instant::now(), frozen_until: None }
+        Process::start(name, self.command(args, &self.proxy.address), &self.job.folder.path().join("logs"))
     }
 
     /// Starts a scheduler for the job's run, which ends when the run does.

@@ -30,6 +30,9 @@ pub(super) fn completion(target: &Target, asked: &Asked<'_>) -> Value {
         (Format::Pattern { mode, pattern, .. }, _) => {
             body.extend(pattern_field(*mode, pattern).map(|(name, value)| (name.to_owned(), value)));
         }
+        (Format::Label { grammar: Some(grammar), .. }, _) => {
+            body.insert("grammar".to_owned(), json!(grammar));
+        }
         (_, Some(json)) => body.extend(structured(target, json)),
         (_, None) => {}
     }

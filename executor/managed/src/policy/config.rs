@@ -133,6 +133,9 @@ pub struct Provider {
     /// How its batches are cut and waited for.
     #[serde(default, skip_serializing_if = "Batches::is_usual")]
     pub batches: Batches,
+    /// How long it may take to answer.
+    #[serde(default)]
+    pub timeouts: Timeouts,
 }
 
 /// What the operator asserts of a provider: contracts say it, and Rowmill cannot check it. What is left out is unknown, and a
@@ -195,6 +198,16 @@ impl Batches {
     fn is_usual(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// How long a provider may take to answer, in seconds. What is left out is as for any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// Between two pieces of an answer, and until the first: 120. A model that thinks for long needs more.
+    pub idle_seconds: Option<u32>,
+    /// One attempt, from connecting to the answer's last byte: 600.
+    pub attempt_seconds: Option<u32>,
 }
 
 /// Which data may leave: none, but for what a rule allows.

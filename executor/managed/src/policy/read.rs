@@ -30,6 +30,9 @@ const PUBLIC_HOSTS: [&str; 16] = [
     "huggingface.cloud",
 ];
 
+/// Longest timeout of an attempt: half of what a call as a whole has, so that there can be a second one.
+const TIMEOUT_SECONDS_MAX: u32 = 1_800;
+
 /// Something wrong, and the keys that lead to it.
 struct Wrong<'a> {
     keys: Vec<&'a str>,
@@ -221,6 +224,18 @@ fn check_provider<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wron
     if provider.limits.concurrency == Some(0) {
         let keys = ["providers", alias, "limits", "concurrency"];
         return Err(wrong(&keys, "a provider with no request in flight answers none", "give 1 or more"));
+    }
+    let timeouts =
+        [("idle_seconds", provider.timeouts.idle_seconds), ("attempt_seconds", provider.timeouts.attempt_seconds)];
+    for (key, seconds) in timeouts {
+        if seconds.is_some_and(|seconds| !(1..=TIMEOUT_SECONDS_MAX).contains(&seconds)) {
+            let keys = ["providers", alias, "timeouts", key];
+            return Err(wrong(
+                &keys,
+                format!("`{key}` is from 1 to {TIMEOUT_SECONDS_MAX}"),
+                "a call as a whole has an hour",
+            ));
+        }
     }
     Ok(())
 }

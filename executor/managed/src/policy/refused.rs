@@ -409,6 +409,8 @@ fn a_wrong_file_is_refused_with_its_line() {
             "a batch is stored",
         ),
         (&format!("{provider}[providers.a.batches]\nrounds_max = 0\n"), 5, "`rounds_max` is 0"),
+        (&format!("{provider}[providers.a.timeouts]\nidle_seconds = 0\n"), 5, "from 1 to"),
+        (&format!("{provider}[providers.a.timeouts]\nattempt_seconds = 7200\n"), 5, "from 1 to"),
         ("[egress]\ndefault = \"allow\"\n", 2, "unknown variant"),
         (&format!("{provider}{}", rule.replace("\"a\"", "\"b\"")), 6, "which there is not"),
         (&format!("{provider}{}", rule.replace("datasets = [\"*\"]", "datasets = []")), 7, "is empty"),

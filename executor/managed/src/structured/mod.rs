@@ -12,7 +12,7 @@ use rowmill_jobs::infer::{TaskKind, TextFormat};
 use rowmill_jobs::{Error, Result};
 use serde_json::{Value, json};
 
-use crate::target::{PatternMode, StructuredMode, Target};
+use crate::target::{ChoiceMode, PatternMode, StructuredMode, Target};
 
 /// A pattern's automaton may take this many bytes.
 const PATTERN_SIZE_MAX: usize = 16 << 20;
@@ -26,8 +26,8 @@ pub(crate) enum Format {
     Json(JsonFormat),
     /// Text that matches a pattern.
     Pattern { mode: PatternMode, pattern: String, regex: Regex },
-    /// One of some labels: as JSON, `{"label":"…"}`, or as the answer's whole text.
-    Label { labels: Vec<String>, json: Option<JsonFormat> },
+    /// One of some labels: as JSON, `{"label":"…"}`, or as the answer's whole text, to which a grammar may hold the model.
+    Label { labels: Vec<String>, json: Option<JsonFormat>, grammar: Option<String> },
 }
 
 /// How JSON of a schema is asked for and checked.
@@ -68,6 +68,9 @@ impl Format {
             TaskKind::Complete { format: TextFormat::Pattern { pattern }, .. } => {
                 Self::Pattern { mode: target.pattern, pattern: pattern.clone(), regex: whole(pattern)? }
             }
+            TaskKind::Choose { labels, .. } if target.choice == ChoiceMode::Grammar => {
+                Self::Label { labels: labels.clone(), json: None, grammar: Some(grammar(labels)) }
+            }
             TaskKind::Choose { labels, .. } => {
                 let schema = json!({
                     "type": "object",
@@ -78,7 +81,7 @@ impl Format {
                 let json = JsonFormat::new(&schema, target)?;
                 // Without any help of the provider, the label alone is easier to write than JSON around it.
                 let json = (json.mode != StructuredMode::None).then_some(json);
-                Self::Label { labels: labels.clone(), json }
+                Self::Label { labels: labels.clone(), json, grammar: None }
             }
         })
     }
@@ -100,8 +103,8 @@ impl Format {
                 "Answer with a text that as a whole matches the regular expression below, and with nothing else: no \
                  explanation, no quotation marks.\n{pattern}"
             )),
-            Self::Pattern { .. } => None,
-            Self::Label { labels, json: None } => Some(format!(
+            Self::Pattern { .. } | Self::Label { grammar: Some(_), .. } => None,
+            Self::Label { labels, json: None, grammar: None } => Some(format!(
                 "Answer with one of these labels exactly as it is written here, and with nothing else.\n{}",
                 labels.iter().map(|label| format!("- {label}")).collect::<Vec<_>>().join("\n")
             )),
@@ -119,7 +122,7 @@ impl Format {
                 let misfit = || Misfit("it does not match the regular expression as a whole".to_owned());
                 found.map(|text| Formatted::Text(text.to_owned())).ok_or_else(misfit)
             }
-            Self::Label { labels, json } => {
+            Self::Label { labels, json, .. } => {
                 let value = match json {
                     Some(json) => json.read(text)?.get("label").cloned().unwrap_or_default(),
                     None => Value::from(text.trim().trim_matches(['"', '\'', '`', '.', '*'])),
@@ -193,6 +196,12 @@ fn loose(schema: &Value, target: &Target) -> Option<Value> {
 
 fn is_object(schema: &Value) -> bool {
     schema.get("type").is_some_and(|name| name == "object")
+}
+
+/// One of the labels, in llama.cpp's GBNF, whose texts are written as JSON's are.
+fn grammar(labels: &[String]) -> String {
+    let labels: Vec<String> = labels.iter().map(|label| Value::from(label.as_str()).to_string()).collect();
+    format!("root ::= {}", labels.join(" | "))
 }
 
 /// The pattern as one of the whole text. It is printed from what was parsed: flags and comments within it end with it.

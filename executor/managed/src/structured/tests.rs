@@ -233,7 +233,7 @@ fn schemas_that_reach_out_are_refused() {
 #[test]
 fn labels_are_read_as_models_write_them() {
     let labels = vec!["Bug".to_owned(), "bug".to_owned(), "How-To".to_owned()];
-    let format = Format::Label { labels, json: None };
+    let format = Format::Label { labels, json: None, grammar: None };
     for (text, index) in [("bug", 1), ("Bug", 0), ("\"bug\".", 1), (" how-to\n", 2), ("**How-To**", 2)] {
         assert_eq!(format.read(text), Ok(Formatted::Label(index)), "{text}");
     }

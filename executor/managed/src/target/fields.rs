@@ -6,7 +6,9 @@ use rowmill_jobs::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::kinds::{Auth, BatchApi, Dialect, PatternMode, RateHeaders, SchemaSubset, StructuredMode, Tokenizer};
+use super::kinds::{
+    Auth, BatchApi, ChoiceMode, Dialect, PatternMode, RateHeaders, SchemaSubset, StructuredMode, Tokenizer,
+};
 
 macro_rules! target_fields {
     (values { $($(#[$value_doc:meta])* $value:ident: $value_type:ty,)* } maps { $($(#[$map_doc:meta])* $map:ident: $map_type:ty,)* }) => {
@@ -90,6 +92,8 @@ target_fields! {
         tools_strict: bool,
         /// How a regular expression is sent.
         pattern: PatternMode,
+        /// How the labels of a choice are sent.
+        choice: ChoiceMode,
         /// Role of the system message: `system` or `developer`.
         system_role: String,
         /// Name of the field that limits output tokens.

@@ -79,6 +79,16 @@ pub enum PatternMode {
     None,
 }
 
+/// How the labels of a choice are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChoiceMode {
+    /// In a schema, in whichever way the provider has JSON.
+    Json,
+    /// `grammar`, in llama.cpp's own language: the label alone is written, as the candle engine scores it.
+    Grammar,
+}
+
 /// The kind of batch API a provider has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -10,7 +10,9 @@ use rowmill_jobs::{Error, Result};
 use url::Url;
 
 pub use fields::{Overrides, Target};
-pub use kinds::{Auth, BatchApi, Dialect, PatternMode, RateHeaders, SchemaSubset, StructuredMode, Tokenizer};
+pub use kinds::{
+    Auth, BatchApi, ChoiceMode, Dialect, PatternMode, RateHeaders, SchemaSubset, StructuredMode, Tokenizer,
+};
 
 /// What a model can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -136,8 +136,11 @@ impl Facts {
     fn error(self, status: StatusCode, headers: &HeaderMap, now: DateTime<Utc>) -> CallError {
         let retry_after =
             headers::retry_after(headers, now).or(self.retry_after).or_else(|| phrases::try_again_in(&self.text));
+        // Some have one code for too many requests and for too little money.
+        let of_codes = phrases::of_codes(&self.codes)
+            .filter(|meaning| meaning.class != Class::Throttled || !phrases::is_of_money(&self.own_words(status)));
         let meaning = phrases::of_size(&self.text)
-            .or_else(|| phrases::of_codes(&self.codes))
+            .or(of_codes)
             .or_else(|| self.of_text(status, retry_after.is_some()))
             .unwrap_or_else(|| of_status(status));
         let class = match (meaning.class, headers::should_retry(headers)) {

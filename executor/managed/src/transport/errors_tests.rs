@@ -155,6 +155,12 @@ fn gemini_says_quota_when_it_means_wait() {
             Some("API_KEY_INVALID"),
         ),
         (
+            429,
+            r#"[{"error":{"code":429,"message":"Your credit balance is too low to run this.","status":"RESOURCE_EXHAUSTED"}}]"#,
+            Class::Billing,
+            Some("RESOURCE_EXHAUSTED"),
+        ),
+        (
             400,
             r#"[{"error":{"code":400,"message":"The input token count (1100000) exceeds the maximum number of tokens allowed (1048576).","status":"INVALID_ARGUMENT"}}]"#,
             Class::TooLong,

@@ -185,10 +185,15 @@ pub(super) fn of_code(code: &str) -> Option<Meaning> {
     CODES.iter().find(|(codes, _)| codes.iter().any(known)).map(|(_, meaning)| *meaning)
 }
 
+/// Whether a message in lower case says for certain that there is no money.
+pub(super) fn is_of_money(text: &str) -> bool {
+    BILLING_PHRASES.iter().any(|phrase| text.contains(phrase))
+}
+
 /// What a message in lower case means. Google words a passing rate limit as a used-up quota and says when to come back;
 /// OpenAI words an empty account so and does not.
 pub(super) fn of_text(text: &str, comes_back: bool) -> Option<Meaning> {
-    if BILLING_PHRASES.iter().any(|phrase| text.contains(phrase)) {
+    if is_of_money(text) {
         return Some(BILLING);
     }
     if text.contains("exceeded your current quota") {

@@ -22,6 +22,7 @@ fn without_extensions(provider: &str, mut body: Value) -> Value {
         "mistral" => &["random_seed"],
         "openrouter" => &["provider"],
         "vllm" => &["structured_outputs"],
+        "llama-server" => &["grammar"],
         "tgi" => &["response_format"],
         _ => &[],
     };

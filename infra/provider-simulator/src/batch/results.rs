@@ -61,7 +61,7 @@ fn answer(state: &State, provider: Provider, job: &Job, index: usize, numbers: [
     let flaw = random::happens(numbers[2], behaviour.row_invalid).then_some(Flaw::Invalid);
     match dialect::infer(provider, &job.operation, body, flaw) {
         Ok(answered) => {
-            state.journal.paid(provider, body.to_string().as_bytes());
+            state.journal.paid(provider, body.to_string().as_bytes(), answered.take);
             RowResult::Answered(answered.body)
         }
         Err(trouble) => RowResult::Failed(trouble),

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::answer::{Asked, Shape, any_object, text_of};
 use crate::provider::Provider;
+use crate::schema;
 use crate::trouble::Trouble;
 
 fn invalid(what: &str) -> Trouble {
@@ -69,7 +70,9 @@ fn shape(provider: Provider, body: &Value, prompt: &str) -> Result<Shape, Troubl
                 ));
             }
             let own = format.get("schema").or_else(|| format.get("value")).filter(|schema| schema.is_object());
-            Ok(Shape::Json(own.cloned().unwrap_or_else(any_object)))
+            // A model reads what it is told to write.
+            let told = || schema::within(prompt).unwrap_or_else(any_object);
+            Ok(Shape::Json(own.cloned().unwrap_or_else(told)))
         }
         Some("json") if provider == Provider::Tgi => Ok(Shape::Json(format["value"].clone())),
         Some(_) => Err(invalid("this response_format type is unavailable now")),
@@ -101,9 +104,26 @@ fn guided(provider: Provider, body: &Value) -> Option<Shape> {
             .or_else(|| choices(&body["structured_outputs"]["choice"]))
             .or_else(|| object(&body["guided_json"]))
             .or_else(|| object(&body["structured_outputs"]["json"])),
-        Provider::LlamaServer => object(&body["json_schema"]),
+        Provider::LlamaServer => {
+            body["grammar"].as_str().and_then(alternatives).or_else(|| object(&body["json_schema"]))
+        }
         Provider::Ollama => object(&body["format"]),
         _ => None,
+    }
+}
+
+/// A grammar of llama.cpp's that is nothing but texts to choose from.
+fn alternatives(grammar: &str) -> Option<Shape> {
+    let mut rest = grammar.strip_prefix("root ::= ")?;
+    let mut choices = Vec::new();
+    loop {
+        let mut texts = serde_json::Deserializer::from_str(rest).into_iter::<String>();
+        choices.push(texts.next()?.ok()?);
+        rest = rest[texts.byte_offset()..].trim_start();
+        match rest.strip_prefix('|') {
+            Some(after) => rest = after,
+            None => return rest.is_empty().then_some(Shape::Choice(choices)),
+        }
     }
 }
 
