@@ -197,15 +197,17 @@ fn a_shard_of_thousands_of_rows_is_one_batch_or_as_many_as_the_operator_says() {
 }
 
 #[test]
-fn personal_data_is_replaced_before_a_batch_is_uploaded() {
+fn personal_data_is_replaced_before_it_leaves_though_the_query_put_it_together() {
     let providers = Providers::with(Config { batches: quick(), ..seen() });
-    let select = "SELECT id, ai_complete(text) AS answer FROM rows";
-    for (kind, simulated, name) in
-        [("openai", Provider::Openai, "gpt-4o-mini"), ("gemini", Provider::Gemini, "gemini-3.5-flash")]
-    {
-        let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");
+    let select = "SELECT id, ai_complete('please write to bob' || id || '@' || text) AS answer FROM rows";
+    for (kind, simulated, name, lane) in [
+        ("openai", Provider::Openai, "gpt-4o-mini", "online"),
+        ("openai", Provider::Openai, "gpt-4o-mini", "batch"),
+        ("gemini", Provider::Gemini, "gemini-3.5-flash", "batch"),
+    ] {
+        let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = '{lane}'");
         let away = Elsewhere::new(&model, "", select);
-        let texts: Vec<String> = (0..ROWS).map(|id| format!("please write to bob{id}@example.com")).collect();
+        let texts: Vec<String> = (0..ROWS).map(|_| "example.com, please".to_owned()).collect();
         let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..ROWS));
         away.job.with_file("a", vec![("id", ids), ("text", Arc::new(StringArray::from(texts)))]);
         let rule = "redact = true\n";
@@ -214,7 +216,7 @@ fn personal_data_is_replaced_before_a_batch_is_uploaded() {
         let summary = away.say("run").ok().summary();
         assert_eq!((summary["rows"].as_i64(), summary["errors"].as_u64()), (Some(ROWS), Some(0)), "{kind}: {summary}");
         let journal = providers.simulator.journal();
-        assert!(journal.contains("<EMAIL_") && !journal.contains("@example.com"), "{kind}: an address left");
+        assert!(journal.contains("<EMAIL_") && !journal.contains("@example.com"), "{kind}, {lane}: an address left");
     }
 }
 

@@ -248,12 +248,13 @@ fn nothing_spills_that_the_operator_does_not_allow() {
 #[test]
 fn a_run_that_was_killed_half_way_pays_for_nothing_twice() {
     const ROWS: u64 = 2_000;
-    let spilling =
-        Spilling::new("engine = 'echo'", "shard_rows = 1000, spill_to = 'away', spill_when = 'always'", COMPLETE);
-    // At a rate that a kill can hit; what is under way or was answered within the last moment is lost.
+    // Providers take their time; what is under way, or was answered within the last moment, is lost.
+    let faults = Faults { slow: 1.0, slow_ms: 20, ..Faults::default() };
+    let options = "shard_rows = 1000, spill_to = 'away', spill_when = 'always'";
+    let spilling = Spilling::at(Providers::start(faults), "engine = 'echo'", options, COMPLETE);
     let path = spilling.job.folder.path().join("rowmill.toml");
     let config = std::fs::read_to_string(&path).expect("the configuration");
-    let limits = "[providers.away.limits]\nrequests_per_minute = 12000\nconcurrency = 4\n[[egress.allow]]";
+    let limits = "[providers.away.limits]\nconcurrency = 4\n[[egress.allow]]";
     std::fs::write(&path, config.replacen("[[egress.allow]]", limits, 1)).expect("written");
     spilling.job.with_rows("a", 0, ROWS as i64);
     let mut process = spilling.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");

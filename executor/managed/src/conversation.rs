@@ -81,6 +81,11 @@ impl Conversation {
     /// Begins to ask about rows: one of [`Question::packs`].
     pub fn start(question: &Arc<Question>, rows: &[Request]) -> Result<Self> {
         let texts = rows.iter().map(|row| question.text(row)).collect::<Result<Vec<String>>>()?;
+        Ok(Self::of_texts(question, texts))
+    }
+
+    /// Begins to ask about texts: what [`Question`] makes of rows.
+    pub(crate) fn of_texts(question: &Arc<Question>, texts: Vec<String>) -> Self {
         let (mut outcomes, mut waiting) = (vec![None; texts.len()], VecDeque::new());
         if question.form.is_some() {
             waiting.extend((0..texts.len()).map(|row| vec![row]));
@@ -94,7 +99,7 @@ impl Conversation {
             let packs = question.packs_of(full.iter().map(|row| texts[*row].len()));
             waiting.extend(packs.into_iter().map(|pack| full[pack].to_vec()));
         }
-        Ok(Self {
+        Self {
             question: Arc::clone(question),
             texts,
             outcomes,
@@ -102,7 +107,7 @@ impl Conversation {
             tries: Tries::default(),
             asked: Asked::default(),
             usage: Usage::default(),
-        })
+        }
     }
 
     /// What to do before anything was sent: [`Step::Done`] where nothing needs to be.

@@ -250,20 +250,23 @@ impl ManagedEngine {
         Ok(asked)
     }
 
+    /// What is said of rows, with what detectors find replaced; `None` if it cannot be searched: then nothing is said, and of the
+    /// row nothing either. The whole text is searched: a query may put an address together of values that are none.
+    fn texts(&self, asked: &Asked, rows: &[Request], vault: &mut Vault) -> Result<Option<Vec<String>>> {
+        let texts = rows.iter().map(|row| asked.question.text(row)).collect::<Result<Vec<String>>>()?;
+        let Some(redactor) = &self.guard.redactor else { return Ok(Some(texts)) };
+        Ok(texts.iter().map(|text| redactor.redact(text, vault)).collect::<Result<_>>().ok())
+    }
+
     /// Talks about one row, or one pack of texts to embed.
     async fn talk(&self, who: &OnBehalf, asked: &Asked, rows: &[Request], unwanted: &Unwanted) -> Result<Vec<Outcome>> {
         let mut vault = Vault::default();
-        let redacted = match &self.guard.redactor {
-            None => rows.to_vec(),
-            Some(redactor) => match redact(redactor, rows, &mut vault) {
-                Ok(redacted) => redacted,
-                // Fails closed, and says nothing of the row.
-                Err(_) => return Ok(rows.iter().map(|_| Err(unsearchable())).collect()),
-            },
+        let Some(texts) = self.texts(asked, rows, &mut vault)? else {
+            return Ok(rows.iter().map(|_| Err(unsearchable())).collect());
         };
         let redactions = vault.counts().clone();
         let talk = Talk { engine: self, asked, who, unwanted, rows: rows.len() as u64, redactions };
-        let outcomes = talk.run(Conversation::start(&asked.question, &redacted)?).await?;
+        let outcomes = talk.run(Conversation::of_texts(&asked.question, texts)).await?;
         Ok(match &self.guard.redactor {
             None => outcomes,
             Some(redactor) => {
@@ -362,14 +365,6 @@ impl Talk<'_> {
     fn estimates(&self) -> std::sync::MutexGuard<'_, Estimates> {
         self.asked.estimates.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn redact(redactor: &Redactor, rows: &[Request], vault: &mut Vault) -> Result<Vec<Request>> {
-    let row = |row: &Request, vault: &mut Vault| {
-        let values = row.values.iter().map(|value| redactor.redact(value, vault)).collect::<Result<_>>()?;
-        Ok(Request { values })
-    };
-    rows.iter().map(|request| row(request, vault)).collect()
 }
 
 fn restore(redactor: &Redactor, vault: &Vault, task: &Task, outcome: Outcome) -> Outcome {

@@ -22,8 +22,9 @@ use crate::hex;
 
 /// Outcomes that wait to be written; whoever brings more waits too, so that nothing is paid for that cannot be kept.
 const WAITING_MAX: usize = 1024;
-/// How long an outcome waits for company. What is lost when a process is killed came within this time.
-const GATHER: Duration = Duration::from_millis(20);
+/// How long an outcome waits for company; those that come while others are being written wait for these besides. What is lost
+/// when a process is killed came within this time and one write.
+const GATHER: Duration = Duration::from_millis(2);
 /// How long the store may stay away before outcomes are given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 

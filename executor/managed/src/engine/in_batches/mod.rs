@@ -16,7 +16,7 @@ use rowmill_jobs::infer::{Outcome, Portion, Request, RowError, RowErrorCode};
 use rowmill_jobs::store::Store;
 use rowmill_jobs::{Error, Result};
 
-use super::{Asked, ManagedEngine, OnBehalf, TEMPLATE_TOKENS_MAX, Talk, redact, restore, unsearchable};
+use super::{Asked, ManagedEngine, OnBehalf, TEMPLATE_TOKENS_MAX, Talk, restore, unsearchable};
 use crate::accounts::Accounts;
 use crate::batch::{Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, Limits, Patience, RowEnd};
 use crate::call::{CallError, Class, Estimate, Reply};
@@ -261,16 +261,10 @@ async fn outcome(
 /// must make the same one.
 fn prepare(engine: &ManagedEngine, asked: &Asked, request: &Request) -> Result<Prepared> {
     let mut vault = Vault::default();
-    let rows = std::slice::from_ref(request);
-    let redacted = match &engine.guard.redactor {
-        None => rows.to_vec(),
-        Some(redactor) => match redact(redactor, rows, &mut vault) {
-            Ok(redacted) => redacted,
-            // Fails closed, and says nothing of the row.
-            Err(_) => return Ok(Prepared::Ended(Err(unsearchable()))),
-        },
+    let Some(texts) = engine.texts(asked, std::slice::from_ref(request), &mut vault)? else {
+        return Ok(Prepared::Ended(Err(unsearchable())));
     };
-    let mut conversation = Conversation::start(&asked.question, &redacted)?;
+    let mut conversation = Conversation::of_texts(&asked.question, texts);
     if let Step::Done(outcomes) = conversation.first() {
         let lost = || Error::internal("a row of a batch has no outcome");
         return outcomes.into_iter().next().map(Prepared::Ended).ok_or_else(lost);
