@@ -14,24 +14,10 @@ import gguf
 import numpy as np
 import xllamacpp
 
-SLOTS = 4
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-ROOT = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "executor/engine/tests/fixtures"))
+import llama_gguf  # noqa: E402: how the engine's own fixtures are written
 
+SLOTS = 4
 
 def tensors(file):
     """The tensors of a safetensors file, widened to 32 bits: its header's length, its header, its numbers."""
@@ -52,51 +38,29 @@ def tensors(file):
         yield name, values.reshape(entry["shape"])
 
 
-def interleaved(weight, heads):
-    """llama.cpp turns neighbouring elements of a head, the weights' makers turn its halves: the rows change places."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
 def write_gguf(folder, path):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     words = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(folder.name)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-
-    vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    llama_gguf.describe(writer, config)
+    vocabulary, merges = llama_gguf.vocabulary(tokenizer)
     special = {token["content"] for token in tokenizer["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(vocabulary)
     writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in vocabulary])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]])
+    writer.add_token_merges(merges)
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_eot_token_id(config["eos_token_id"])
     writer.add_pad_token_id(config["pad_token_id"])
     writer.add_add_bos_token(False)
     writer.add_chat_template(words["chat_template"])
 
-    for name, value in tensors(folder / "model.safetensors"):
-        if name not in ROOT:
-            _, _, layer, rest = name.removesuffix(".weight").split(".", 3)
-            if rest.endswith(("q_proj", "k_proj")):
-                value = interleaved(value, heads if rest.endswith("q_proj") else kv_heads)
-        target = ROOT.get(name) or f"blk.{layer}.{NAMES[rest]}.weight"
-        writer.add_tensor(target, np.ascontiguousarray(value, dtype=np.float32))
+    for name, value in llama_gguf.tensors(tensors(folder / "model.safetensors"), config):
+        writer.add_tensor(name, np.ascontiguousarray(value, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

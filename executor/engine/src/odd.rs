@@ -17,9 +17,28 @@ pub(crate) fn odd() -> Vec<Value> {
     [&numbers[..], &large, &others].concat()
 }
 
+/// That no configuration like a fixture's panics: it is refused, or `computes` runs with it. `from_config` reads the one of an
+/// architecture. Those that mean the same model as the fixture's are not computed again.
+pub(crate) fn no_configuration_panics<Shape: PartialEq>(
+    fixtures: Vec<(String, Value)>,
+    from_config: impl Fn(&str, &Value) -> Result<Shape>,
+    computes: impl Fn(&Shape, &Weights) -> Result<()>,
+) {
+    assert!(!fixtures.is_empty());
+    for (name, fixture) in fixtures {
+        let architecture = fixture["config"]["architectures"][0].as_str().unwrap();
+        let as_it_is = from_config(architecture, &fixture["config"]).unwrap();
+        let (refused, ran) = with_odd_values(&fixture, |config, weights| {
+            let shape = from_config(architecture, config)?;
+            if shape == as_it_is { Ok(()) } else { computes(&shape, weights) }
+        });
+        assert!(refused > 20 && ran > 20, "{name}: {refused} refused, {ran} ran");
+    }
+}
+
 /// Puts every odd value in the place of every key of a fixture's configuration, and of every key one level below, and counts
 /// those that `computes` refused (an error) and those that it ran.
-pub(crate) fn with_odd_values(fixture: &Value, computes: impl Fn(&Value, &Weights) -> Result<()>) -> (usize, usize) {
+fn with_odd_values(fixture: &Value, computes: impl Fn(&Value, &Weights) -> Result<()>) -> (usize, usize) {
     let folder = checkpoint(fixture);
     let files = SafetensorsFiles::open(&[folder.path().join("model.safetensors")]).unwrap();
     let weights = Weights::Safetensors { files, adapter: None };

@@ -9,39 +9,29 @@ use super::families::{ARCHITECTURES, from_config};
 use super::head::Classifier;
 use super::pool::States;
 use crate::linear::Precision;
-use crate::odd::with_odd_values;
+use crate::odd::no_configuration_panics;
 use crate::synthetic::fixtures;
 
 #[test]
-fn no_configuration_panics_and_what_loads_computes() {
+fn what_loads_computes() {
     let fixtures = [fixtures("encoder"), fixtures("classifier")].concat().into_iter();
     let ours = |fixture: &Value| ARCHITECTURES.iter().any(|name| fixture["config"]["architectures"][0] == *name);
     let fixtures: Vec<_> = fixtures.filter(|(_, fixture)| ours(fixture)).collect();
-    assert!(!fixtures.is_empty());
-    for (name, fixture) in fixtures {
-        let architecture = fixture["config"]["architectures"][0].as_str().unwrap();
-        let as_it_is = from_config(architecture, &fixture["config"]).unwrap();
-        let (refused, ran) = with_odd_values(&fixture, |config, weights| {
-            let shape = from_config(architecture, config)?;
-            if shape == as_it_is {
-                return Ok(());
+    no_configuration_panics(fixtures, from_config, |shape, weights| {
+        Encoder::check(shape, weights)?;
+        let rows = [1, 5, shape.context.min(64)].map(|tokens| vec![3u32; tokens.min(shape.context)]);
+        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        match &shape.head {
+            None => assert!(Encoder::load(shape, weights, Precision::F32)?.states(&rows).is_ok()),
+            Some(head) => {
+                Classifier::check(shape, head, weights)?;
+                let states = States::Packed(Box::new(Encoder::load(shape, weights, Precision::F32)?));
+                let classifier = Classifier::load(states, (shape, head), weights, Precision::F32)?;
+                assert!(classifier.logits(&rows).is_ok());
             }
-            Encoder::check(&shape, weights)?;
-            let rows = [1, 5, shape.context.min(64)].map(|tokens| vec![3u32; tokens.min(shape.context)]);
-            let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-            match &shape.head {
-                None => assert!(Encoder::load(&shape, weights, Precision::F32)?.states(&rows).is_ok()),
-                Some(head) => {
-                    Classifier::check(&shape, head, weights)?;
-                    let states = States::Packed(Box::new(Encoder::load(&shape, weights, Precision::F32)?));
-                    let classifier = Classifier::load(states, (&shape, head), weights, Precision::F32)?;
-                    assert!(classifier.logits(&rows).is_ok());
-                }
-            }
-            Ok(())
-        });
-        assert!(refused > 20 && ran > 20, "{name}: {refused} refused, {ran} ran");
-    }
+        }
+        Ok(())
+    });
 }
 
 #[test]
