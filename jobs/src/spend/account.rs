@@ -2,9 +2,10 @@
 //! and the other executors are told to it.
 
 use super::entry::{Change, Entry};
+use super::recent::Recent;
 
-/// A lease takes this share of what is left, if that is more than is needed at once: leases get smaller towards the cap,
-/// so that a killed executor loses little and no executor sits on what another could use.
+/// A lease for more than one request takes at most this share of what is left: leases get smaller towards the cap, so that
+/// no executor sits on what another could use.
 const LEASE_SHARE: u64 = 32;
 
 /// What an executor has leased and what became of it.
@@ -16,6 +17,10 @@ pub(super) struct Account {
     pub spent: u64,
     /// Reserved for requests in flight.
     pub reserved: u64,
+    /// Asked for by requests that wait for it.
+    pub waiting: u64,
+    /// Settled lately.
+    pub recent: Recent,
 }
 
 impl Account {
@@ -44,8 +49,11 @@ pub(super) struct Need<'a> {
     pub executor: &'a str,
     /// The most that may be out.
     pub cap: u64,
-    /// What is to be reserved.
+    /// What is to be reserved; part of what is [waiting](Account::waiting).
     pub amount: u64,
+    /// Spent in as long as a lease should last. A killed executor's lease is lost, so it takes no more than it is about to
+    /// use.
+    pub soon: u64,
     /// Whether the log has not changed for so long that nobody is waited for.
     pub nobody_moves: bool,
 }
@@ -75,7 +83,8 @@ pub(super) fn step(account: &Account, need: &Need<'_>) -> Step {
     let remaining = need.cap.saturating_sub(need.standing.out);
     if short <= remaining {
         let lacking = need.standing.others_lack(need.executor, remaining);
-        let leased = if lacking { short } else { short.max(remaining / LEASE_SHARE) };
+        let wished = account.short(account.waiting.max(need.amount)).saturating_add(need.soon);
+        let leased = if lacking { short } else { short.max(wished.min(remaining / LEASE_SHARE)) };
         return Step::Append(Change { leased, returned: 0, held: account.held().saturating_add(leased), wanted: 0 });
     }
     let others = need.standing.held_by_others(need.executor);
@@ -122,7 +131,7 @@ mod tests {
     use super::*;
 
     fn need<'a>(standing: &'a Entry, amount: u64) -> Need<'a> {
-        Need { standing, executor: "me", cap: 1_000, amount, nobody_moves: false }
+        Need { standing, executor: "me", cap: 1_000, amount, soon: 0, nobody_moves: false }
     }
 
     fn standing(out: u64, held: &[(&str, u64)]) -> Entry {
@@ -131,14 +140,22 @@ mod tests {
 
     #[test]
     fn leases_shrink_with_what_is_left_but_not_below_the_need() {
-        let leased = |out, amount| match step(&Account::default(), &need(&standing(out, &[]), amount)) {
-            Step::Append(change) => change.leased,
-            other => panic!("{other:?}"),
+        let busy = Account { waiting: 20, ..Account::default() };
+        let leased = |account: Account, out, amount, soon| {
+            let log = standing(out, &[]);
+            match step(&account, &Need { soon, ..need(&log, amount) }) {
+                Step::Append(change) => change.leased,
+                other => panic!("{other:?}"),
+            }
         };
-        assert_eq!(leased(0, 1), 31);
-        assert_eq!(leased(900, 1), 3);
-        assert_eq!(leased(900, 50), 50);
-        assert_eq!(leased(950, 50), 50);
+        // What one request needs, what all that wait do, and what it is about to use.
+        assert_eq!(leased(Account::default(), 0, 1, 0), 1);
+        assert_eq!(leased(busy, 0, 1, 0), 20);
+        assert_eq!(leased(busy, 0, 1, 7), 27);
+        assert_eq!(leased(busy, 0, 1, u64::MAX), 31);
+        assert_eq!(leased(busy, 900, 1, 7), 3);
+        assert_eq!(leased(busy, 900, 50, 7), 50);
+        assert_eq!(leased(busy, 950, 50, 7), 50);
     }
 
     #[test]
@@ -158,7 +175,7 @@ mod tests {
 
     #[test]
     fn who_waits_gives_back_first() {
-        let account = Account { leased: 30, spent: 10, reserved: 5 };
+        let account = Account { leased: 30, spent: 10, reserved: 5, ..Account::default() };
         let log = standing(1_000, &[("me", 20), ("other", 500)]);
         let Step::Append(change) = step(&account, &need(&log, 40)) else { panic!("no entry") };
         assert_eq!(change, Change { leased: 0, returned: 15, held: 5, wanted: 40 });
@@ -166,7 +183,7 @@ mod tests {
 
     #[test]
     fn what_was_overspent_is_leased_before_anything_else() {
-        let account = Account { leased: 10, spent: 14, reserved: 0 };
+        let account = Account { leased: 10, spent: 14, ..Account::default() };
         let log = standing(900, &[]);
         let Step::Append(change) = step(&account, &need(&log, 40)) else { panic!("no entry") };
         assert_eq!(change.leased, 44);

@@ -10,6 +10,8 @@
 mod account;
 mod deposit;
 mod entry;
+mod recent;
+mod reservation;
 #[cfg(test)]
 mod simulation;
 
@@ -26,6 +28,8 @@ use crate::{Error, Result, layout};
 use account::{Account, Need, Step};
 pub use deposit::SetAside;
 pub use entry::{Change, Entry};
+pub use reservation::Reservation;
+use reservation::Waiting;
 
 /// How long a ledger waits for what.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +64,7 @@ pub struct Ledger {
     /// While the log says nothing else.
     cap: u64,
     pace: Pace,
+    started: Instant,
     account: Mutex<Account>,
     log: tokio::sync::Mutex<Log>,
     /// Something was settled.
@@ -76,6 +81,8 @@ struct Log {
     pending: Option<Entry>,
     /// When what is out was last seen to change.
     changed: Instant,
+    /// How long it took to get the last lease.
+    took: Duration,
 }
 
 /// The answer to [`Ledger::reserve`].
@@ -90,14 +97,6 @@ pub enum Reserve {
     },
 }
 
-/// What may be spent on one request. Dropped without [`Reservation::settle`], all of it counts as spent: the request may have
-/// reached the provider.
-#[derive(Debug)]
-pub struct Reservation {
-    ledger: Arc<Ledger>,
-    amount: u64,
-}
-
 impl Ledger {
     /// The ledger in a folder of a store (it ends in `/`), as the executor of this name uses it: no two processes may share a
     /// name, nor one after another. Does no I/O.
@@ -109,8 +108,14 @@ impl Ledger {
             executor,
             cap,
             pace,
+            started: now,
             account: Mutex::default(),
-            log: tokio::sync::Mutex::new(Log { standing: Entry::default(), pending: None, changed: now }),
+            log: tokio::sync::Mutex::new(Log {
+                standing: Entry::default(),
+                pending: None,
+                changed: now,
+                took: Duration::ZERO,
+            }),
             settled: Notify::new(),
             looked: Mutex::new(now),
         })
@@ -149,14 +154,19 @@ impl Ledger {
             }
             return Ok(Reserve::Granted(reservation));
         }
+        let _waiting = Waiting::of(self, amount);
         let mut log = self.log.lock().await;
         self.catch_up(&mut log).await?;
         let mut wait = self.pace.wait_min;
+        let began = Instant::now();
         loop {
             let settled = self.settled.notified();
             match self.next(&log, amount) {
                 Step::Reserve => return Ok(Reserve::Granted(self.reservation(amount))),
-                Step::Append(change) => self.append(&mut log, change).await?,
+                Step::Append(change) => {
+                    self.append(&mut log, change).await?;
+                    log.took = began.elapsed();
+                }
                 Step::Stop { left } => return Ok(Reserve::CapReached { left }),
                 Step::Wait => {
                     tokio::select! {
@@ -201,7 +211,8 @@ impl Ledger {
         let mut account = self.account();
         let nobody_moves = log.changed.elapsed() >= self.pace.patience;
         let cap = self.cap(log);
-        let need = Need { standing: &log.standing, executor: &self.executor, cap, amount, nobody_moves };
+        let soon = account.recent.of_a_lease(self.started.elapsed(), log.took);
+        let need = Need { standing: &log.standing, executor: &self.executor, cap, amount, soon, nobody_moves };
         let step = account::step(&account, &need);
         match step {
             Step::Reserve => account.reserved += amount,
@@ -228,7 +239,7 @@ impl Ledger {
     }
 
     fn reservation(self: &Arc<Self>, amount: u64) -> Reservation {
-        Reservation { ledger: Arc::clone(self), amount }
+        Reservation::new(self, amount)
     }
 
     /// Gives back what others wait for. It is a favour: if the store does not answer, it is done another time.
@@ -325,6 +336,7 @@ impl Ledger {
         let mut account = self.account();
         account.reserved = account.reserved.saturating_sub(reserved);
         account.spent = account.spent.saturating_add(spent);
+        account.recent.add(self.started.elapsed(), spent);
         drop(account);
         self.settled.notify_waiters();
     }
@@ -337,32 +349,6 @@ impl Log {
             self.changed = Instant::now();
         }
         self.standing = entry;
-    }
-}
-
-impl Reservation {
-    /// What was reserved.
-    pub fn amount(&self) -> u64 {
-        self.amount
-    }
-
-    /// The request has ended and took this much; 0 if it was never sent. More than was reserved is accounted for, too, but
-    /// may then exceed the cap: reserve the most it can be.
-    pub fn settle(mut self, spent: u64) {
-        if spent > self.amount {
-            tracing::warn!(spent, reserved = self.amount, "a request took more than the most that was reserved for it");
-        }
-        let reserved = std::mem::take(&mut self.amount);
-        self.ledger.settle(reserved, spent);
-        // Dropping an empty reservation changes nothing.
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if self.amount > 0 {
-            self.ledger.settle(self.amount, self.amount);
-        }
     }
 }
 
