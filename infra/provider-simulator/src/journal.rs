@@ -54,6 +54,8 @@ pub struct Bill {
     pub input_tokens: u64,
     /// Output tokens.
     pub output_tokens: u64,
+    /// Answers that were cut off on their way.
+    pub cut: u64,
 }
 
 /// What came in.
@@ -121,6 +123,10 @@ impl Journal {
         bill.answers += 1;
         bill.input_tokens += take.input_tokens;
         bill.output_tokens += take.output_tokens;
+    }
+
+    pub(crate) fn cut(&self, provider: Provider) {
+        self.inner().bills.entry(provider).or_default().cut += 1;
     }
 
     /// All requests, in the order of their coming; at most 200,000.

@@ -138,7 +138,11 @@ impl State {
             None => batch::answer(self, incoming).map(|reply| lose(reply, incoming, fate)),
         };
         let reply = reply.unwrap_or_else(|trouble| trouble::reply(provider, &trouble));
-        on_its_way(reply, provider, fate, faults)
+        let reply = on_its_way(reply, provider, fate, faults);
+        if reply.is_ok() && reply.delivery == Delivery::Cut {
+            self.journal.cut(provider);
+        }
+        reply
     }
 
     fn fate(&self, provider: Provider, key_name: &str, faults: &Faults, is_inference: bool) -> Fate {

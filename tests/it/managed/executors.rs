@@ -48,7 +48,8 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn four_executors_share_the_limits_of_an_account_and_use_them() {
-    const ROWS: i64 = 300;
+    // What is saved up, and a minute's worth: so long that beginning and end weigh little.
+    const ROWS: i64 = 700;
     // What one executor saves up passes at once, what four would save up does not.
     let limits =
         Limits { requests: Some(REQUESTS), tokens: Some(TOKENS), burst_seconds: BURST_SECONDS, ..Limits::default() };
@@ -78,7 +79,7 @@ fn four_executors_share_the_limits_of_an_account_and_use_them() {
         entries.len()
     );
     assert!(throttled * 100 < entries.len(), "{throttled} of {} requests were throttled", entries.len());
-    assert!(used > 0.8, "only {used:.3} of the allowance was used");
+    assert!(used >= 0.95, "only {used:.3} of the allowance was used");
     let starts = files(&fleet.away.job.output()).into_iter().filter(|(name, _)| name.contains("/_attempts/"));
     let who =
         |(_, bytes): (String, Vec<u8>)| serde_json::from_slice::<Value>(&bytes).expect("JSON")["executor"].to_string();
