@@ -76,7 +76,10 @@ impl Accounts {
         &self.policy
     }
 
-    /// What a model costs; `None` where no price is known.
+    /// What the model that a permit is for costs.
+    ///
+    /// # Errors
+    /// As [`Accounts::quote`].
     pub fn price(&self, permit: &Permit) -> Result<ModelPrice> {
         self.quote(permit.provider(), permit.model())
     }

@@ -18,8 +18,8 @@ pub struct Call {
     pub estimate: Estimate,
 }
 
-/// Who is asked before each attempt at a call leaves, and told if it was not answered. The transport tries again by itself, and
-/// each attempt has a price of its own.
+/// Who is asked before each attempt at a call leaves, and told if it was not answered, its deadline included. The transport
+/// tries again by itself, and each attempt has a price of its own.
 #[async_trait]
 pub trait Witness: Send + Sync + fmt::Debug {
     /// An attempt is about to leave; `false` keeps it, and the call ends as [`Class::Stopped`].

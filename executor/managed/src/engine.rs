@@ -1,5 +1,6 @@
 //! [`ManagedEngine`]: one model at a provider, for one run. Every call goes the same way: rows are redacted, the transport
-//! sends them with a [`Payment`] that reserves and records each attempt, and what came is kept in the journal. Whether anything may be sent at all was decided before: without a [`Permit`] there is no engine.
+//! sends them with a [`Payment`] that reserves and records each attempt, and what came is kept in the journal. Whether
+//! anything may be sent at all was decided before: without a [`Permit`] there is no engine.
 //!
 //! A call that has left is paid for: it is waited for and kept, also when its shard fails meanwhile.
 
@@ -235,6 +236,24 @@ impl ManagedEngine {
         }
     }
 
+    /// What every intent about this model has in common: whose rows go where, and who permits it. What is in a body is not.
+    fn intent(&self, who: &OnBehalf) -> Intent {
+        let Self { permit, host, region, .. } = self;
+        Intent {
+            shard: who.shard,
+            attempt: who.attempt.clone(),
+            provider: permit.provider().to_owned(),
+            host: host.clone(),
+            region: region.clone(),
+            model: permit.model().to_owned(),
+            lane: permit.lane(),
+            rule: permit.rule().to_owned(),
+            policy_hash: permit.policy_hash().to_owned(),
+            columns: permit.columns().to_vec(),
+            ..Intent::default()
+        }
+    }
+
     fn asked(&self, task: &Arc<Task>) -> Result<Arc<Asked>> {
         let key = Arc::as_ptr(task) as usize;
         let mut questions = self.questions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -342,23 +361,14 @@ impl Talk<'_> {
     }
 
     fn intent(&self, call: &Call, bytes: u64) -> Intent {
-        let Self { engine, who, .. } = self;
+        let engine = self.engine;
         Intent {
-            shard: who.shard,
-            attempt: who.attempt.clone(),
-            provider: engine.permit.provider().to_owned(),
-            host: engine.host.clone(),
-            region: engine.region.clone(),
-            model: engine.permit.model().to_owned(),
-            lane: engine.permit.lane(),
-            rule: engine.permit.rule().to_owned(),
-            policy_hash: engine.permit.policy_hash().to_owned(),
-            columns: engine.permit.columns().to_vec(),
             rows: self.rows,
             bytes,
             tokens_estimated: call.estimate.input_tokens + call.estimate.output_tokens,
             redactions: self.redactions.clone(),
             payload_hmac: engine.guard.audit.sign(call.body.as_deref().unwrap_or_default()),
+            ..engine.intent(self.who)
         }
     }
 

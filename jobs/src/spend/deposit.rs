@@ -50,7 +50,8 @@ impl Ledger {
     pub async fn release(&self, name: &str, spent: u64) -> Result<()> {
         let ledger = self.of_deposit(name).await?;
         let held = ledger.account().leased;
-        if held == 0 && spent == 0 {
+        if held == 0 {
+            // Released before, or on a day whose ledger is another: what was spent is counted there.
             return Ok(());
         }
         if spent > held {
@@ -72,6 +73,8 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
     use crate::layout;
     use crate::store::Store;
@@ -120,5 +123,40 @@ mod tests {
         executor.give_back().await.unwrap();
         assert_eq!(out(&store).await, CAP);
         assert_eq!(executor.set_aside("batch b", 1).await.unwrap(), SetAside::CapReached { left: 0 });
+    }
+
+    /// Where a test's log goes.
+    #[derive(Debug, Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn releasing_again_is_no_overspending() {
+        let log = Log::default();
+        let writer = log.clone();
+        // This test's runtime has one thread, so that everything is heard.
+        let _listening =
+            tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(move || writer.clone()).finish());
+        let warned = || String::from_utf8_lossy(&log.0.lock().unwrap()).matches("more was spent").count();
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(folder.path().to_path_buf()));
+        let executor = ledger(&store, "executor");
+        assert_eq!(executor.set_aside("batch a", 600).await.unwrap(), SetAside::Done);
+        executor.release("batch a", 150).await.unwrap();
+        executor.release("batch a", 150).await.unwrap();
+        assert_eq!((out(&store).await, warned()), (150, 0));
+        assert_eq!(executor.set_aside("batch b", 100).await.unwrap(), SetAside::Done);
+        executor.release("batch b", 101).await.unwrap();
+        assert_eq!((out(&store).await, warned()), (250, 1), "the log is not heard");
     }
 }

@@ -149,6 +149,10 @@ impl<S: Layered> Layered for Breaker<S> {
         };
         let under_way = UnderWay { shared: Arc::clone(&self.shared), turn };
         let result = self.inner.call(request).await;
+        if result.as_ref().is_err_and(|failed| failed.error.class == Class::Stopped) {
+            // We kept it ourselves: that says nothing of the provider, and whoever tries has not tried.
+            return result;
+        }
         // Refusals of a request say nothing against the provider.
         let bad = |class| matches!(class, Class::Transient | Class::Throttled);
         let well = !result.as_ref().is_err_and(|failed| bad(failed.error.class));

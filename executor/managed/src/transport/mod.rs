@@ -3,8 +3,9 @@
 //! each attempt, through the call's [`Witness`]. Bodies are neither read beyond errors and token counts, nor logged, nor put
 //! into errors.
 //!
-//! Outer to inner: deadline, retry, limiter, witness, breaker, classification, authentication, wire. Retrying is outside the
-//! limiter, so that each attempt takes from the limits and a call that waits holds no place.
+//! Outer to inner: deadline, retry, limiter, breaker, witness, classification, authentication, wire. Retrying is outside the
+//! limiter, so that each attempt takes from the limits and a call that waits holds no place. What the breaker holds back is
+//! never witnessed: it would be on record as about to leave.
 
 mod authentication;
 mod breaker;
@@ -66,7 +67,7 @@ pub struct Transport {
     /// Makes requests that async-openai has no form for.
     requests: reqwest::Client,
     /// The layers without retrying.
-    once: Limiter<Witnessed<Breaker<Classify>>>,
+    once: Limiter<Breaker<Witnessed<Classify>>>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -121,7 +122,7 @@ impl Transport {
         let wire = Wire::new(reach, timeouts, concurrency_max, options.answer_max)?;
         let makes_requests = wire.client();
         let inner = Authenticated::new(&options.authentication, wire, base, reach, timeouts)?;
-        let inner = Witnessed { inner: Breaker::new(Classify { inner, windows }) };
+        let inner = Breaker::new(Witnessed { inner: Classify { inner, windows } });
         let inner = Limiter::new(inner, options.allowance, concurrency_max, retry.wait_max);
         let once = inner.clone();
         let inner = Deadline { inner: Retry { inner, policy: retry } };

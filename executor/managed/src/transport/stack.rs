@@ -4,6 +4,7 @@
 //! What a call is expected to take and when it has to be over travels beside the request in a task-local, not in a header:
 //! a header could leave the machine, and could not bring back the provider's name for the request.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -82,6 +83,8 @@ pub(super) struct Facts {
     /// What the answer is to be taken for.
     pub(super) answers: Answers,
     noted: Mutex<Option<Noted>>,
+    /// An attempt has left, by the witness's leave, and has not ended.
+    under_way: AtomicBool,
 }
 
 /// What an answer is.
@@ -102,13 +105,32 @@ pub(super) struct Noted {
 
 impl Facts {
     pub(super) fn new(estimate: Estimate, deadline: Instant, witness: Option<Arc<dyn Witness>>) -> Arc<Self> {
-        Arc::new(Self { estimate, deadline, witness, answers: Answers::Model, noted: Mutex::default() })
+        Self::answered_by(Answers::Model, estimate, deadline, witness)
     }
 
     /// Facts of a request about batches: it takes nothing of the limits of tokens, and whoever sends it keeps its accounts.
     pub(super) fn of_batch(deadline: Instant) -> Arc<Self> {
-        let estimate = Estimate::default();
-        Arc::new(Self { estimate, deadline, witness: None, answers: Answers::Batch, noted: Mutex::default() })
+        Self::answered_by(Answers::Batch, Estimate::default(), deadline, None)
+    }
+
+    fn answered_by(
+        answers: Answers,
+        estimate: Estimate,
+        deadline: Instant,
+        witness: Option<Arc<dyn Witness>>,
+    ) -> Arc<Self> {
+        let (noted, under_way) = Default::default();
+        Arc::new(Self { estimate, deadline, witness, answers, noted, under_way })
+    }
+
+    /// An attempt leaves.
+    pub(super) fn begin(&self) {
+        self.under_way.store(true, Ordering::Relaxed);
+    }
+
+    /// The attempt has ended. Returns whether one was under way.
+    pub(super) fn end(&self) -> bool {
+        self.under_way.swap(false, Ordering::Relaxed)
     }
 
     /// Runs a call with its facts.
@@ -147,13 +169,10 @@ impl<S: Layered> Service<HttpRequestFactory> for Deadline<S> {
         let inner = self.inner.clone();
         Box::pin(async move {
             let facts = Facts::of_this_call();
-            let late = || {
-                Err(Failed::unanswered(error(
-                    Class::Transient,
-                    "the call was not answered within the time that calls may take",
-                )))
+            let answer = match timeout_at(facts.deadline, inner.call(request)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(late(&facts).await),
             };
-            let answer = timeout_at(facts.deadline, inner.call(request)).await.unwrap_or_else(|_| late());
             let answer = answer.map_err(|failed| OpenAIError::Boxed(Box::new(failed.error)))?;
             let noted = Noted { request_id: answer.request_id, first_byte: answer.first_byte };
             *facts.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(noted);
@@ -162,6 +181,18 @@ impl<S: Layered> Service<HttpRequestFactory> for Deadline<S> {
             Ok(response.into())
         })
     }
+}
+
+/// A call is over at its deadline. An attempt that was under way was dropped, and its witness is told here: nobody else can.
+async fn late(facts: &Facts) -> Box<Failed> {
+    let failed = Failed::unanswered(error(
+        Class::Transient,
+        "the call was not answered within the time that calls may take",
+    ));
+    if let Some(witness) = facts.witness.as_ref().filter(|_| facts.end()) {
+        witness.unanswered(&failed.error, failed.left).await;
+    }
+    failed
 }
 
 /// What async-openai made of our error.

@@ -59,20 +59,6 @@ impl GuardedWire {
         who: &OnBehalf,
         (batches, rows): (&Batches, Vec<RowFacts>),
     ) -> Self {
-        let permit = &engine.permit;
-        let intent = Intent {
-            shard: who.shard,
-            attempt: who.attempt.clone(),
-            provider: permit.provider().to_owned(),
-            host: engine.host.clone(),
-            region: engine.region.clone(),
-            model: permit.model().to_owned(),
-            lane: permit.lane(),
-            rule: permit.rule().to_owned(),
-            policy_hash: permit.policy_hash().to_owned(),
-            columns: permit.columns().to_vec(),
-            ..Intent::default()
-        };
         Self {
             provider: batches.provider,
             transport: engine.transport.clone(),
@@ -81,7 +67,7 @@ impl GuardedWire {
             price: engine.price.clone(),
             question: Arc::clone(&asked.question),
             rows,
-            intent,
+            intent: engine.intent(who),
             call_time: Duration::from_millis(batches.patience.call_ms.unsigned_abs()),
             refusal: Mutex::default(),
         }
