@@ -5,13 +5,13 @@
 //! A call that has left is paid for: it is waited for and kept, also when its shard fails meanwhile.
 
 mod in_batches;
+mod under_way;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::StreamExt;
 use rowmill_jobs::infer::{Answer, Outcome, Request, RowError, RowErrorCode, Task, TaskKind, TextFormat};
-use rowmill_jobs::{Error, Kind, Result};
+use rowmill_jobs::{Error, Result};
 
 use crate::accounts::Accounts;
 use crate::audit::{Audit, Intent};
@@ -19,7 +19,7 @@ use crate::budget::{Amount, Budget};
 use crate::call::{Call, Spent, Witness};
 use crate::conversation::{Conversation, Step};
 use crate::journal::{Fingerprint, Fingerprints, Journal};
-use crate::on_behalf::{OnBehalf, Unwanted, Wanted};
+use crate::on_behalf::{OnBehalf, Unwanted};
 use crate::payment::Payment;
 use crate::policy::Permit;
 use crate::pricing::ModelPrice;
@@ -31,6 +31,7 @@ use crate::transport::Transport;
 
 use in_batches::Batches;
 pub use in_batches::BatchesOfRun;
+use under_way::{all, to_its_end, unwanted};
 
 /// Tokens of a chat template and of JSON's own words around a body, at most.
 const TEMPLATE_TOKENS_MAX: u64 = 256;
@@ -61,7 +62,7 @@ pub struct ManagedEngine {
     guard: RunGuard,
     questions: Mutex<HashMap<usize, Arc<Asked>>>,
     /// How it sends in batches, if that is its lane.
-    batches: Option<Batches>,
+    batches: Option<Arc<Batches>>,
 }
 
 /// A task, made ready, with what was learned of it. It keeps the task, whose address is its name here.
@@ -145,18 +146,12 @@ impl ManagedEngine {
         task: &Arc<Task>,
         requests: Vec<Request>,
     ) -> Result<Vec<Outcome>> {
+        let asked = self.asked(task)?;
         if let Some(batches) = &self.batches {
-            return batches.infer(self, &*self.asked(task)?, who, requests).await;
+            return batches.infer(self, &asked, who, requests).await;
         }
-        let wanted = Wanted::default();
-        let unwanted = wanted.unwanted();
-        let (engine, who, asked) = (Arc::clone(self), Arc::clone(who), self.asked(task)?);
-        let under_way = who.enter().await;
-        let answering = tokio::spawn(async move {
-            let _under_way = under_way;
-            engine.answer(&who, &asked, requests, &unwanted).await
-        });
-        answering.await.map_err(|_| Error::internal("a defect of Rowmill ended a call to a provider"))?
+        let (engine, on_behalf) = (Arc::clone(self), Arc::clone(who));
+        to_its_end(who, |unwanted| async move { engine.answer(&on_behalf, &asked, requests, &unwanted).await }).await
     }
 
     /// Answers what no earlier attempt was answered.
@@ -184,7 +179,7 @@ impl ManagedEngine {
         outcomes.into_iter().collect::<Option<_>>().ok_or_else(|| Error::internal("a request has no outcome"))
     }
 
-    /// Asks for rows, several at a time. After the first error nothing new is begun; what was is waited for.
+    /// Asks for rows, several at a time.
     async fn talks(
         &self,
         who: &OnBehalf,
@@ -194,34 +189,14 @@ impl ManagedEngine {
         unwanted: &Unwanted,
     ) -> Result<Vec<Outcome>> {
         let packs = asked.question.packs(requests);
-        let failed: OnceLock<Error> = OnceLock::new();
-        let first = &failed;
-        let talks = packs.into_iter().enumerate().map(|(index, pack)| async move {
-            if unwanted.is_set() {
-                return (index, Vec::new());
+        let talks = packs.into_iter().map(|pack| async move {
+            let outcomes = self.talk(who, asked, &requests[pack.clone()], unwanted).await?;
+            if let (Some(journal), Some(prints)) = (&self.guard.journal, prints.get(pack)) {
+                journal.record(who.shard, prints, &outcomes).await;
             }
-            match self.talk(who, asked, &requests[pack.clone()], unwanted).await {
-                Ok(outcomes) => {
-                    if let (Some(journal), Some(prints)) = (&self.guard.journal, prints.get(pack)) {
-                        journal.record(who.shard, prints, &outcomes).await;
-                    }
-                    (index, outcomes)
-                }
-                Err(error) => {
-                    // Those that end because of it come later: the first is the reason.
-                    first.get_or_init(|| error);
-                    unwanted.set();
-                    (index, Vec::new())
-                }
-            }
+            Ok(outcomes)
         });
-        let mut talked: Vec<(usize, Vec<Outcome>)> =
-            futures::stream::iter(talks).buffer_unordered(self.concurrency).collect().await;
-        if let Some(error) = failed.into_inner() {
-            return Err(error);
-        }
-        talked.sort_unstable_by_key(|(index, _)| *index);
-        Ok(talked.into_iter().flat_map(|(_, outcomes)| outcomes).collect())
+        Ok(all(talks, self.concurrency, unwanted).await?.into_iter().flatten().collect())
     }
 
     /// Gives back what was set aside of the budget and is not under way.
@@ -230,7 +205,7 @@ impl ManagedEngine {
     /// As [`Budget::give_back`].
     pub async fn give_back(&self) -> Result<()> {
         self.budget.give_back().await?;
-        match self.batches.as_ref().and_then(Batches::online) {
+        match self.batches.as_deref().and_then(Batches::online) {
             Some(online) => online.budget.give_back().await,
             None => Ok(()),
         }
@@ -386,11 +361,6 @@ fn restore(redactor: &Redactor, vault: &Vault, task: &Task, outcome: Outcome) ->
         *text = restored.map_err(no_json)?.text;
     }
     Ok(answered)
-}
-
-/// A row that would be asked for nobody.
-fn unwanted() -> Error {
-    Error::new(Kind::Temporary, "the attempt ended before a row was asked")
 }
 
 fn unsearchable() -> RowError {

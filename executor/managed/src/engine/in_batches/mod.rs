@@ -11,12 +11,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use rowmill_jobs::infer::{Outcome, Portion, Request, RowError, RowErrorCode};
 use rowmill_jobs::store::Store;
 use rowmill_jobs::{Error, Result};
 
-use super::{Asked, ManagedEngine, OnBehalf, TEMPLATE_TOKENS_MAX, Talk, restore, unsearchable};
+use super::{Asked, ManagedEngine, OnBehalf, TEMPLATE_TOKENS_MAX, Talk, all, restore, to_its_end, unsearchable};
 use crate::accounts::Accounts;
 use crate::batch::{Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, Limits, Patience, RowEnd};
 use crate::call::{CallError, Class, Estimate, Reply};
@@ -24,7 +23,7 @@ use crate::conversation::{Conversation, Step};
 use crate::dialect;
 use crate::journal::{Fingerprint, Journal};
 use crate::lane::Lane;
-use crate::on_behalf::Wanted;
+use crate::on_behalf::Unwanted;
 use crate::redaction::Vault;
 use wire::{GuardedWire, RowFacts};
 
@@ -93,7 +92,7 @@ impl ManagedEngine {
                 .hint(format!("lane = 'batch' is for {}", Lane::Batch.kinds().join(", ")))
         })?;
         let (patience, limits) = (accounts.patience(&self.permit), accounts.batch_limits(&self.permit, &self.target));
-        Ok(Self { batches: Some(Batches { provider, run, patience, limits, online }), ..self })
+        Ok(Self { batches: Some(Arc::new(Batches { provider, run, patience, limits, online })), ..self })
     }
 
     /// How many requests it wants at once.
@@ -108,12 +107,12 @@ impl Batches {
         self.online.as_deref()
     }
 
-    /// Answers every request, in their order.
+    /// Answers every request, in their order. When the caller goes away, rows that are asked again go on until they are kept.
     pub(super) async fn infer(
-        &self,
-        engine: &ManagedEngine,
-        asked: &Asked,
-        who: &OnBehalf,
+        self: &Arc<Self>,
+        engine: &Arc<ManagedEngine>,
+        asked: &Arc<Asked>,
+        who: &Arc<OnBehalf>,
         requests: Vec<Request>,
     ) -> Result<Vec<Outcome>> {
         let (mut standings, mut rows) = (Vec::new(), Vec::new());
@@ -131,8 +130,14 @@ impl Batches {
             }
         }
         let ends = if sent.is_empty() { Vec::new() } else { self.send(engine, asked, who, (sent, facts)).await? };
-        let talks = rows.into_iter().zip(ends).map(|(row, end)| self.read(engine, asked, who, (row, end)));
-        let outcomes: Vec<Outcome> = futures::stream::iter(talks).buffered(engine.concurrency).try_collect().await?;
+        let (batches, engine, asked, on_behalf) =
+            (Arc::clone(self), Arc::clone(engine), Arc::clone(asked), Arc::clone(who));
+        let reading = |unwanted| async move {
+            let (batches, engine, asked, who, unwanted) = (&*batches, &*engine, &*asked, &*on_behalf, &unwanted);
+            let read = |(row, end)| batches.read(engine, asked, who, unwanted, (row, end));
+            all(rows.into_iter().zip(ends).map(read), engine.concurrency, unwanted).await
+        };
+        let outcomes = to_its_end(who, reading).await?;
         let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
         let lost = || Error::internal("a row of a batch has no end");
         let end = |standing| match standing {
@@ -174,6 +179,7 @@ impl Batches {
         engine: &ManagedEngine,
         asked: &Asked,
         who: &OnBehalf,
+        unwanted: &Unwanted,
         (mut row, end): (Row, RowEnd),
     ) -> Result<Outcome> {
         let (step, nano_usd) = match end {
@@ -189,11 +195,11 @@ impl Batches {
             RowEnd::Failed(failed) => (self.failed(&mut row.conversation, &failed), 0),
         };
         let step = match (step, &self.online) {
-            (Step::Ask, Some(online)) => return ask_again(online, asked, who, (row, nano_usd)).await,
+            (Step::Ask, Some(online)) => return ask_again(online, asked, who, unwanted, (row, nano_usd)).await,
             (Step::Ask, None) => row.conversation.give_up(),
             (step, _) => step,
         };
-        outcome(engine, asked, who, (row, step, nano_usd)).await
+        outcome(engine, asked, who, unwanted, (row, step, nano_usd)).await
     }
 
     /// What a row comes to that has no answer.
@@ -223,6 +229,7 @@ async fn ask_again(
     online: &ManagedEngine,
     asked: &Asked,
     who: &OnBehalf,
+    unwanted: &Unwanted,
     (row, nano_usd): (Row, u64),
 ) -> Result<Outcome> {
     let kept = online.guard.journal.as_ref().zip(row.print);
@@ -231,7 +238,7 @@ async fn ask_again(
     {
         return Ok(known.clone());
     }
-    let outcome = outcome(online, asked, who, (row, Step::Ask, nano_usd)).await?;
+    let outcome = outcome(online, asked, who, unwanted, (row, Step::Ask, nano_usd)).await?;
     if let Some((journal, print)) = &kept {
         journal.record(who.shard, std::slice::from_ref(print), std::slice::from_ref(&outcome)).await;
     }
@@ -243,12 +250,11 @@ async fn outcome(
     engine: &ManagedEngine,
     asked: &Asked,
     who: &OnBehalf,
+    unwanted: &Unwanted,
     (row, step, nano_usd): (Row, Step, u64),
 ) -> Result<Outcome> {
-    let wanted = Wanted::default();
-    let unwanted = wanted.unwanted();
     let redactions = row.vault.counts().clone();
-    let talk = Talk { engine, asked, who, unwanted: &unwanted, rows: 1, redactions };
+    let talk = Talk { engine, asked, who, unwanted, rows: 1, redactions };
     let outcomes = talk.go_on(row.conversation, step, (0, nano_usd)).await?;
     let outcome = outcomes.into_iter().next().ok_or_else(|| Error::internal("a row of a batch has no outcome"))?;
     Ok(match &engine.guard.redactor {
