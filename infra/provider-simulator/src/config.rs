@@ -143,8 +143,12 @@ pub struct Batches {
     pub row_refused: f64,
     /// Rows whose answer does not have the shape that was asked for.
     pub row_invalid: f64,
+    /// Rows whose line has another shape than is documented.
+    pub row_odd: f64,
     /// Result lines that come twice.
     pub duplicate_line: f64,
+    /// Result lines beside which there is one of a row that nobody sent.
+    pub stranger_line: f64,
     /// Rows for which there is no line at all.
     pub row_lost: f64,
 }
@@ -200,7 +204,9 @@ impl Default for Batches {
             row_error: 0.0,
             row_refused: 0.0,
             row_invalid: 0.0,
+            row_odd: 0.0,
             duplicate_line: 0.0,
+            stranger_line: 0.0,
             row_lost: 0.0,
         }
     }

@@ -7,7 +7,7 @@ use rowmill_jobs::Result;
 
 use super::api::{BatchApi, Listed, Source, Status};
 use super::machine::{Found, Sought};
-use super::reconcile::Line;
+use super::reconcile::Lines;
 use super::rows::row_name;
 use super::seam::{BatchCall, BatchWire};
 use crate::call::CallError;
@@ -72,12 +72,12 @@ async fn told_by_rows(
         Err(error) => return Ok(Err(error)),
     };
     let names: HashSet<String> = rows.iter().map(|row| row_name(name, *row)).collect();
-    Ok(Ok(Some(lines.iter().any(|line| line.name.as_ref().is_some_and(|name| names.contains(name))))))
+    Ok(Ok(Some(lines.lines.iter().any(|line| line.name.as_ref().is_some_and(|name| names.contains(name))))))
 }
 
 /// All lines of all results. A source that is not kept any more has none.
-pub(super) async fn fetch(wire: &dyn BatchWire, api: &dyn BatchApi, status: &Status) -> Result<Answered<Vec<Line>>> {
-    let mut lines = Vec::new();
+pub(super) async fn fetch(wire: &dyn BatchWire, api: &dyn BatchApi, status: &Status) -> Result<Answered<Lines>> {
+    let mut lines = Lines::default();
     for source in &status.sources {
         let content = match source {
             Source::Inline(content) => content.clone(),
@@ -87,7 +87,9 @@ pub(super) async fn fetch(wire: &dyn BatchWire, api: &dyn BatchApi, status: &Sta
                 Err(error) => return Ok(Err(error)),
             },
         };
-        lines.extend(api.lines(&content)?);
+        let read = api.lines(&content)?;
+        lines.lines.extend(read.lines);
+        lines.nameless += read.nameless;
     }
     Ok(Ok(lines))
 }

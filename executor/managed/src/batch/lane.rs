@@ -12,7 +12,7 @@ use rowmill_jobs::{Error, Kind, Result};
 use super::api::{BatchProvider, Status};
 use super::find;
 use super::machine::{Action, BatchMachine, Fact, Patience, Wanted};
-use super::reconcile::{Again, Ended, Reason, RowEnd, RowResult, reconcile};
+use super::reconcile::{Again, Ended, Reason, RowEnd, RowResult, reconcile, strangers};
 use super::record::{Created, Records, Round, Settled, Void};
 use super::rows::{BatchJob, Limits, cut, ranges, row_name, rows_of};
 use super::seam::{BatchCall, BatchRef, BatchWire, Part};
@@ -323,7 +323,12 @@ impl BatchLane {
             Err(error) => return Ok(Err(error)),
         };
         let again = if batch.round + 1 < self.patience.rounds_max { Again::Yes } else { Again::No };
-        let ended = Ended { name: &batch.name, rows: &batch.rows, lines, whole_failed: status.has_failed() };
+        let nobodys = lines.nameless + strangers(&batch.name, &batch.rows, &lines.lines);
+        if nobodys > 0 {
+            tracing::warn!(batch = batch.name, lines = nobodys, "lines of a batch's results are of none of its rows");
+        }
+        let (lines, whole_failed) = (lines.lines, status.has_failed());
+        let ended = Ended { name: &batch.name, rows: &batch.rows, lines, whole_failed };
         let results = reconcile(ended, wanted, again);
         self.records.write_results(batch.round, batch.index, &results).await.map(|_| Ok(()))
     }

@@ -1,7 +1,7 @@
 //! From a provider's result lines to one end for every row: lines come in any order, twice, for rows of others, or not at
 //! all. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -19,6 +19,15 @@ pub struct Line {
     pub says: Says,
 }
 
+/// What a provider's results say.
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// Of rows, whoever's they are.
+    pub lines: Vec<Line>,
+    /// Lines that cannot be read, and do not even say of which row they are.
+    pub nameless: usize,
+}
+
 /// What a line says of its row.
 #[derive(Debug, Clone)]
 pub enum Says {
@@ -33,6 +42,8 @@ pub enum Says {
     },
     /// The row was not come to: the batch expired or was cancelled.
     NotDone,
+    /// Something in another shape than the provider documents.
+    Unreadable,
 }
 
 /// A row's end in a batch, as it is recorded: exactly one of the three.
@@ -100,6 +111,9 @@ pub enum Reason {
     ProviderError,
     /// The batch ended before it came to the row.
     NotDone,
+    /// What tells of it has another shape than the provider documents: it may have been computed, and would be no better
+    /// the next time.
+    Unreadable,
     /// No line tells of it.
     NoLine,
     /// The batch failed as a whole.
@@ -114,6 +128,7 @@ impl Reason {
         match self {
             Reason::Refused => Class::Refused,
             Reason::TooLong => Class::TooLong,
+            Reason::Unreadable => Class::InvalidOutput,
             Reason::ProviderError | Reason::NotDone | Reason::NoLine | Reason::BatchFailed => Class::Transient,
             Reason::Stopped => Class::Stopped,
         }
@@ -165,6 +180,12 @@ pub fn reconcile(ended: Ended<'_>, wanted: Wanted, again: Again) -> Vec<RowResul
     ends.map(|(says, row)| end(*row, says, ended.whole_failed, (wanted, again))).collect()
 }
 
+/// How many lines are of no row of a batch.
+pub fn strangers(name: &str, rows: &[u32], lines: &[Line]) -> usize {
+    let names: HashSet<String> = rows.iter().map(|row| row_name(name, *row)).collect();
+    lines.iter().filter_map(|line| line.name.as_ref()).filter(|name| !names.contains(*name)).count()
+}
+
 fn end(row: u32, says: Option<Says>, whole_failed: bool, (wanted, again): (Wanted, Again)) -> RowResult {
     let (reason, status, code) = match says {
         Some(Says::Answer(body)) => {
@@ -172,6 +193,7 @@ fn end(row: u32, says: Option<Says>, whole_failed: bool, (wanted, again): (Wante
         }
         Some(Says::Error { status, code }) => (reason_of(status, code.as_deref()), status, code),
         Some(Says::NotDone) => (Reason::NotDone, None, None),
+        Some(Says::Unreadable) => (Reason::Unreadable, None, None),
         None if whole_failed => (Reason::BatchFailed, None, None),
         None => (Reason::NoLine, None, None),
     };
@@ -182,7 +204,7 @@ fn end(row: u32, says: Option<Says>, whole_failed: bool, (wanted, again): (Wante
         resubmitted: None,
     };
     match (reason, wanted, again) {
-        (Reason::Refused | Reason::TooLong, ..) => failed(reason),
+        (Reason::Refused | Reason::TooLong | Reason::Unreadable, ..) => failed(reason),
         (_, Wanted::WhatIsDone, _) => failed(Reason::Stopped),
         (_, Wanted::Everything, Again::No) => failed(reason),
         (_, Wanted::Everything, Again::Yes) => {
@@ -269,6 +291,20 @@ mod tests {
         assert_eq!(ends(lines, Wanted::Everything, Again::Yes), ["4 1", "5 2", "9 3"]);
         let lines = vec![unnamed("1"), unnamed("2")];
         assert!(ends(lines, Wanted::Everything, Again::Yes).iter().all(|end| end.ends_with("again: NoLine")));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_final_unless_another_line_can() {
+        let [four, five] = [4, 5].map(|row| row_name("b", row));
+        let lines = vec![
+            line(&four, Says::Unreadable),
+            line(&five, Says::Unreadable),
+            line(&five, answer("2")),
+            line("stranger", Says::Unreadable),
+        ];
+        assert_eq!(strangers("b", &[4, 5, 9], &lines), 1);
+        let expected = ["4 Unreadable", "5 2", "9 again: NoLine"];
+        assert_eq!(ends(lines, Wanted::Everything, Again::Yes), expected);
     }
 
     #[test]

@@ -84,6 +84,25 @@ async fn rows_that_expire_or_fail_are_sent_again_and_refused_ones_are_not() {
 }
 
 #[tokio::test]
+async fn lines_that_cannot_be_read_end_their_rows_and_strangers_none() {
+    let behaviour = Batches { row_odd: 0.3, stranger_line: 0.3, ..Batches::default() };
+    let rows = 40;
+    for provider in BatchProvider::ALL {
+        let config = Config { batches: behaviour.clone(), seed: 3, ..Config::default() };
+        let mut world = World::new(provider, rows, config).await;
+        world.patience.rounds_max = 3;
+        let ends = world.finish(Wanted::Everything, &Life::endless()).await;
+        world.check(&ends).await;
+        let reasons = reasons(&ends);
+        let odd = reasons[&Reason::Unreadable];
+        assert_eq!((reasons.len(), answered(&ends)), (1, rows - odd), "{provider:?}: {reasons:?}");
+        assert!(odd > 0 && odd < rows / 2, "{provider:?}: {odd}");
+        // None of them is sent a second time.
+        assert_eq!(world.remote_batches().await, 1, "{provider:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_row_that_never_gets_an_answer_fails_after_the_last_round() {
     let behaviour = Batches { stalled: 1.0, ..Batches::default() };
     let config = Config { batches: behaviour, ..Config::default() };

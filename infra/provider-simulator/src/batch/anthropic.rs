@@ -119,6 +119,7 @@ fn results(desk: &mut Desk<'_>, id: &str) -> Result<Reply, Trouble> {
     for (custom_id, result) in desk.shelf.jobs[index].results.iter().flatten() {
         let result = match result {
             RowResult::Answered(message) => json!({"type": "succeeded", "message": message}),
+            RowResult::Odd => json!("no object"),
             RowResult::Failed(trouble) => {
                 let reply = trouble::reply(desk.provider, trouble);
                 let error: Value = serde_json::from_slice(&reply.body).unwrap_or_default();

@@ -192,6 +192,7 @@ fn output(desk: &Desk<'_>, index: usize) -> Value {
 fn line(desk: &Desk<'_>, key: &str, result: &RowResult) -> Value {
     let mut line = json!({"metadata": {"key": key}});
     match result {
+        RowResult::Odd => return json!("no object"),
         RowResult::Answered(body) => line["response"] = body.clone(),
         RowResult::Failed(trouble) => {
             let reply = trouble::reply(desk.provider, trouble);
@@ -210,7 +211,9 @@ fn store_results(desk: &mut Desk<'_>, index: usize) {
     let mut content = String::new();
     for (key, result) in &results {
         let mut line = line(desk, key, result);
-        line["key"] = line["metadata"]["key"].take();
+        if line.is_object() {
+            line["key"] = line["metadata"]["key"].take();
+        }
         content.push_str(&line.to_string());
         content.push('\n');
     }

@@ -191,6 +191,7 @@ pub(super) fn line(provider: Provider, custom_id: &str, result: &RowResult) -> O
         |status: u16, body: &Value| json!({"status_code": status, "request_id": format!("req_{id}"), "body": body});
     match result {
         RowResult::Answered(body) => Some((0, wrap(response(200, body), Value::Null))),
+        RowResult::Odd => Some((0, wrap("no object".into(), Value::Null))),
         RowResult::Failed(trouble) => {
             let reply = trouble::reply(provider, trouble);
             let body = serde_json::from_slice(&reply.body).unwrap_or_default();

@@ -15,6 +15,8 @@ use crate::trouble::Trouble;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum RowResult {
     Answered(Value),
+    /// In no shape that is documented.
+    Odd,
     Failed(Trouble),
     Expired,
     Cancelled,
@@ -35,11 +37,15 @@ pub(super) fn make(state: &State, provider: Provider, job: &Job, look: &Look) ->
                 if random::happens(drawn(201), behaviour.row_lost) {
                     continue;
                 }
-                answer(state, provider, job, index, [drawn(202), drawn(203), drawn(205)])
+                let answer = answer(state, provider, job, index, [drawn(202), drawn(203), drawn(205)]);
+                if random::happens(drawn(207), behaviour.row_odd) { RowResult::Odd } else { answer }
             }
             Phase::Expired => RowResult::Expired,
             _ => RowResult::Cancelled,
         };
+        if random::happens(drawn(206), behaviour.stranger_line) {
+            results.push((format!("stranger-{index}"), result.clone()));
+        }
         if random::happens(drawn(204), behaviour.duplicate_line) {
             results.push((row.custom_id.clone(), result.clone()));
         }

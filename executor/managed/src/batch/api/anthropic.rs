@@ -8,7 +8,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::super::machine::NeedsUpload;
-use super::super::reconcile::{Line, Says};
+use super::super::reconcile::{Line, Lines, Says};
 use super::super::rows::{Asks, Limits};
 use super::super::seam::BatchCall;
 use super::{BatchApi, Listed, NewBatch, Page, Source, Status, milliseconds, plain_word, read, read_lines};
@@ -107,9 +107,8 @@ impl BatchApi for Anthropic {
         BatchCall::post(format!("/v1/messages/batches/{remote}/cancel"))
     }
 
-    fn lines(&self, content: &[u8]) -> Result<Vec<Line>> {
-        let lines: Vec<ResultLine> = read_lines(content)?;
-        Ok(lines.into_iter().map(Line::from).collect())
+    fn lines(&self, content: &[u8]) -> Result<Lines> {
+        read_lines::<ResultLine>(content)
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::super::machine::NeedsUpload;
-use super::super::reconcile::{Line, Says};
+use super::super::reconcile::{Line, Lines, Says};
 use super::super::rows::{Asks, Limits};
 use super::super::seam::BatchCall;
 use super::{BatchApi, Listed, NewBatch, Page, Source, Status, milliseconds, read};
@@ -54,7 +54,7 @@ struct Response {
 #[serde(rename_all = "camelCase")]
 struct Inlined {
     #[serde(default)]
-    inlined_responses: Vec<Answer>,
+    inlined_responses: Vec<Box<RawValue>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -149,11 +149,16 @@ impl BatchApi for Gemini {
         BatchCall::post(format!("/{remote}:cancel"))
     }
 
-    fn lines(&self, content: &[u8]) -> Result<Vec<Line>> {
+    fn lines(&self, content: &[u8]) -> Result<Lines> {
         let response = read::<WithResponse>("a batch's results", content)?.response.unwrap_or_default();
         let inlined = response.inlined_responses.or(response.inlined_embed_content_responses);
         let answers = inlined.map(|inlined| inlined.inlined_responses).unwrap_or_default();
-        Ok(answers.into_iter().map(Line::from).collect())
+        // One that cannot be read has its place all the same: order may have to tell.
+        let unreadable = || Line { name: None, says: Says::Unreadable };
+        let read = |answer: Box<RawValue>| {
+            serde_json::from_str::<Answer>(answer.get()).map_or_else(|_| unreadable(), Line::from)
+        };
+        Ok(Lines { lines: answers.into_iter().map(read).collect(), nameless: 0 })
     }
 }
 

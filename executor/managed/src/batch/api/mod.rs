@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::machine::NeedsUpload;
-use super::reconcile::Line;
+use super::reconcile::{Line, Lines, Says};
 use super::rows::{Asks, Limits};
 use super::seam::BatchCall;
 
@@ -201,8 +201,8 @@ pub(crate) trait BatchApi: Send + Sync + fmt::Debug {
 
     fn cancel(&self, remote: &str) -> BatchCall;
 
-    /// The lines of one source of results.
-    fn lines(&self, content: &[u8]) -> Result<Vec<Line>>;
+    /// The lines of one source of results. What a line says may be anything; that it is one is certain, or an error.
+    fn lines(&self, content: &[u8]) -> Result<Lines>;
 }
 
 /// Reads an answer's JSON; its text stays out of the error.
@@ -210,10 +210,33 @@ fn read<'a, T: Deserialize<'a>>(what: &str, text: &'a [u8]) -> Result<T> {
     serde_json::from_slice(text).map_err(|error| unreadable(what, &error))
 }
 
-/// Reads JSON lines; a last one that is cut off is no line.
-fn read_lines<T: DeserializeOwned>(content: &[u8]) -> Result<Vec<T>> {
-    let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
-    lines.map(|line| read("a line of a batch's results", line)).collect()
+/// Reads JSON lines. One that is not what it is documented to be counts for the row that it names, if it names one; for a
+/// last one that is cut off, the content is fetched again.
+fn read_lines<T: DeserializeOwned>(content: &[u8]) -> Result<Lines>
+where
+    Line: From<T>,
+{
+    #[derive(Deserialize)]
+    struct Named {
+        custom_id: String,
+    }
+    let mut read = Lines::default();
+    let mut lines = content.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).peekable();
+    while let Some(line) = lines.next() {
+        let named = match serde_json::from_slice::<T>(line) {
+            Ok(line) => Ok(Line::from(line)),
+            Err(_) => serde_json::from_slice(line)
+                .map(|Named { custom_id }| Line { name: Some(custom_id), says: Says::Unreadable }),
+        };
+        match named {
+            Ok(line) => read.lines.push(line),
+            Err(error) if error.is_eof() && lines.peek().is_none() => {
+                return Err(unreadable("the last line of a batch's results", &error));
+            }
+            Err(_) => read.nameless += 1,
+        }
+    }
+    Ok(read)
 }
 
 fn unreadable(what: &str, error: &serde_json::Error) -> Error {
@@ -247,6 +270,26 @@ mod tests {
 
     use super::*;
     use crate::target::{Overrides, Target};
+
+    #[test]
+    fn odd_lines_are_told_apart_and_none_of_them_stops_the_others() {
+        let text = concat!(
+            r#"{"custom_id":"a","response":{"status_code":200,"body":{"x":1}}}"#,
+            "\n",
+            r#"{"custom_id":"b","response":"no object"}"#,
+            "\n\n",
+            r#"{"custom_id":7}"#,
+            "\nno JSON\n",
+            r#"{"custom_id":"c","error":{"code":"batch_expired"}}"#,
+        );
+        let read = openai::OPENAI.lines(text.as_bytes()).unwrap();
+        let said: Vec<String> =
+            read.lines.iter().map(|line| format!("{} {:?}", line.name.as_deref().unwrap(), line.says)).collect();
+        assert!(said.len() == 3 && said[0].starts_with("a Answer"), "{said:?}");
+        assert_eq!((&said[1..], read.nameless), (&["b Unreadable".to_owned(), "c NotDone".to_owned()][..], 2));
+        let cut = openai::OPENAI.lines(&text.as_bytes()[..text.len() - 9]).unwrap_err();
+        assert!(cut.retryable(), "what was cut is fetched again: {cut}");
+    }
 
     #[test]
     fn the_lanes_of_the_vocabulary_are_those_that_there_are() {

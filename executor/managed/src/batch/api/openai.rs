@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::super::machine::NeedsUpload;
-use super::super::reconcile::{Line, Says};
+use super::super::reconcile::{Line, Lines, Says};
 use super::super::rows::{Asks, Limits};
 use super::super::seam::{BatchBody, BatchCall};
 use super::{BatchApi, Listed, NewBatch, Page, Source, Status, milliseconds, plain_word, read, read_lines};
@@ -224,9 +224,8 @@ impl BatchApi for OpenAiLike {
         BatchCall::post(format!("{}/{remote}/cancel", self.batches_path))
     }
 
-    fn lines(&self, content: &[u8]) -> Result<Vec<Line>> {
-        let lines: Vec<ResultLine> = read_lines(content)?;
-        Ok(lines.into_iter().map(Line::from).collect())
+    fn lines(&self, content: &[u8]) -> Result<Lines> {
+        read_lines::<ResultLine>(content)
     }
 }
 

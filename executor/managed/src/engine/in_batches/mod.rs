@@ -17,7 +17,7 @@ use rowmill_jobs::{Error, Result};
 
 use super::{Asked, ManagedEngine, OnBehalf, TEMPLATE_TOKENS_MAX, Talk, all, restore, to_its_end, unsearchable};
 use crate::accounts::Accounts;
-use crate::batch::{Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, Limits, Patience, RowEnd};
+use crate::batch::{Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, Limits, Patience, Reason, RowEnd};
 use crate::call::{CallError, Class, Estimate, Reply};
 use crate::conversation::{Conversation, Step};
 use crate::dialect;
@@ -206,7 +206,10 @@ impl Batches {
     fn failed(&self, conversation: &mut Conversation, failed: &Failed) -> Step {
         let class = failed.reason.class();
         if class != Class::Refused && class != Class::TooLong {
-            let message = format!("the provider gave no answer in {} batches", self.patience.rounds_max);
+            let message = match failed.reason {
+                Reason::Unreadable => "what the provider says of the row has another shape than it documents".to_owned(),
+                _ => format!("the provider gave no answer in {} batches", self.patience.rounds_max),
+            };
             return conversation.end_with(RowError::new(RowErrorCode::Provider, message));
         }
         conversation.on_error(&CallError {

@@ -146,13 +146,16 @@ impl GuardedWire {
         rows.iter().filter_map(|row| self.rows.get(*row as usize))
     }
 
-    /// What a row took. A row without an answer is not billed, unless the provider keeps nothing of what it did.
+    /// What a row took. A row without an answer is not billed, unless the provider keeps nothing of what it did, or what it
+    /// says cannot be read.
     fn taken(&self, result: &RowResult) -> Spent {
         let most = self.rows.get(result.row as usize).map_or(0, |row| row.estimate.nano_usd_max);
         let failed = result.failed.as_ref().map(|failed| failed.reason).or(result.resubmitted);
         let is_lost = matches!(failed, Some(Reason::NoLine | Reason::BatchFailed | Reason::NotDone));
         let Some(answer) = &result.answered else {
-            let nano_usd = if is_lost && self.provider.may_bill_lost_rows() { most } else { 0 };
+            let may_be_billed =
+                failed == Some(Reason::Unreadable) || (is_lost && self.provider.may_bill_lost_rows());
+            let nano_usd = if may_be_billed { most } else { 0 };
             return Spent { nano_usd, ..Spent::default() };
         };
         let body = dialect::batch_answer(&self.question.target, answer.get());
