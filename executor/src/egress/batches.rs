@@ -37,11 +37,11 @@ impl Egress {
         engine.in_batches(&self.accounts, BatchesOfRun { store: Arc::clone(store), run_key, executor }, online)
     }
 
-    /// The permit to send a model's rows online, if the policy gives one.
+    /// The permit to send a model's rows online, if the policy gives one. The job stays what it is but for that model's lane:
+    /// what a model is asked depends on those that spill to it.
     fn online_permit(&self, run: Sending<'_>, model: &str) -> Option<Permit> {
         let mut job = run.job.clone();
-        job.models.retain(|known| known.name == model);
-        for known in &mut job.models {
+        for known in job.models.iter_mut().filter(|known| known.name == model) {
             if let EngineSpec::Managed { lane, .. } = &mut known.engine {
                 *lane = Lane::Online;
             }
