@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rowmill_jobs::capability::Capabilities;
 use rowmill_jobs::plan::Plan;
 use rowmill_jobs::spec::{EngineSpec, JobSpec, ModelSpec, SpillSpec};
 use rowmill_jobs::spend::Ledger;
@@ -74,7 +75,9 @@ impl Egress {
     pub fn permits(&self, job: &JobSpec, calls: &[Call]) -> Result<BTreeMap<String, Permit>> {
         let mut permits = BTreeMap::new();
         for model in &job.models {
-            let EngineSpec::Managed { kind, provider, name, lane, .. } = &model.engine else { continue };
+            let EngineSpec::Managed { kind, provider, name, dimensions, lane, capabilities } = &model.engine else {
+                continue;
+            };
             let own: Vec<&Call> = calls.iter().filter(|call| asks(job, call, &model.name)).collect();
             if own.is_empty() {
                 continue;
@@ -100,7 +103,7 @@ impl Egress {
             let days = self.days()?;
             let books = Books { run: None, days: days.as_ref(), executor: &self.executor };
             Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), books)?;
-            let target = self.accounts.target(&permit, dimensions(job, &model.name))?;
+            let target = self.accounts.target(&permit, (*dimensions, capabilities))?;
             for call in own {
                 let asked = Question::new(&target, &call.task);
                 asked.map_err(|error| error.with("model", &model.name).with("for", &call.column))?;
@@ -184,7 +187,8 @@ impl Egress {
     async fn calling(&self, run: Sending<'_>, name: &str, permit: Permit, means: &Means<'_>) -> Result<ManagedEngine> {
         let budget = Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), means.books)?;
         let budget = means.cap.iter().fold(budget, Budget::with_cap);
-        ManagedEngine::open(&self.accounts, permit, dimensions(run.job, name), budget, means.guard.clone()).await
+        let (dimensions, capabilities) = said(run.job, name);
+        ManagedEngine::open(&self.accounts, permit, (dimensions, &capabilities), budget, means.guard.clone()).await
     }
 
     async fn guard(&self, run: Sending<'_>, executor: &str) -> Result<RunGuard> {
@@ -214,11 +218,11 @@ fn asks(job: &JobSpec, call: &Call, model: &str) -> bool {
     call.task.model == model || (job.spills(&call.task) && job.spill.as_ref().is_some_and(spills))
 }
 
-/// The length of a model's vectors, as the job says it.
-fn dimensions(job: &JobSpec, model: &str) -> Option<u32> {
-    match &job.models.iter().find(|known| known.name == model)?.engine {
-        EngineSpec::Managed { dimensions, .. } => *dimensions,
-        _ => None,
+/// What the job says of a managed model: the length of its vectors, and what it can do.
+fn said(job: &JobSpec, model: &str) -> (Option<u32>, Capabilities) {
+    match job.models.iter().find(|known| known.name == model).map(|known| &known.engine) {
+        Some(EngineSpec::Managed { dimensions, capabilities, .. }) => (*dimensions, capabilities.clone()),
+        _ => Default::default(),
     }
 }
 

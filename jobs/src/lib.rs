@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod allowance;
+pub mod capability;
 pub mod deadline;
 pub mod error;
 pub mod infer;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capability::Capabilities;
 use crate::infer::{Task, TaskKind};
 use crate::lane::Lane;
 
@@ -201,6 +202,9 @@ pub enum EngineSpec {
         /// How its requests are sent.
         #[serde(default, skip_serializing_if = "Lane::is_online")]
         lane: Lane,
+        /// What it can do, over what is known of it.
+        #[serde(default, skip_serializing_if = "Capabilities::is_empty")]
+        capabilities: Capabilities,
     },
     /// Answers without a model, deterministically: for dry runs and for measuring the machinery.
     Echo {

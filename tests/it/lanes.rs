@@ -82,19 +82,22 @@ fn records(job: &Elsewhere, name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// What all audits of a job say: sums of the intents' rows, and of the endings' cost in nano-dollars.
+/// What all audits of a job, whose processes ended by themselves, say: sums of the intents' rows, and of the endings' cost in
+/// nano-dollars.
 fn audited(job: &Elsewhere) -> (u64, u64) {
     let folder = job.audit();
-    let report = say(&["audit", "verify", folder.to_str().expect("UTF-8"), "--json"]);
-    assert!(report.stdout.contains("\"status\""), "{report:?}");
+    let report = say(&["audit", "verify", folder.to_str().expect("UTF-8"), "--json"]).ok().summary();
+    assert_eq!(report["status"], "whole", "{report}");
+    let files = report["files"].as_array().expect("files");
+    assert!(!files.is_empty() && files.iter().all(|file| file["closed"] == true), "{report}");
+    assert!(files.iter().all(|file| file["without_ending"] == 0), "{report}");
     let (mut rows, mut nano_usd) = (0, 0);
     for run in std::fs::read_dir(&folder).expect("audits").flatten() {
         for file in std::fs::read_dir(run.path()).expect("a run's audits").flatten() {
             for line in std::fs::read_to_string(file.path()).expect("text").lines() {
-                let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
-                let said = |kind: &str, field: &str| line["said"][kind][field].as_u64().or(line[kind][field].as_u64());
-                rows += said("intent", "rows").unwrap_or(0);
-                nano_usd += said("ending", "nano_usd").unwrap_or(0);
+                let said = &serde_json::from_str::<Value>(line).expect("JSON")["said"];
+                rows += said["intent"]["rows"].as_u64().unwrap_or(0);
+                nano_usd += said["ending"]["nano_usd"].as_u64().unwrap_or(0);
             }
         }
     }
@@ -419,11 +422,23 @@ fn a_lane_that_is_not_allowed_sends_nothing() {
             assert!(said.stderr.contains(word) && said.stderr.contains("hint:"), "{lane}, {command}: {}", said.stderr);
         }
     }
-    // A preview would wait for a day.
-    let away = Elsewhere::new("engine = 'openai', provider = 'away', name = 'gpt-4o-mini', lane = 'batch'", "", SELECT);
-    let said = away.config(&format!("{openai}{facts}")).say("preview");
-    assert!(said.code == Some(1) && said.stderr.contains("lane = 'online'"), "{said:?}");
     assert_eq!(providers.requests(), 0, "something was sent");
+}
+
+#[test]
+fn a_preview_does_not_wait_for_batches_and_sends_nothing_though_a_run_may() {
+    let providers = Providers::with(Config { batches: quick(), ..seen() });
+    let away = Elsewhere::new("engine = 'openai', provider = 'away', name = 'gpt-4o-mini', lane = 'batch'", "", SELECT);
+    away.config(&in_batches(&providers, "openai", Provider::Openai, ""));
+    let said = away.say("preview");
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.contains("a preview does not wait for batches"), "{}", said.stderr);
+    assert!(said.stderr.contains("hint: write lane = 'online' for the preview"), "{}", said.stderr);
+    assert_eq!(providers.requests(), 0, "something was sent");
+    // The same job with the same configuration: nothing but the preview was refused.
+    let summary = away.say("run").ok().summary();
+    assert_eq!((summary["rows"].as_i64(), summary["errors"].as_u64()), (Some(ROWS), Some(0)), "{summary}");
+    assert_eq!(created(&providers, Provider::Openai), 3 * SHARDS);
 }
 
 fn start(job: &Elsewhere) -> Child {

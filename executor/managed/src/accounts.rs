@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rowmill_jobs::allowance::{Allowance, Firmness, Limit, LocalAllowance, RedisAllowance, Resource};
+use rowmill_jobs::capability::Capabilities;
 use rowmill_jobs::queue::redis_server::RedisServer;
 use rowmill_jobs::{Error, Result};
 use secrecy::SecretString;
@@ -92,11 +93,16 @@ impl Accounts {
         self.policy.price(&self.prices, alias, model)
     }
 
-    /// The model that a permit is for, as the operator set its provider up; `dimensions` is the length of its vectors.
+    /// The model that a permit is for, as the operator set its provider up, and the job its model: the length of its vectors,
+    /// and what it can do. The job's word counts more than the operator's, where it has one.
     ///
     /// # Errors
     /// The policy has no such provider, or something in its address is missing.
-    pub fn target(&self, permit: &Permit, dimensions: Option<u32>) -> Result<Arc<Target>> {
+    pub fn target(
+        &self,
+        permit: &Permit,
+        (dimensions, capabilities): (Option<u32>, &Capabilities),
+    ) -> Result<Arc<Target>> {
         let provider = self.provider(permit.provider())?;
         let holes = [("region", &provider.region), ("resource", &provider.resource), ("project", &provider.project)];
         let holes = holes.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
@@ -111,6 +117,7 @@ impl Accounts {
         if permit.storage() == Storage::Forbidden && matches!(provider.kind.as_str(), "openai" | "azure") {
             overrides.body = Some([("store".to_owned(), false.into())].into_iter().collect());
         }
+        let overrides = overrides.over(capabilities.into()).over(provider.target.clone());
         let mut target = Target::resolve(provider.kind.as_str(), permit.model(), &overrides)?;
         if permit.lane() == Lane::Flex {
             if target.flex_tier.is_empty() {

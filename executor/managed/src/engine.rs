@@ -10,6 +10,7 @@ mod under_way;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rowmill_jobs::capability::Capabilities;
 use rowmill_jobs::infer::{Answer, Outcome, Request, RowError, RowErrorCode, Task, TaskKind, TextFormat};
 use rowmill_jobs::{Error, Result};
 
@@ -86,18 +87,18 @@ struct Talk<'a> {
 }
 
 impl ManagedEngine {
-    /// Opens a model for a run; `dimensions` is the length of its vectors, if it embeds.
+    /// Opens a model for a run; `said` is the job's word on it: the length of its vectors, if it embeds, and what it can do.
     ///
     /// # Errors
     /// The key cannot be had, the provider's address is not whole, or no price is known and money is bounded.
     pub async fn open(
         accounts: &Accounts,
         permit: Permit,
-        dimensions: Option<u32>,
+        said: (Option<u32>, &Capabilities),
         budget: Budget,
         guard: RunGuard,
     ) -> Result<Self> {
-        let target = accounts.target(&permit, dimensions)?;
+        let target = accounts.target(&permit, said)?;
         let price = match accounts.price(&permit) {
             Ok(price) => Some(price),
             Err(error) if budget.bounds_money() => return Err(error),

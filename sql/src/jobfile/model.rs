@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use rowmill_jobs::Result;
+use rowmill_jobs::capability::{Capabilities, SchemaSubset, StructuredMode};
 use rowmill_jobs::error::closest;
 use rowmill_jobs::lane::Lane;
 use rowmill_jobs::spec::{Dtype, EngineSpec, ModelSpec, PROVIDER_KINDS, Pooling};
@@ -123,7 +124,37 @@ fn managed(options: &mut Options<'_>, kind: &str) -> Result<EngineSpec> {
     let provider = options.text("provider")?.map_or_else(|| kind.to_owned(), |(provider, _)| provider);
     let dimensions = options.count("dimensions", 1)?.map(|dimensions| u32::try_from(dimensions).unwrap_or(u32::MAX));
     let lane = lane(options, kind)?;
-    Ok(EngineSpec::Managed { kind: kind.to_owned(), provider, name, dimensions, lane })
+    let capabilities = capabilities(options)?;
+    Ok(EngineSpec::Managed { kind: kind.to_owned(), provider, name, dimensions, lane, capabilities })
+}
+
+/// What the model can do, where the job knows it better than the table of providers.
+fn capabilities(options: &mut Options<'_>) -> Result<Capabilities> {
+    let structured = [
+        ("json_schema", StructuredMode::JsonSchema),
+        ("json_value", StructuredMode::JsonValue),
+        ("tools", StructuredMode::Tools),
+        ("json_object", StructuredMode::JsonObject),
+        ("none", StructuredMode::None),
+    ];
+    let subsets = [
+        ("strict", SchemaSubset::Strict),
+        ("anthropic", SchemaSubset::Anthropic),
+        ("gemini", SchemaSubset::Gemini),
+        ("plain", SchemaSubset::Plain),
+    ];
+    let tokens = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+    Ok(Capabilities {
+        structured: options.words("structured", &structured)?,
+        schema_subset: options.word("schema_subset", &subsets)?,
+        system_role: options
+            .word("system_role", &[("system", "system"), ("developer", "developer")])?
+            .map(str::to_owned),
+        temperature: options.truth("temperature")?,
+        logprobs: options.count("logprobs", 0)?.map(tokens),
+        think_tags: options.truth("think_tags")?,
+        thinking_tokens: options.count("thinking_tokens", 0)?.map(tokens),
+    })
 }
 
 /// How a model's requests are sent: a lane that its kind of provider has.

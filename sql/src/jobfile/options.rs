@@ -101,11 +101,30 @@ impl<'a> Options<'a> {
     /// One of a few words, with its place.
     pub(crate) fn word_at<T: Copy>(&mut self, name: &'static str, words: &[(&str, T)]) -> Result<Option<(T, Place)>> {
         let Some((text, at)) = self.text(name)? else { return Ok(None) };
-        if let Some((_, value)) = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(&text)) {
-            return Ok(Some((*value, at)));
+        Ok(Some((self.one_of(name, (&text, at), words)?, at)))
+    }
+
+    /// Some of a few words, with commas between them, in the order in which they stand there.
+    pub(crate) fn words<T: Copy>(&mut self, name: &'static str, words: &[(&str, T)]) -> Result<Option<Vec<T>>> {
+        let Some((text, at)) = self.text(name)? else { return Ok(None) };
+        text.split(',').map(|word| self.one_of(name, (word.trim(), at), words)).collect::<Result<_>>().map(Some)
+    }
+
+    fn one_of<T: Copy>(&self, name: &str, (text, at): (&str, Place), words: &[(&str, T)]) -> Result<T> {
+        if let Some((_, value)) = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)) {
+            return Ok(*value);
         }
         let list = words.iter().map(|(word, _)| format!("'{word}'")).collect::<Vec<_>>().join(", ");
         Err(self.error(at, format!("option `{name}` cannot be '{text}'")).hint(format!("it is one of {list}")))
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn truth(&mut self, name: &'static str) -> Result<Option<bool>> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(OptionItem { value: OptionValue::Bool(truth), .. }) => Ok(Some(truth)),
+            Some(item) => Err(self.wrong_type(&item, "true or false")),
+        }
     }
 
     /// A whole number of at least `least`.

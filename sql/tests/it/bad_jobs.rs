@@ -301,7 +301,15 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "CREATE MODEL m WITH (engine = 'openai', name = 'x', base_url = 'http://x')",
-        "error: CREATE MODEL m has no option `base_url`\n  at job.sql:1:53\n  hint: its options are: engine, name, provider, dimensions, lane",
+        "error: CREATE MODEL m has no option `base_url`\n  at job.sql:1:53\n  hint: its options are: engine, name, provider, dimensions, lane, structured, schema_subset, system_role, temperature, logprobs, think_tags, thinking_tokens",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'openai', name = 'x', structured = 'tools, xml')",
+        "error: option `structured` cannot be 'xml'\n  at job.sql:1:66\n  hint: it is one of 'json_schema', 'json_value', 'tools', 'json_object', 'none'",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'openai', name = 'x', temperature = 0)",
+        "error: option `temperature` takes true or false, not a number\n  at job.sql:1:67",
     ),
     (
         "CREATE MODEL m WITH (engine = 'openai', name = 'x', lane = 'bulk')",

@@ -2,6 +2,7 @@
 //! in its own dialect. What leaves is what the operator allowed, and is on record; what is not allowed does not leave by a
 //! byte; a cap holds, whoever computes and whoever dies.
 
+mod again;
 // Node and a package of npm are too much to ask of every machine that runs the tests: `infra/test --aimock` brings it.
 #[cfg(feature = "aimock")]
 mod aimock;
@@ -15,6 +16,7 @@ mod fleet;
 #[cfg(feature = "services")]
 mod llama_server;
 mod money;
+mod overridden;
 mod refused;
 mod specification;
 mod targets;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::values::{BaseUrl, DataClass, DatasetPrefix, ModelGlob, Retention, Usd};
 use crate::lane::Lane;
 use crate::secrets::SecretRef;
+use crate::target::Overrides;
 
 /// The whole file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -127,6 +128,9 @@ pub struct Provider {
     /// What the operator asserts of it.
     #[serde(default)]
     pub facts: Facts,
+    /// What it can do and how it is spoken to, over what is known of its kind.
+    #[serde(default, skip_serializing_if = "Overrides::is_empty")]
+    pub target: Overrides,
     /// What the account may use.
     #[serde(default)]
     pub limits: Limits,

@@ -220,6 +220,7 @@ fn check_provider<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wron
         let keys = ["providers", alias, "facts", "batch_retention"];
         return Err(wrong(&keys, "a batch is stored until it is fetched, so this is not zero", "give it in days"));
     }
+    check_target(alias, provider)?;
     check_batches(alias, provider)?;
     if provider.limits.concurrency == Some(0) {
         let keys = ["providers", alias, "limits", "concurrency"];
@@ -238,6 +239,24 @@ fn check_provider<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wron
         }
     }
     Ok(())
+}
+
+/// That nothing is said in a second place that rules are decided by: where it is, whose it is, and what opens it.
+fn check_target<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<'a>> {
+    let target = &provider.target;
+    let set = [
+        ("base_url", target.base_url.is_some(), "set base_url in [providers.NAME]"),
+        ("holes", target.holes.is_some(), "set region, resource and project in [providers.NAME]"),
+        ("self_hosted", target.self_hosted.is_some(), "set self_hosted in [providers.NAME]"),
+        ("key_env", target.key_env.is_some(), "set secret in [providers.NAME]"),
+        ("dimensions", target.dimensions.is_some(), "write dimensions in CREATE MODEL"),
+    ];
+    match set.into_iter().find(|(_, is_set, _)| *is_set) {
+        None => Ok(()),
+        Some((key, _, hint)) => {
+            Err(wrong(&["providers", alias, "target", key], format!("`{key}` does not stand in target"), hint))
+        }
+    }
 }
 
 fn check_batches<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<'a>> {

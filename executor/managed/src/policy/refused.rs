@@ -399,6 +399,26 @@ fn a_wrong_file_is_refused_with_its_line() {
             "asserted by nobody",
         ),
         (
+            "[providers.a]\nkind = \"openai\"\nmodels = [\"*\"]\n[providers.a.target]\nbase_url = \"https://x.example\"\n",
+            5,
+            "does not stand in target",
+        ),
+        (
+            "[providers.a]\nkind = \"openai\"\nmodels = [\"*\"]\n[providers.a.target]\nself_hosted = true\n",
+            5,
+            "does not stand in target",
+        ),
+        (
+            "[providers.a]\nkind = \"openai\"\nmodels = [\"*\"]\n[providers.a.target]\nstructured = [\"xml\"]\n",
+            5,
+            "unknown variant",
+        ),
+        (
+            "[providers.a]\nkind = \"openai\"\nmodels = [\"*\"]\n[providers.a.target]\nheaders = { x-key = \"sk-abcdefghijklmnop\" }\n",
+            5,
+            "looks like a key",
+        ),
+        (
             "[providers.a]\nkind = \"openai\"\nmodels = [\"*\"]\n[providers.a.facts]\nretention = \"short\"\n",
             5,
             "\"zero\" or a number of days",

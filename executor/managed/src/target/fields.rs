@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rowmill_jobs::capability::Capabilities;
 use rowmill_jobs::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -12,7 +13,8 @@ use super::kinds::{
 
 macro_rules! target_fields {
     (values { $($(#[$value_doc:meta])* $value:ident: $value_type:ty,)* } maps { $($(#[$map_doc:meta])* $map:ident: $map_type:ty,)* }) => {
-        /// Fields of a target that somebody sets: a layer of the table, the operator, a job's `CREATE MODEL`.
+        /// Fields of a target that somebody sets: a layer of the table, the operator (`[providers.NAME.target]`), and a few of
+        /// them a job's `CREATE MODEL`.
         #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct Overrides {
@@ -21,6 +23,11 @@ macro_rules! target_fields {
         }
 
         impl Overrides {
+            /// Whether nobody sets anything.
+            pub fn is_empty(&self) -> bool {
+                *self == Self::default()
+            }
+
             /// These fields, and those of `under` where they are not set. Maps are joined, entry by entry.
             #[must_use]
             pub fn over(self, under: Overrides) -> Overrides {
@@ -141,5 +148,30 @@ target_fields! {
         headers: BTreeMap<String, String>,
         /// Fields of every completion's body. They replace ours of the same name; objects are joined.
         body: Map<String, Value>,
+    }
+}
+
+/// What a job may say of its model. All fields are named, so that a further one is a decision.
+impl From<&Capabilities> for Overrides {
+    fn from(said: &Capabilities) -> Self {
+        let Capabilities {
+            structured,
+            schema_subset,
+            system_role,
+            temperature,
+            logprobs,
+            think_tags,
+            thinking_tokens,
+        } = said.clone();
+        Self {
+            structured,
+            schema_subset,
+            system_role,
+            temperature,
+            logprobs,
+            think_tags,
+            thinking_tokens,
+            ..Self::default()
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The words of the capability table: how a provider is spoken to, signed in to and limited. Only names; what they mean
 //! for bytes is said where they are used.
 
+pub use rowmill_jobs::capability::{SchemaSubset, StructuredMode};
 use serde::{Deserialize, Serialize};
 
 /// The language of requests and responses.
@@ -33,36 +34,6 @@ pub enum Auth {
     GoogleOauth,
     /// Nothing.
     None,
-}
-
-/// A way to make a model write JSON of a schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StructuredMode {
-    /// The provider holds the model to the schema while it writes.
-    JsonSchema,
-    /// The same as a grammar of text-generation-inference: the schema stands in `response_format.value`.
-    JsonValue,
-    /// The model must call a tool whose parameters have the schema.
-    Tools,
-    /// The provider ensures JSON, the instructions name the schema.
-    JsonObject,
-    /// Instructions only.
-    None,
-}
-
-/// Which part of JSON Schema a provider takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SchemaSubset {
-    /// OpenAI's strict schemas: closed objects, every property required.
-    Strict,
-    /// Strict schemas without bounds of numbers, lengths and items, and with few unions: Anthropic.
-    Anthropic,
-    /// OpenAPI 3.0 schema objects: Gemini.
-    Gemini,
-    /// JSON Schema as it is: servers that turn it into a grammar.
-    Plain,
 }
 
 /// How a regular expression for the whole answer is sent.

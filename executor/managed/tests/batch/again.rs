@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rowmill_jobs::capability::Capabilities;
 use rowmill_jobs::infer::{Outcome, Piece, Request, Task, TaskKind, TextFormat};
 use rowmill_jobs::lane::Lane;
 use rowmill_jobs::store::Store;
@@ -64,7 +65,8 @@ impl Run {
                 ..EgressRequest::default()
             };
             let permit = self.accounts.policy().decide(&asked).unwrap();
-            ManagedEngine::open(&self.accounts, permit, None, Budget::new(), guard.clone()).await.unwrap()
+            let said = (None, &Capabilities::default());
+            ManagedEngine::open(&self.accounts, permit, said, Budget::new(), guard.clone()).await.unwrap()
         };
         let online = Some(Arc::new(open(Lane::Online).await));
         let batches = BatchesOfRun { store, run_key: "run".into(), executor: executor.into() };
