@@ -178,27 +178,20 @@ impl Budget {
     ///
     /// # Errors
     /// A bound is reached ([`Kind::Incomplete`]), or a ledger's store does not answer. Nothing is reserved then.
-    pub async fn reserve(&self, most: Amount) -> Result<Reserved> {
-        let mut reserved = Reserved(Vec::with_capacity(self.bounds.len()));
+    pub async fn reserve(&self, most: Amount) -> Result<Unsent> {
+        let mut unsent = Unsent(Vec::with_capacity(self.bounds.len()));
         for bound in &self.bounds {
             let amount = bound.unit.of(most);
             if amount == 0 {
                 continue;
             }
             let ledger = bound.ledger.now();
-            match ledger.reserve(amount).await {
-                Ok(Reserve::Granted(reservation)) => reserved.0.push((bound.unit, reservation)),
-                Ok(Reserve::CapReached { left }) => {
-                    reserved.settle(Amount::default());
-                    return Err(bound.reached(left, amount));
-                }
-                Err(error) => {
-                    reserved.settle(Amount::default());
-                    return Err(error);
-                }
+            match ledger.reserve(amount).await? {
+                Reserve::Granted(reservation) => unsent.0.push((bound.unit, reservation)),
+                Reserve::CapReached { left } => return Err(bound.reached(left, amount)),
             }
         }
-        Ok(reserved)
+        Ok(unsent)
     }
 
     /// Sets aside the most that a batch can take, under its name, unless that was done already: it outlives this process, and
@@ -273,7 +266,26 @@ impl Bound {
     }
 }
 
-/// What was reserved for one request. Dropped without [`Reserved::settle`], all of it counts as taken.
+/// What is reserved for a request that has not left. Dropped, none of it counts as taken.
+#[derive(Debug)]
+pub struct Unsent(Vec<(Unit, Reservation)>);
+
+impl Unsent {
+    /// The request may leave now.
+    pub fn leaves(mut self) -> Reserved {
+        Reserved(std::mem::take(&mut self.0))
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        for (_, reservation) in self.0.drain(..) {
+            reservation.settle(0);
+        }
+    }
+}
+
+/// What was reserved for one request that may have left. Dropped without [`Reserved::settle`], all of it counts as taken.
 #[derive(Debug)]
 pub struct Reserved(Vec<(Unit, Reservation)>);
 
@@ -311,13 +323,14 @@ mod tests {
             .with_rule("r/ö", &amounts(Some(3), None), &amounts(None, Some(250)), books)
             .unwrap();
         assert!(budget.bounds_money());
-        budget.reserve(request(1, 100)).await.unwrap().settle(request(1, 100));
-        budget.reserve(request(1, 100)).await.unwrap().settle(request(1, 100));
+        budget.reserve(request(1, 100)).await.unwrap().leaves().settle(request(1, 100));
+        budget.reserve(request(1, 100)).await.unwrap().leaves().settle(request(1, 100));
         let day = budget.reserve(request(1, 100)).await.unwrap_err();
         assert_eq!(day.kind(), Kind::Incomplete);
         assert!(day.to_string().contains("per_day of rule \"r/ö\" is reached"), "{day}");
         // The refused request's row was not counted: one is left.
-        budget.reserve(request(1, 50)).await.unwrap().settle(request(1, 0));
+        drop(budget.reserve(request(1, 50)).await.unwrap());
+        budget.reserve(request(1, 50)).await.unwrap().leaves().settle(request(1, 0));
         let run = budget.reserve(request(1, 50)).await.unwrap_err();
         assert!(run.to_string().contains("per_run"), "{run}");
         assert!(run.report().contains("0 rows"), "{}", run.report());
@@ -332,7 +345,7 @@ mod tests {
             let limit = amounts(Some(5), None);
             let budget = Budget::new().with_rule("r", &Amounts::default(), &limit, books).unwrap();
             for _ in 0..rows {
-                budget.reserve(request(1, 0)).await.unwrap().settle(request(1, 0));
+                budget.reserve(request(1, 0)).await.unwrap().leaves().settle(request(1, 0));
             }
             budget.give_back().await.unwrap();
             let more = budget.reserve(request(2, 0)).await;

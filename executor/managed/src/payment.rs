@@ -21,18 +21,6 @@ pub(crate) struct Payment {
     state: Mutex<State>,
 }
 
-/// What is reserved for an attempt that is not on record yet. Dropped, nothing was sent, and nothing counts as taken.
-#[derive(Debug)]
-struct Unsent(Option<Reserved>);
-
-impl Drop for Unsent {
-    fn drop(&mut self) {
-        if let Some(reserved) = self.0.take() {
-            reserved.settle(Amount::default());
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct State {
     /// The attempt under way.
@@ -99,11 +87,9 @@ impl Payment {
 
     async fn leave(&self) -> Result<()> {
         let rows = if self.lock().rows_left { 0 } else { self.most.rows };
-        let mut unsent = Unsent(Some(self.budget.reserve(Amount { rows, ..self.most }).await?));
+        let unsent = self.budget.reserve(Amount { rows, ..self.most }).await?;
         let intended = self.audit.intend(self.intent.clone()).await?;
-        if let Some(reserved) = unsent.0.take() {
-            self.lock().open = Some((intended, reserved));
-        }
+        self.lock().open = Some((intended, unsent.leaves()));
         Ok(())
     }
 

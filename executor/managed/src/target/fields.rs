@@ -154,15 +154,8 @@ target_fields! {
 /// What a job may say of its model. All fields are named, so that a further one is a decision.
 impl From<&Capabilities> for Overrides {
     fn from(said: &Capabilities) -> Self {
-        let Capabilities {
-            structured,
-            schema_subset,
-            system_role,
-            temperature,
-            logprobs,
-            think_tags,
-            thinking_tokens,
-        } = said.clone();
+        let Capabilities { structured, schema_subset, system_role, temperature, logprobs, think_tags, thinking_tokens } =
+            said.clone();
         Self {
             structured,
             schema_subset,

@@ -185,10 +185,8 @@ impl<S: Layered> Service<HttpRequestFactory> for Deadline<S> {
 
 /// A call is over at its deadline. An attempt that was under way was dropped, and its witness is told here: nobody else can.
 async fn late(facts: &Facts) -> Box<Failed> {
-    let failed = Failed::unanswered(error(
-        Class::Transient,
-        "the call was not answered within the time that calls may take",
-    ));
+    let failed =
+        Failed::unanswered(error(Class::Transient, "the call was not answered within the time that calls may take"));
     if let Some(witness) = facts.witness.as_ref().filter(|_| facts.end()) {
         witness.unanswered(&failed.error, failed.left).await;
     }

@@ -30,8 +30,7 @@ struct Run {
 
 impl Run {
     async fn new(faults: Faults) -> Self {
-        let batches =
-            Batches { validating_ms: 0, row_ms: 1, finalizing_ms: 0, row_invalid: 1.0, ..Batches::default() };
+        let batches = Batches { validating_ms: 0, row_ms: 1, finalizing_ms: 0, row_invalid: 1.0, ..Batches::default() };
         let faults = Faults { slow_ms: SLOW_MS, ..faults };
         let simulator = Simulator::start(Config { batches, faults, ..Config::default() }).await.unwrap();
         let folder = tempfile::tempdir().unwrap();

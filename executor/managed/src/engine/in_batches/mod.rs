@@ -207,7 +207,9 @@ impl Batches {
         let class = failed.reason.class();
         if class != Class::Refused && class != Class::TooLong {
             let message = match failed.reason {
-                Reason::Unreadable => "what the provider says of the row has another shape than it documents".to_owned(),
+                Reason::Unreadable => {
+                    "what the provider says of the row has another shape than it documents".to_owned()
+                }
                 _ => format!("the provider gave no answer in {} batches", self.patience.rounds_max),
             };
             return conversation.end_with(RowError::new(RowErrorCode::Provider, message));
