@@ -196,6 +196,10 @@ const QUERIES: &[(&str, &str)] = &[
         "SELECT * FROM (SELECT id AS x, ai_complete(body) AS c FROM t) s WHERE EXISTS (SELECT 1 FROM t WHERE t.id = s.x)",
         "error: a subquery in WHERE uses a column of a query with an AI function\n  at job.sql:5:32\n  hint: compute it in a CTE or a subquery in FROM, and use its column",
     ),
+    (
+        "SELECT * FROM (SELECT id AS x, ai_complete(body) AS c FROM t) s WHERE x > ALL (SELECT id FROM t WHERE t.id = s.x)",
+        "error: a subquery in WHERE uses a column of a query with an AI function\n  at job.sql:5:32\n  hint: compute it in a CTE or a subquery in FROM, and use its column",
+    ),
     // output columns
     (
         "SELECT id AS _errors FROM t",
