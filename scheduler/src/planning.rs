@@ -44,7 +44,7 @@ pub async fn draft(job: &JobSpec, models: &[ModelPin], on_file: impl Fn(usize, u
     let inputs = discover_inputs(job, on_file).await?;
     let compiled = compile(job, &inputs, None, models).await?;
     let shards = match compiled.source() {
-        Source::Table { index } => Some(split(&inputs[index].files, shard_size(job, compiled.calls(), models))),
+        Source::Table { index } => Some(split(&inputs[index].files, shard_size(job, compiled.calls(), models))?),
         Source::Staged { .. } => None,
     };
     Ok(Draft { inputs, compiled, shards })
@@ -71,7 +71,7 @@ pub async fn pin(
         None => {
             let staged = stage(store, run.run_key, job, &compiled, scratch).await?;
             let compiled = compile(job, &inputs, Some(&staged), models).await?;
-            let shards = split(&staged.files, shard_size(job, compiled.calls(), models));
+            let shards = split(&staged.files, shard_size(job, compiled.calls(), models))?;
             (Some(staged), compiled, shards)
         }
     };
