@@ -89,7 +89,7 @@ pub(crate) enum Command {
     /// Delete what nobody can read any more from an output; the only command that deletes
     ///
     /// Gives up runs that nobody went on with, and deletes the objects of runs that were given up or replaced by a later
-    /// run of their date. Plan and outcome stay. Give it credentials of its own: no other command needs to delete.
+    /// run of their date, and what was staged or answered on the way to a published one. Plan and outcome stay. Give it credentials of its own: no other command needs to delete.
     Gc {
         /// The output.
         #[command(flatten)]
