@@ -56,7 +56,7 @@ pub(super) struct Answers {
     pub(super) spills: Option<ArrayRef>,
     /// Tokens of all.
     pub(super) usage: Usage,
-    /// Bytes of the largest of them with what is said of it.
+    /// None of them has more bytes, with what is said of it.
     pub(super) largest: usize,
 }
 
@@ -68,9 +68,8 @@ impl Answers {
     }
 
     fn new(values: ArrayRef, errors: Option<ArrayRef>, spills: Option<ArrayRef>, usage: Usage) -> Self {
-        let mut answers = Self { values, errors, spills, usage, largest: 0 };
-        answers.largest = (0..answers.values.len()).map(|index| answers.bytes_of(index)).max().unwrap_or(0);
-        answers
+        let largest = std::iter::once(&values).chain(&errors).chain(&spills).map(|array| largest_row(array)).sum();
+        Self { values, errors, spills, usage, largest }
     }
 
     /// Bytes of one answer with what is said of it.
@@ -106,6 +105,19 @@ fn bytes_of_rows(array: &dyn Array, rows: Range<usize>) -> usize {
             array.as_struct().columns().iter().map(|column| bytes_of_rows(column, rows.clone())).sum()
         }
         other => rows.len() * other.primitive_width().unwrap_or(1),
+    }
+}
+
+/// Bytes of the row of an array that has the most. Every window asks for it, so it is cheap for text and vectors.
+fn largest_row(array: &dyn Array) -> usize {
+    let rows = array.len();
+    match array.data_type() {
+        DataType::Utf8 => {
+            let offsets = array.as_string::<i32>().value_offsets();
+            offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
+        }
+        DataType::FixedSizeList(..) => bytes_of_rows(array, 0..rows.min(1)),
+        _ => (0..rows).map(|row| bytes_of_rows(array, row..row + 1)).max().unwrap_or(0),
     }
 }
 
