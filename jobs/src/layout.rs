@@ -127,9 +127,24 @@ pub fn answers_record(run_key: &str, shard: u32, id: &str) -> String {
     format!("{}{id}.jsonl", answers(run_key, shard))
 }
 
+/// What the results of all attempts at staging a run's query start with.
+pub fn staged_of_run(run_key: &str) -> String {
+    format!("run={run_key}/_staged/")
+}
+
 /// A file of the staged query result. `attempt` keeps two stagings apart; the plan names the one that counts.
 pub fn staged(run_key: &str, attempt: &str, file: usize) -> String {
-    format!("run={run_key}/_staged/{attempt}/staged-{file:05}.parquet")
+    format!("{}{attempt}/staged-{file:05}.parquet", staged_of_run(run_key))
+}
+
+/// Whether an attempt at staging is kept for a plan or deleted.
+pub fn staged_fate(run_key: &str, attempt: &str) -> String {
+    format!("{}{attempt}/_fate.json", staged_of_run(run_key))
+}
+
+/// The attempt that a name in [`staged_of_run`] belongs to.
+pub fn attempt_of_staged<'a>(run_key: &str, name: &'a str) -> Option<&'a str> {
+    name.strip_prefix(&staged_of_run(run_key))?.split_once('/').map(|(attempt, _)| attempt)
 }
 
 /// What the records of all provider batches of a run start with.

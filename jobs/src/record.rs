@@ -34,6 +34,38 @@ pub async fn outcome(store: &dyn Store, run_key: &str) -> Result<Option<RunOutco
     store::get_json(store, &layout::outcome(run_key)).await
 }
 
+/// What becomes of an attempt at staging a query. Decided once, by whoever is first: the scheduler that stores a plan of it,
+/// or garbage collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StagingFate {
+    /// A plan may name it.
+    Kept,
+    /// No plan can name it any more.
+    Gone,
+}
+
+/// Decides what becomes of an attempt at staging, unless that is decided. Returns what counts.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn decide_staging(
+    store: &dyn Store,
+    run_key: &str,
+    attempt: &str,
+    wanted: StagingFate,
+) -> Result<StagingFate> {
+    let name = layout::staged_fate(run_key, attempt);
+    match store::create_json(store, &name, &wanted).await? {
+        store::Put::Created => Ok(wanted),
+        // Another's; or ours after all.
+        store::Put::Exists => store::get_json(store, &name).await?.ok_or_else(|| {
+            Error::temporary("the store reports what becomes of a staged result but does not show it")
+                .with("run", run_key)
+        }),
+    }
+}
+
 /// An attempt at a shard began. An attempt that left neither a part nor a failure died, or still runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -6,6 +6,7 @@ use std::path::Path;
 use rowmill_jobs::deadline::Deadline;
 use rowmill_jobs::infer::TaskKind;
 use rowmill_jobs::plan::{ModelPin, PLAN_VERSION, Plan, Shard, TableInput};
+use rowmill_jobs::record::StagingFate;
 use rowmill_jobs::spec::{JobSpec, TableFormat, TableSpec};
 use rowmill_jobs::store::{self, Payload, Store};
 use rowmill_jobs::{Error, Result, layout, record};
@@ -44,7 +45,7 @@ pub async fn draft(job: &JobSpec, models: &[ModelPin], on_file: impl Fn(usize, u
     let inputs = discover_inputs(job, on_file).await?;
     let compiled = compile(job, &inputs, None, models).await?;
     let shards = match compiled.source() {
-        Source::Table { index } => Some(split(&inputs[index].files, shard_size(job, compiled.calls(), models))),
+        Source::Table { index } => Some(split(&inputs[index].files, shard_size(job, compiled.calls(), models))?),
         Source::Staged { .. } => None,
     };
     Ok(Draft { inputs, compiled, shards })
@@ -69,9 +70,12 @@ pub async fn pin(
     let (staged, compiled, shards) = match shards {
         Some(shards) => (None, compiled, shards),
         None => {
-            let staged = stage(store, run.run_key, job, &compiled, scratch).await?;
+            // Another scheduler may stage the same query; each writes under a name of its own and the stored plan picks one.
+            let attempt = ulid::Ulid::generate().to_string().to_lowercase();
+            let staged = stage(store, run, &attempt, &compiled, scratch).await?;
             let compiled = compile(job, &inputs, Some(&staged), models).await?;
-            let shards = split(&staged.files, shard_size(job, compiled.calls(), models));
+            let shards = split(&staged.files, shard_size(job, compiled.calls(), models))?;
+            keep_staged(store, run.run_key, &attempt).await?;
             (Some(staged), compiled, shards)
         }
     };
@@ -139,20 +143,33 @@ pub async fn adopt(plan: Plan) -> Result<Planned> {
 /// Runs the part of the query below its AI calls once and stores the result as Parquet under the run.
 async fn stage(
     store: &dyn Store,
-    run_key: &str,
-    job: &JobSpec,
+    run: RunId<'_>,
+    attempt: &str,
     compiled: &CompiledJob,
     scratch: &Path,
 ) -> Result<TableInput> {
-    // Another scheduler may stage the same query; each writes under a name of its own and the stored plan picks one.
-    let attempt = ulid::Ulid::generate().to_string().to_lowercase();
     for (index, file) in compiled.stage(scratch).await?.iter().enumerate() {
-        let name = layout::staged(run_key, &attempt, index);
+        let name = layout::staged(run.run_key, attempt, index);
         store::create(store, &name, &Payload::File(file.path.clone())).await?;
     }
-    let first = layout::staged(run_key, &attempt, 0);
+    let first = layout::staged(run.run_key, attempt, 0);
     let folder = first.rsplit_once('/').map_or("", |(folder, _)| folder);
-    staged_table(job, compiled, &format!("{}{folder}/", store.url())).await
+    staged_table(run.job, compiled, &format!("{}{folder}/", store.url())).await
+}
+
+/// Makes sure that garbage collection leaves a staged result to the plan that is about to name it.
+///
+/// # Errors
+/// It was collected already, or the store does not answer.
+pub(crate) async fn keep_staged(store: &dyn Store, run_key: &str, attempt: &str) -> Result<()> {
+    match record::decide_staging(store, run_key, attempt, StagingFate::Kept).await? {
+        StagingFate::Kept => Ok(()),
+        StagingFate::Gone => {
+            Err(Error::temporary("garbage collection took the staged result of the query before a plan named it")
+                .with("run", run_key)
+                .hint("run it again; `rowmill gc --abandoned-after` is to be longer than any query takes"))
+        }
+    }
 }
 
 /// The table of staged files in a folder, with its footers read. `folder` is a URL that ends in `/`.

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rowmill_jobs::plan::Plan;
-use rowmill_jobs::queue::redis::{RedisOptions, RedisQueue, RegisteredRun};
+use rowmill_jobs::queue::redis::{RedisOptions, RedisQueue};
 use rowmill_jobs::queue::redis_server::RedisServer;
+use rowmill_jobs::queue::register::RegisteredRun;
 use rowmill_jobs::queue::{Depth, ShardQueue};
 use rowmill_jobs::store::{self, Store};
 use rowmill_jobs::{Error, Result, layout, record};
@@ -147,12 +148,7 @@ impl Service {
         outputs_due: &mut Instant,
         given_up: &BTreeSet<String>,
     ) -> Result<Vec<RegisteredRun>> {
-        if !register.remembers(&self.word).await? {
-            // What another service took off the register stays off.
-            for run in driven.values() {
-                register.register(run).await?;
-            }
-        }
+        register.remind(&self.word, driven.values()).await?;
         let mut runs = register.registered().await?;
         if Instant::now() >= *outputs_due {
             for output in &self.outputs {

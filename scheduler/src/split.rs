@@ -2,6 +2,7 @@
 //! Pure: the same footers give the same cuts.
 
 use rowmill_jobs::plan::{InputFile, Shard, Slice};
+use rowmill_jobs::{Error, Result};
 
 /// How large a shard may get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,9 @@ pub struct ShardSize {
 /// far more than it reads.
 const BYTES_MAX: u64 = 128 << 20;
 
+/// Most shards of a run: a plan names each of them.
+pub const SHARDS_MAX: usize = 1_000_000;
+
 impl ShardSize {
     /// A few minutes of work: `rows` is the job's own wish, else what the kinds of calls suggest.
     pub fn new(rows: u64) -> Self {
@@ -26,28 +30,49 @@ impl ShardSize {
 /// Cuts files into shards. Row groups are kept whole where they fit; a larger one is cut into equal runs of rows. Every
 /// row is in exactly one shard, in the order of the files; a table without rows gives one empty shard, so that its
 /// output still has a file with a schema.
-pub fn split(files: &[InputFile], size: ShardSize) -> Vec<Shard> {
+///
+/// # Errors
+/// There would be more than [`SHARDS_MAX`]: names the file where they end.
+pub fn split(files: &[InputFile], size: ShardSize) -> Result<Vec<Shard>> {
     let mut shards: Vec<Vec<Slice>> = vec![Vec::new()];
     let (mut rows, mut bytes) = (0, 0);
     for (file, row_group, group) in row_groups(files) {
         let pieces = group.rows.div_ceil(size.rows_max).max(group.bytes.div_ceil(size.bytes_max)).clamp(1, group.rows);
         for piece in 0..pieces {
-            // Multiplying before dividing spreads the remainder, so that pieces differ by one row at most.
-            let first_row = group.rows * piece / pieces;
-            let piece_rows = group.rows * (piece + 1) / pieces - first_row;
+            let first_row = start(group.rows, piece, pieces);
+            let piece_rows = start(group.rows, piece + 1, pieces) - first_row;
             let piece_bytes = group.bytes / pieces;
-            if rows > 0 && (rows + piece_rows > size.rows_max || bytes + piece_bytes > size.bytes_max) {
+            let fits =
+                piece_rows.saturating_add(rows) <= size.rows_max && piece_bytes.saturating_add(bytes) <= size.bytes_max;
+            if rows > 0 && !fits {
+                if shards.len() == SHARDS_MAX {
+                    return Err(too_many(&files[file as usize]));
+                }
                 shards.push(Vec::new());
                 (rows, bytes) = (0, 0);
             }
             if let Some(shard) = shards.last_mut() {
                 shard.push(Slice { file, row_group, first_row, rows: piece_rows });
             }
-            rows += piece_rows;
-            bytes += piece_bytes;
+            rows = piece_rows.saturating_add(rows);
+            bytes = piece_bytes.saturating_add(bytes);
         }
     }
-    (0..).zip(shards).map(|(index, slices)| Shard { index, slices }).collect()
+    Ok((0..).zip(shards).map(|(index, slices)| Shard { index, slices }).collect())
+}
+
+/// First row of a piece of `rows` rows in `pieces`: multiplying before dividing spreads the remainder, so that pieces
+/// differ by one row at most.
+fn start(rows: u64, piece: u64, pieces: u64) -> u64 {
+    let exact = u128::from(rows) * u128::from(piece) / u128::from(pieces);
+    // No piece starts behind the last row.
+    u64::try_from(exact).unwrap_or(rows)
+}
+
+fn too_many(file: &InputFile) -> Error {
+    Error::invalid(format!("the table would be cut into more than {SHARDS_MAX} shards"))
+        .with("file", &file.url)
+        .hint("raise shard_rows in CREATE JOB, or name fewer files; does the file's footer say how many rows it has?")
 }
 
 /// The table in bites that grow: the first has as many rows as are wanted, each further one twice its predecessor's. They
@@ -87,6 +112,7 @@ fn row_groups(files: &[InputFile]) -> impl Iterator<Item = (u32, u32, rowmill_jo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rowmill_jobs::Kind;
     use rowmill_jobs::plan::RowGroup;
 
     fn file(row_groups: &[(u64, u64)]) -> InputFile {
@@ -110,7 +136,7 @@ mod tests {
         let files = [file(&[(7, 70), (0, 0), (1000, 9), (3, 900_000)]), file(&[]), file(&[(1, 1), (64, 64)])];
         for rows_max in [1, 2, 3, 10, 64, 999, 1000, 10_000] {
             for bytes_max in [1, 100, 1 << 40] {
-                let shards = split(&files, size(rows_max, bytes_max));
+                let shards = split(&files, size(rows_max, bytes_max)).unwrap();
                 let mut expected = row_groups(&files).map(|(file, group, footer)| (file, group, 0, footer.rows));
                 let mut current = expected.next();
                 for (index, shard) in shards.iter().enumerate() {
@@ -131,14 +157,32 @@ mod tests {
 
     #[test]
     fn whole_row_groups_stay_together_and_large_ones_are_cut_evenly() {
-        let shards = split(&[file(&[(40, 1), (40, 1), (40, 1), (250, 1)])], size(100, 1 << 30));
+        let shards = split(&[file(&[(40, 1), (40, 1), (40, 1), (250, 1)])], size(100, 1 << 30)).unwrap();
         let rows: Vec<u64> = shards.iter().map(Shard::rows).collect();
         assert_eq!(rows, [80, 40, 83, 83, 84]);
     }
 
     #[test]
     fn an_empty_table_is_one_empty_shard() {
-        assert_eq!(split(&[], size(10, 10)), [Shard { index: 0, slices: Vec::new() }]);
+        assert_eq!(split(&[], size(10, 10)).unwrap(), [Shard { index: 0, slices: Vec::new() }]);
+    }
+
+    /// Whatever a footer says: counting neither overflows nor takes the memory for it.
+    #[test]
+    fn a_table_that_cannot_be_is_refused() {
+        for group in [(1 << 62, 1), (u64::MAX, u64::MAX), (1 << 40, u64::MAX)] {
+            let files = [file(&[(3, 1)]), InputFile { url: "file:///forged.parquet".into(), ..file(&[group, group]) }];
+            let error = split(&files, size(1000, 1 << 27)).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.report().contains("file:///forged.parquet"), "{}", error.report());
+        }
+        let whole = split(&[file(&[(u64::MAX / 2, u64::MAX), (1, u64::MAX)])], size(u64::MAX, u64::MAX)).unwrap();
+        assert_eq!(whole.iter().map(Shard::rows).collect::<Vec<_>>(), [1 << 63]);
+        let cut = split(&[file(&[(u64::MAX, 1)])], size(u64::MAX / 4, u64::MAX)).unwrap();
+        assert_eq!(cut.iter().map(Shard::rows).sum::<u64>(), u64::MAX);
+        let most = u64::try_from(SHARDS_MAX).unwrap();
+        assert_eq!(split(&[file(&[(most, 1)])], size(1, 1)).unwrap().len(), SHARDS_MAX);
+        assert!(split(&[file(&[(most + 1, 1)])], size(1, 1)).is_err());
     }
 
     #[test]

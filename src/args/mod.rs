@@ -2,18 +2,18 @@
 //! variable is declared here and nowhere else; what they do is in the other files.
 
 mod models;
+mod run;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use rowmill_executor::EngineLimits;
 use rowmill_jobs::{Error, Kind, Result};
 
 pub(crate) use models::{BenchArgs, ListArgs, VerifyArgs};
+pub(crate) use run::{RedisArgs, RunArgs, ServeArgs, SubmitArgs, WorkArgs};
 
 /// Enrich tables with language models, every night: a SQL file in, a Parquet table out, all or nothing.
 #[derive(Debug, Parser)]
@@ -59,7 +59,10 @@ pub(crate) enum Command {
     /// Starting the same command again is always safe: it joins or continues the same run, computes no finished shard
     /// twice, and does nothing at all once the run is published.
     Run(RunArgs),
-    /// Show what a run would read and do, without computing or writing anything
+    /// Show what a run would read, do and cost; writes nothing and sends nothing
+    ///
+    /// Reads the inputs' footers, and a sample of rows for the estimate. No model answers anything, except with --measure
+    /// this machine's own.
     Plan(PlanArgs),
     /// Compute a job's first rows and print them; writes nothing
     Preview {
@@ -89,7 +92,8 @@ pub(crate) enum Command {
     /// Delete what nobody can read any more from an output; the only command that deletes
     ///
     /// Gives up runs that nobody went on with, and deletes the objects of runs that were given up or replaced by a later
-    /// run of their date. Plan and outcome stay. Give it credentials of its own: no other command needs to delete.
+    /// run of their date, and what was staged or answered on the way to a published one. Plan and outcome stay. Give it
+    /// credentials of its own: no other command needs to delete.
     Gc {
         /// The output.
         #[command(flatten)]
@@ -243,113 +247,6 @@ impl EngineArgs {
     pub(crate) fn arguments(self) -> impl Iterator<Item = OsString> {
         self.kv_memory.map(|mebibytes| format!("--kv-memory={mebibytes}").into()).into_iter()
     }
-}
-
-/// What `run` takes.
-#[derive(Debug, Args)]
-pub(crate) struct RunArgs {
-    /// The run.
-    #[command(flatten)]
-    pub(crate) id: RunIdArgs,
-
-    /// Shards worked on at once: while one computes, others read and write
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub(crate) slots: u8,
-
-    /// The engines.
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-}
-
-/// Which Redis carries shards.
-#[derive(Debug, Args)]
-pub(crate) struct RedisArgs {
-    /// redis://HOST:PORT, rediss:// (TLS), or redis+sentinel://HOST:26379,HOST:26379/NAME
-    #[arg(long, value_name = "URL", env = "ROWMILL_REDIS_URL", hide_env_values = true)]
-    pub(crate) redis: Option<String>,
-
-    /// Reach a Redis on another machine without TLS: the network is private
-    #[arg(long, env = "ROWMILL_REDIS_PLAINTEXT")]
-    pub(crate) redis_plaintext: bool,
-
-    /// Give up, with exit code 75, when Redis or the store stay away for this long
-    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) patience: u64,
-}
-
-impl RedisArgs {
-    /// How long Redis and the store may stay away.
-    pub(crate) fn patience(&self) -> Duration {
-        Duration::from_secs(self.patience)
-    }
-}
-
-/// What `submit` takes.
-#[derive(Debug, Args)]
-pub(crate) struct SubmitArgs {
-    /// The run.
-    #[command(flatten)]
-    pub(crate) id: RunIdArgs,
-
-    /// The queue.
-    #[command(flatten)]
-    pub(crate) redis: RedisArgs,
-
-    /// Schedule the run here until it is published
-    #[arg(long)]
-    pub(crate) wait: bool,
-}
-
-/// What `work` takes.
-#[derive(Debug, Args)]
-pub(crate) struct WorkArgs {
-    /// The queue.
-    #[command(flatten)]
-    pub(crate) redis: RedisArgs,
-
-    /// Serve the jobs that name this pool
-    #[arg(long, value_name = "NAME", default_value = "default", env = "ROWMILL_POOL")]
-    pub(crate) pool: String,
-
-    /// Shards worked on at once: while one computes, others read and write
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub(crate) slots: u8,
-
-    /// The engines.
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-
-    /// Be taken for dead, and have shards given to others, after this long without a sign; the same for all of a pool
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(2..))]
-    pub(crate) lease: u64,
-
-    /// When told to stop, finish shards in hand for at most this long
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
-    pub(crate) drain: u64,
-
-    /// Answer /livez and /readyz at this address, for example 127.0.0.1:8080
-    #[arg(long, value_name = "ADDRESS", env = "ROWMILL_HEALTH")]
-    pub(crate) health: Option<SocketAddr>,
-}
-
-/// What `serve` takes.
-#[derive(Debug, Args)]
-pub(crate) struct ServeArgs {
-    /// Outputs whose unfinished runs are taken up even if Redis has forgotten them
-    #[arg(value_name = "OUTPUT")]
-    pub(crate) outputs: Vec<String>,
-
-    /// The queue.
-    #[command(flatten)]
-    pub(crate) redis: RedisArgs,
-
-    /// The pool for runs that Redis has forgotten
-    #[arg(long, value_name = "NAME", default_value = "default", env = "ROWMILL_POOL")]
-    pub(crate) pool: String,
-
-    /// Answer /livez, /readyz and /depth/POOL at this address, for example 127.0.0.1:8080
-    #[arg(long, value_name = "ADDRESS", env = "ROWMILL_HEALTH")]
-    pub(crate) health: Option<SocketAddr>,
 }
 
 /// What `cancel` takes.

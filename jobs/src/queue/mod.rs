@@ -7,6 +7,7 @@ pub mod lanes;
 pub mod redis;
 pub mod redis_server;
 mod redis_worker;
+pub mod register;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

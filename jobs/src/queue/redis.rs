@@ -14,7 +14,6 @@ use apalis_redis::{Config, RedisStorage};
 use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, ScriptInvocation};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 use ulid::Ulid;
 
@@ -29,12 +28,6 @@ const PUSH_AT_ONCE: usize = 500;
 const TRIM_AT_ONCE: usize = 1_000;
 /// Heartbeats within a lease.
 const HEARTBEATS: u32 = 6;
-/// Where runs are registered for schedulers that did not plan them.
-const RUNS: &str = "rowmill:runs";
-/// Where services find out whether Redis was emptied.
-const SERVICES: &str = "rowmill:service:";
-/// How long Redis keeps what a service said that is gone.
-const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
 
 /// How a queue is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,18 +54,6 @@ pub struct RedisQueue {
     connection: Mutex<Option<MultiplexedConnection>>,
     pub(super) closed: watch::Sender<bool>,
     answered: std::sync::Mutex<Instant>,
-}
-
-/// A run that schedulers look after.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RegisteredRun {
-    /// URL of its output.
-    pub output: String,
-    /// The run.
-    pub run_key: String,
-    /// The pool that computes it.
-    pub pool: String,
 }
 
 /// Removes finished jobs. `KEYS`: done, dead, data. `ARGV`: prefix of metadata, how many. Returns how many there were.
@@ -134,7 +115,7 @@ impl RedisQueue {
     }
 
     /// Runs `work` with the kept connection; one that failed is thrown away.
-    async fn with_connection<T>(
+    pub(super) async fn with_connection<T>(
         &self,
         action: &str,
         work: impl AsyncFnOnce(&mut MultiplexedConnection) -> redis::RedisResult<T>,
@@ -238,59 +219,6 @@ impl RedisQueue {
             Ok(loads)
         })
         .await
-    }
-
-    /// Registers a run for all schedulers of this Redis.
-    ///
-    /// # Errors
-    /// Redis does not answer.
-    pub async fn register(&self, run: &RegisteredRun) -> Result<()> {
-        let text = serde_json::to_string(run).map_err(|error| Error::internal("cannot write JSON").caused_by(error))?;
-        self.with_connection("register a run in", async |connection| {
-            redis::cmd("HSET").arg(RUNS).arg(&run.run_key).arg(text).query_async::<()>(connection).await
-        })
-        .await
-    }
-
-    /// Whether Redis still knows what a service told it before, under a word of its own; it is told again. A Redis that was
-    /// emptied does not.
-    ///
-    /// # Errors
-    /// Redis does not answer.
-    pub async fn remembers(&self, service: &str) -> Result<bool> {
-        let key = format!("{SERVICES}{service}");
-        let before: Option<u8> = self
-            .with_connection("look into", async |connection| {
-                let mut set = redis::cmd("SET");
-                set.arg(&key).arg(1).arg("EX").arg(REMEMBERED.as_secs()).arg("GET");
-                set.query_async(connection).await
-            })
-            .await?;
-        Ok(before.is_some())
-    }
-
-    /// Takes a run off the register.
-    ///
-    /// # Errors
-    /// Redis does not answer.
-    pub async fn unregister(&self, run_key: &str) -> Result<()> {
-        self.with_connection("take a run off", async |connection| {
-            redis::cmd("HDEL").arg(RUNS).arg(run_key).query_async::<()>(connection).await
-        })
-        .await
-    }
-
-    /// All registered runs, by run key. What is no registration is left out.
-    ///
-    /// # Errors
-    /// Redis does not answer.
-    pub async fn registered(&self) -> Result<Vec<RegisteredRun>> {
-        let runs: BTreeMap<String, String> = self
-            .with_connection("read the runs of", async |connection| {
-                redis::cmd("HGETALL").arg(RUNS).query_async(connection).await
-            })
-            .await?;
-        Ok(runs.values().filter_map(|text| serde_json::from_str(text).ok()).collect())
     }
 }
 

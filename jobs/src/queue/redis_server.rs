@@ -74,7 +74,8 @@ impl RedisServer {
         let target = match scheme {
             "redis" | "rediss" => Target::Single(Box::new(Client::open(url).map_err(|_| bad())?)),
             "redis+sentinel" | "rediss+sentinel" => {
-                Target::Sentinels(Box::new(Mutex::new(sentinels(rest, encrypted).ok_or_else(bad)?)))
+                let tls = encrypted.then_some(TlsMode::Secure);
+                Target::Sentinels(Box::new(Mutex::new(sentinels(rest, tls).ok_or_else(bad)?)))
             }
             _ => return Err(bad()),
         };
@@ -167,7 +168,7 @@ fn is_here(host: &str) -> bool {
 }
 
 /// A client for `[user:password@]host:port,host:port/master[/db]`. User and password are the server's.
-fn sentinels(rest: &str, encrypted: bool) -> Option<SentinelClient> {
+fn sentinels(rest: &str, tls: Option<TlsMode>) -> Option<SentinelClient> {
     let (secret, place) = rest.rsplit_once('@').map_or((None, rest), |(secret, place)| (Some(secret), place));
     let mut parts = place.splitn(3, '/');
     let hosts = parts.next()?;
@@ -187,11 +188,11 @@ fn sentinels(rest: &str, encrypted: bool) -> Option<SentinelClient> {
             settings = settings.set_password(password);
         }
     }
-    let scheme = if encrypted { "rediss" } else { "redis" };
+    let scheme = if tls.is_some() { "rediss" } else { "redis" };
     let nodes: Vec<String> = hosts.split(',').map(|host| format!("{scheme}://{host}/")).collect();
     let mut node = SentinelNodeConnectionInfo::default().set_redis_connection_info(settings);
-    if encrypted {
-        node = node.set_tls_mode(TlsMode::Secure);
+    if let Some(tls) = tls {
+        node = node.set_tls_mode(tls);
     }
     SentinelClient::build(nodes, master, Some(node), SentinelServerType::Master).ok()
 }

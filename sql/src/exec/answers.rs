@@ -1,21 +1,18 @@
-//! Outcomes of an engine as Arrow columns: answers of the call's type, errors, and who answered in another's place. It also
-//! looks rows' answers up, so that rows with the same question share one.
+//! Outcomes of an engine as Arrow columns: answers of the call's type, errors, and who answered in another's place. It knows
+//! no rows: `shelf.rs` looks theirs up.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BooleanBuilder, FixedSizeListArray, Float32Array, Float64Builder, NullBufferBuilder,
-    StringBuilder, StructArray, UInt32Builder, new_null_array,
+    Array, ArrayRef, AsArray, BooleanBuilder, FixedSizeListArray, Float32Array, Float64Builder, NullBufferBuilder,
+    StringBuilder, StructArray,
 };
-use arrow::compute::{interleave, take};
 use arrow::datatypes::{DataType, Field, Fields};
-use datafusion::common::{DataFusionError, Result, internal_datafusion_err, internal_err};
+use datafusion::common::{Result, internal_datafusion_err, internal_err};
 use rowmill_jobs::infer::{Answer, Outcome, RowError, RowErrorCode, TaskKind, Usage};
 use serde_json::Value;
 
-use super::desk::{Place, VALUE_BYTES_MAX};
 use super::json_rows;
 use crate::functions::Returns;
 use crate::plan::row_notes::Note;
@@ -59,6 +56,8 @@ pub(super) struct Answers {
     pub(super) spills: Option<ArrayRef>,
     /// Tokens of all.
     pub(super) usage: Usage,
+    /// None of them has more bytes, with what is said of it.
+    pub(super) largest: usize,
 }
 
 impl Answers {
@@ -68,8 +67,19 @@ impl Answers {
         self.values.get_array_memory_size() + notes.map(|notes| notes.get_array_memory_size()).sum::<usize>()
     }
 
+    fn new(values: ArrayRef, errors: Option<ArrayRef>, spills: Option<ArrayRef>, usage: Usage) -> Self {
+        let largest = std::iter::once(&values).chain(&errors).chain(&spills).map(|array| largest_row(array)).sum();
+        Self { values, errors, spills, usage, largest }
+    }
+
+    /// Bytes of one answer with what is said of it.
+    pub(super) fn bytes_of(&self, index: usize) -> usize {
+        let notes = self.errors.iter().chain(&self.spills);
+        std::iter::once(&self.values).chain(notes).map(|array| bytes_of_rows(array, index..index + 1)).sum()
+    }
+
     /// What is to be said of them.
-    fn notes(&self, note: Note) -> Option<&ArrayRef> {
+    pub(super) fn notes(&self, note: Note) -> Option<&ArrayRef> {
         match note {
             Note::Error => self.errors.as_ref(),
             Note::Spill => self.spills.as_ref(),
@@ -77,26 +87,38 @@ impl Answers {
     }
 }
 
-/// A call's columns for the rows of a window.
-#[derive(Debug)]
-pub(super) struct Answered {
-    /// The answers.
-    pub(super) values: ArrayRef,
-    /// Why there are none.
-    pub(super) errors: ArrayRef,
-    /// Who answered in place of the model that was asked.
-    pub(super) spills: ArrayRef,
-}
-
-impl Answered {
-    /// `notes` makes the columns of notes.
-    fn new(values: ArrayRef, notes: impl Fn(Note) -> Result<ArrayRef>) -> Result<Self> {
-        Ok(Self { values, errors: notes(Note::Error)?, spills: notes(Note::Spill)? })
+/// Bytes of the content of some rows of an array.
+fn bytes_of_rows(array: &dyn Array, rows: Range<usize>) -> usize {
+    let between = |offsets: &[i32]| offsets[rows.start] as usize..offsets[rows.end] as usize;
+    match array.data_type() {
+        DataType::Utf8 => between(array.as_string::<i32>().value_offsets()).len(),
+        DataType::Binary => between(array.as_binary::<i32>().value_offsets()).len(),
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            bytes_of_rows(list.values(), between(list.value_offsets()))
+        }
+        DataType::FixedSizeList(_, length) => {
+            let length = *length as usize;
+            bytes_of_rows(array.as_fixed_size_list().values(), rows.start * length..rows.end * length)
+        }
+        DataType::Struct(_) => {
+            array.as_struct().columns().iter().map(|column| bytes_of_rows(column, rows.clone())).sum()
+        }
+        other => rows.len() * other.primitive_width().unwrap_or(1),
     }
 }
 
-fn nothing_said(note: Note, rows: usize) -> ArrayRef {
-    new_null_array(&note.call_type(), rows)
+/// Bytes of the row of an array that has the most. Every window asks for it, so it is cheap for text and vectors.
+fn largest_row(array: &dyn Array) -> usize {
+    let rows = array.len();
+    match array.data_type() {
+        DataType::Utf8 => {
+            let offsets = array.as_string::<i32>().value_offsets();
+            offsets.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
+        }
+        DataType::FixedSizeList(..) => bytes_of_rows(array, 0..rows.min(1)),
+        _ => (0..rows).map(|row| bytes_of_rows(array, row..row + 1)).max().unwrap_or(0),
+    }
 }
 
 /// Turns outcomes into columns.
@@ -119,8 +141,8 @@ pub(super) fn from_outcomes(outcomes: Vec<Outcome>, kind: &TaskKind, shape: &Sha
     let (values, misfits) = match (&shape.returns, kind) {
         (Returns::Text, _) => texts(&mut answers, rows)?,
         (Returns::Struct(_), _) => objects(&mut answers, rows, &shape.data_type)?,
-        (Returns::Label { with_score }, TaskKind::Choose { labels, .. }) => {
-            choices(&mut answers, rows, labels, *with_score, &shape.data_type)?
+        (Returns::Label { .. }, TaskKind::Choose { labels, .. }) => {
+            choices(&mut answers, rows, labels, &shape.data_type)?
         }
         (Returns::YesNo, _) => yes_or_no(&mut answers, rows)?,
         (Returns::Vector, _) => vectors(&mut answers, rows, &shape.data_type)?,
@@ -131,7 +153,7 @@ pub(super) fn from_outcomes(outcomes: Vec<Outcome>, kind: &TaskKind, shape: &Sha
     errors.extend(misfits);
     let errors = (!errors.is_empty()).then(|| error_rows(errors, rows)).transpose()?;
     let spills = (!spills.is_empty()).then(|| spill_rows(spills, rows)).transpose()?;
-    Ok(Answers { values, errors, spills, usage })
+    Ok(Answers::new(values, errors, spills, usage))
 }
 
 type Column = (ArrayRef, Vec<(usize, RowError)>);
@@ -176,11 +198,10 @@ fn choices(
     answers: &mut dyn Iterator<Item = Option<Answer>>,
     rows: usize,
     labels: &[String],
-    with_score: bool,
     data_type: &DataType,
 ) -> Result<Column> {
     let mut names = StringBuilder::with_capacity(rows, rows * 8);
-    let mut scores = Float64Builder::with_capacity(if with_score { rows } else { 0 });
+    let mut scores = Float64Builder::with_capacity(rows);
     let mut valid = NullBufferBuilder::new(rows);
     for answer in answers {
         let (label, score) = match answer {
@@ -194,10 +215,8 @@ fn choices(
             None => (None, None),
         };
         names.append_option(label);
-        if with_score {
-            scores.append_option(score);
-            valid.append(label.is_some());
-        }
+        scores.append_option(score);
+        valid.append(label.is_some());
     }
     let names: ArrayRef = Arc::new(names.finish());
     match data_type {
@@ -248,7 +267,7 @@ fn vectors(answers: &mut dyn Iterator<Item = Option<Answer>>, rows: usize, data_
 }
 
 /// An error column with these rows' errors.
-fn error_rows(mut errors: Vec<(usize, RowError)>, rows: usize) -> Result<ArrayRef> {
+pub(super) fn error_rows(mut errors: Vec<(usize, RowError)>, rows: usize) -> Result<ArrayRef> {
     errors.sort_by_key(|(row, _)| *row);
     note_rows(Note::Error, errors.iter().map(|(row, error)| (*row, [error.code.as_str(), &error.message])), rows)
 }
@@ -277,107 +296,4 @@ fn note_rows<'a, const FIELDS: usize>(
     let DataType::Struct(fields) = note.call_type() else { return internal_err!("a note is a struct") };
     let children = columns.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef).collect();
     Ok(Arc::new(StructArray::try_new(fields, children, valid.finish())?))
-}
-
-/// The answers that later windows may refer to, by window.
-#[derive(Debug, Default)]
-pub(super) struct Shelf(HashMap<u32, Answers>);
-
-impl Shelf {
-    /// Keeps a window's answers.
-    pub(super) fn keep(&mut self, window: u32, answers: Answers) {
-        self.0.insert(window, answers);
-    }
-
-    /// The columns for rows whose answers are at `places`; `own` are the answers of `window` itself.
-    pub(super) fn columns(
-        &self,
-        places: &[Place],
-        window: u32,
-        own: Option<&Answers>,
-        data_type: &DataType,
-    ) -> Result<Answered> {
-        let rows = places.len();
-        let in_order = own.is_some_and(|own| own.values.len() == rows)
-            && places.iter().enumerate().all(|(row, place)| matches!(place, Place::At { window: w, index } if *w == window && *index as usize == row));
-        if let Some(own) = own.filter(|_| in_order) {
-            let notes = |note| Ok(own.notes(note).cloned().unwrap_or_else(|| nothing_said(note, rows)));
-            return Answered::new(Arc::clone(&own.values), notes);
-        }
-        let local = places.iter().all(|place| match place {
-            Place::At { window: w, .. } => *w == window,
-            Place::Nothing => true,
-            Place::TooLarge => false,
-        });
-        match own {
-            Some(own) if local => take_own(places, own),
-            None if places.iter().all(|place| *place == Place::Nothing) => {
-                Answered::new(new_null_array(data_type, rows), |note| Ok(nothing_said(note, rows)))
-            }
-            _ => self.gather(places, window, own, data_type),
-        }
-    }
-
-    fn gather(&self, places: &[Place], window: u32, own: Option<&Answers>, data_type: &DataType) -> Result<Answered> {
-        // Windows that rows refer to, each once.
-        let mut used: Vec<&Answers> = Vec::new();
-        let mut slots: HashMap<u32, usize> = HashMap::new();
-        for place in places {
-            let Place::At { window: w, .. } = place else { continue };
-            if let Entry::Vacant(slot) = slots.entry(*w) {
-                let answers = if *w == window { own } else { self.0.get(w) };
-                used.push(answers.ok_or_else(|| internal_datafusion_err!("the answers of window {w} are gone"))?);
-                slot.insert(used.len() - 1);
-            }
-        }
-        let too_large = RowError::new(RowErrorCode::TooLarge, format!("a value has more than {VALUE_BYTES_MAX} bytes"));
-        let too_large = error_rows(vec![(0, too_large)], 1)?;
-        // A column of these windows' arrays; rows without any get `nothing`, those with a value too large `else_at`.
-        let column = |arrays: Vec<Option<&ArrayRef>>, nothing: ArrayRef, else_at: Option<&ArrayRef>| {
-            let mut parts: Vec<&dyn Array> = vec![nothing.as_ref()];
-            parts.extend(else_at.map(AsRef::as_ref));
-            let too_large = (parts.len() - 1, 0);
-            let mut part_of = Vec::with_capacity(arrays.len());
-            for array in arrays {
-                parts.extend(array.map(AsRef::as_ref));
-                part_of.push(array.map(|_| parts.len() - 1));
-            }
-            let at: Vec<(usize, usize)> = places
-                .iter()
-                .map(|place| match place {
-                    Place::Nothing => (0, 0),
-                    Place::TooLarge => too_large,
-                    Place::At { window, index } => {
-                        let part = slots.get(window).and_then(|slot| part_of[*slot]);
-                        part.map_or((0, 0), |part| (part, *index as usize))
-                    }
-                })
-                .collect();
-            if at.iter().all(|at| *at == (0, 0)) {
-                return Ok(new_null_array(nothing.data_type(), places.len()));
-            }
-            Ok(interleave(&parts, &at)?)
-        };
-        let values = used.iter().map(|answers| Some(&answers.values)).collect();
-        Answered::new(column(values, new_null_array(data_type, 1), None)?, |note| {
-            let arrays = used.iter().map(|answers| answers.notes(note)).collect();
-            column(arrays, nothing_said(note, 1), (note == Note::Error).then_some(&too_large))
-        })
-    }
-}
-
-fn take_own(places: &[Place], own: &Answers) -> Result<Answered> {
-    let mut indices = UInt32Builder::with_capacity(places.len());
-    for place in places {
-        match place {
-            Place::At { index, .. } => indices.append_value(*index),
-            _ => indices.append_null(),
-        }
-    }
-    let indices = indices.finish();
-    let values = take(&own.values, &indices, None).map_err(DataFusionError::from)?;
-    Answered::new(values, |note| match own.notes(note) {
-        Some(notes) => Ok(take(notes, &indices, None)?),
-        None => Ok(nothing_said(note, places.len())),
-    })
 }

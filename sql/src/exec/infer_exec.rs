@@ -23,6 +23,7 @@ use futures::StreamExt;
 use rowmill_jobs::infer::Engine;
 
 use super::answers::Shape;
+use super::emitter::ANSWER_BYTES_MAX;
 use super::observer::{Progress, Totals};
 use super::window::{self, DeskSpec, ExecCall, Setup};
 use crate::functions::CallSpec;
@@ -194,6 +195,7 @@ impl ExecutionPlan for InferExec {
             engine,
             totals,
             schema: Arc::clone(&self.schema),
+            answer_bytes_max: ANSWER_BYTES_MAX,
         };
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), window::answered(setup, input))))
     }

@@ -3,9 +3,11 @@
 
 mod answers;
 mod desk;
+mod emitter;
 pub(crate) mod infer_exec;
 mod json_rows;
 mod observer;
+mod shelf;
 mod window;
 
 pub(crate) use observer::Totals;

@@ -2,7 +2,6 @@
 //! when its answers are there. Two windows are under way, so that the engine never waits for the reader.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray};
 use arrow::compute::prep_null_mask_filter;
@@ -12,11 +11,12 @@ use datafusion::common::{DataFusionError, Result, internal_datafusion_err, inter
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::PhysicalExpr;
 use futures::future::try_join_all;
-use futures::stream::{self, Stream, StreamExt, TryStreamExt};
+use futures::stream::{self, Stream, TryStreamExt};
 use rowmill_jobs::infer::{Engine, Portion, Request, Task};
 
-use super::answers::{self, Answers, Shape, Shelf};
+use super::answers::{self, Answers, Shape};
 use super::desk::{Desk, Place};
+use super::emitter::{Emitter, Finished};
 use super::observer::{Progress, Totals};
 
 /// Distinct requests of a window and bytes of their text, for engines that answer while the next are gathered.
@@ -68,6 +68,8 @@ pub(super) struct Setup {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) totals: Arc<Totals>,
     pub(super) schema: SchemaRef,
+    /// Most bytes of answers in a batch of more rows than one.
+    pub(super) answer_bytes_max: usize,
 }
 
 /// The input's rows with the calls' columns appended, in the input's order.
@@ -86,26 +88,17 @@ pub(super) fn answered(
         open: None,
         window: 0,
     };
-    let kept_bytes: Vec<_> = planner.desks.iter().map(|desk| Arc::clone(&desk.kept_bytes)).collect();
-    let mut shelves: Vec<Shelf> = setup.desks.iter().map(|_| Shelf::default()).collect();
-    stream::try_unfold(planner, |mut planner| async move {
+    let kept_bytes = planner.desks.iter().map(|desk| Arc::clone(&desk.kept_bytes)).collect();
+    let windows = stream::try_unfold(planner, |mut planner| async move {
         let window = planner.next().await?;
         Ok::<_, DataFusionError>(window.map(|window| (window, planner)))
     })
     .map_ok(Window::finish)
-    .try_buffered(WINDOWS)
-    .map(move |window| {
-        let window = window?;
-        let batches = window.batches(&setup, &shelves)?;
-        for (desk, (answers, keep)) in window.answers.into_iter().enumerate() {
-            if let Some(answers) = answers.filter(|_| keep) {
-                kept_bytes[desk].fetch_add(answers.bytes(), Ordering::Relaxed);
-                shelves[desk].keep(window.number, answers);
-            }
-        }
-        Ok::<_, DataFusionError>(stream::iter(batches.into_iter().map(Ok)))
+    .try_buffered(WINDOWS);
+    stream::try_unfold(Emitter::new(setup, Box::pin(windows), kept_bytes), |mut emitter| async move {
+        let batch = emitter.next().await?;
+        Ok::<_, DataFusionError>(batch.map(|batch| (batch, emitter)))
     })
-    .try_flatten()
 }
 
 /// A batch whose rows are being put into windows.
@@ -266,38 +259,6 @@ impl Window {
             }
         }))
         .await?;
-        Ok(Finished { number: self.number, segments: self.segments, places: self.places, answers })
-    }
-}
-
-/// A window whose answers are there.
-struct Finished {
-    number: u32,
-    segments: Vec<RecordBatch>,
-    places: Vec<Vec<Place>>,
-    answers: Vec<(Option<Answers>, bool)>,
-}
-
-impl Finished {
-    fn batches(&self, setup: &Setup, shelves: &[Shelf]) -> Result<Vec<RecordBatch>> {
-        let mut columns: Vec<ArrayRef> = Vec::with_capacity(3 * setup.calls.len());
-        for (call, places) in setup.calls.iter().zip(&self.places) {
-            let own = self.answers[call.desk].0.as_ref();
-            let data_type = &setup.desks[call.desk].shape.data_type;
-            let answered = shelves[call.desk].columns(places, self.number, own, data_type)?;
-            columns.extend([answered.values, answered.errors]);
-            columns.extend(call.spills.then_some(answered.spills));
-        }
-        let mut first = 0;
-        self.segments
-            .iter()
-            .map(|segment| {
-                let rows = segment.num_rows();
-                let appended = columns.iter().map(|column| column.slice(first, rows));
-                let all = segment.columns().iter().cloned().chain(appended).collect();
-                first += rows;
-                Ok(RecordBatch::try_new(Arc::clone(&setup.schema), all)?)
-            })
-            .collect()
+        Ok(Finished::new(self.number, self.segments, self.places, answers))
     }
 }

@@ -19,7 +19,7 @@ pub(crate) fn check(pattern: &str) -> Result<(), (String, String)> {
         );
     }
     let hir = Parser::new().parse(pattern).map_err(|error| unreadable(&error))?;
-    refuse_looks(&hir, true, true)?;
+    refuse_looks(&hir, Place { first: true, last: true })?;
     match hir.properties().minimum_len() {
         None => wrong("no text matches the pattern", "leave out classes that are empty"),
         Some(bytes) if bytes > SHORTEST_BYTES_MAX => wrong(
@@ -45,12 +45,21 @@ fn unreadable(error: &regex_syntax::Error) -> (String, String) {
     (format!("the pattern cannot be read{place}: {what}"), hint.to_owned())
 }
 
+/// Where in a pattern a part of it stands.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Nothing is before it.
+    first: bool,
+    /// Nothing is behind it.
+    last: bool,
+}
+
 /// A pattern is of the whole answer, so `^` first and `$` last say nothing new; any other look at the surroundings of a
 /// place cannot be enforced while text is being written.
-fn refuse_looks(hir: &Hir, first: bool, last: bool) -> Result<(), (String, String)> {
+fn refuse_looks(hir: &Hir, place: Place) -> Result<(), (String, String)> {
     match hir.kind() {
-        HirKind::Look(Look::Start) if first => Ok(()),
-        HirKind::Look(Look::End) if last => Ok(()),
+        HirKind::Look(Look::Start) if place.first => Ok(()),
+        HirKind::Look(Look::End) if place.last => Ok(()),
         HirKind::Look(_) => Err((
             "the pattern looks around (^, $ or \\b within it)".to_owned(),
             "the pattern is of the whole answer: leave anchors and word boundaries out".to_owned(),
@@ -59,16 +68,16 @@ fn refuse_looks(hir: &Hir, first: bool, last: bool) -> Result<(), (String, Strin
             "a group of the pattern is named `stop`, which means something else to the engine".to_owned(),
             "give the group another name, or none".to_owned(),
         )),
-        HirKind::Capture(group) => refuse_looks(&group.sub, first, last),
-        HirKind::Repetition(repetition) => refuse_looks(&repetition.sub, false, false),
-        HirKind::Alternation(parts) => parts.iter().try_for_each(|part| refuse_looks(part, first, last)),
+        HirKind::Capture(group) => refuse_looks(&group.sub, place),
+        HirKind::Repetition(repetition) => refuse_looks(&repetition.sub, Place { first: false, last: false }),
+        HirKind::Alternation(parts) => parts.iter().try_for_each(|part| refuse_looks(part, place)),
         HirKind::Concat(parts) => {
             let begin = parts.iter().position(|part| !matches!(part.kind(), HirKind::Look(Look::Start)));
             let end = parts.iter().rposition(|part| !matches!(part.kind(), HirKind::Look(Look::End)));
             parts.iter().enumerate().try_for_each(|(index, part)| {
-                let first = first && begin.is_none_or(|begin| index <= begin);
-                let last = last && end.is_none_or(|end| index >= end);
-                refuse_looks(part, first, last)
+                let first = place.first && begin.is_none_or(|begin| index <= begin);
+                let last = place.last && end.is_none_or(|end| index >= end);
+                refuse_looks(part, Place { first, last })
             })
         }
         HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) => Ok(()),

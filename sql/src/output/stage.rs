@@ -72,5 +72,7 @@ fn size(batch: &RecordBatch) -> usize {
 
 async fn finish(path: PathBuf, file: ParquetFile) -> Result<StagedFile> {
     let (bytes, footer) = file.finish(Vec::new()).await?;
-    Ok(StagedFile { path, row_groups: row_groups_of(&footer), bytes })
+    let row_groups = row_groups_of(&footer)
+        .map_err(|error| Error::internal("a staged file cannot be described").caused_by(error))?;
+    Ok(StagedFile { path, row_groups, bytes })
 }

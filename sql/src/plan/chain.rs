@@ -7,6 +7,7 @@ use datafusion::error::{DataFusionError, Result as PlanResult};
 use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, LogicalPlanBuilder};
 
+use super::subquery::subquery_of;
 use crate::functions::udf::AiFunction;
 
 /// A query, taken apart.
@@ -149,16 +150,8 @@ fn operator(plan: &LogicalPlan) -> &'static str {
 /// A subquery above the base would be a join of every shard with another table.
 fn refuse_subqueries(exprs: &[Expr], call: usize) -> Result<(), Refusal> {
     for expr in exprs {
-        let found = expr.exists(|part| {
-            Ok(matches!(
-                part,
-                Expr::ScalarSubquery(_)
-                    | Expr::InSubquery(_)
-                    | Expr::Exists(_)
-                    | Expr::SetComparison(_)
-                    | Expr::OuterReferenceColumn(..)
-            ))
-        })?;
+        let found =
+            expr.exists(|part| Ok(subquery_of(part).is_some() || matches!(part, Expr::OuterReferenceColumn(..))))?;
         if found {
             return Err(refuse(Some(call), "a subquery stands beside an AI function", IN_FROM));
         }
@@ -168,14 +161,7 @@ fn refuse_subqueries(exprs: &[Expr], call: usize) -> Result<(), Refusal> {
 
 /// Whether a subquery in the expression uses columns from around it. Those cannot be renamed from here.
 fn has_outer_reference(expr: &Expr) -> PlanResult<bool> {
-    expr.exists(|part| {
-        Ok(match part {
-            Expr::ScalarSubquery(subquery) => !subquery.outer_ref_columns.is_empty(),
-            Expr::InSubquery(in_subquery) => !in_subquery.subquery.outer_ref_columns.is_empty(),
-            Expr::Exists(exists) => !exists.subquery.outer_ref_columns.is_empty(),
-            _ => false,
-        })
-    })
+    expr.exists(|part| Ok(subquery_of(part).is_some_and(|subquery| !subquery.outer_ref_columns.is_empty())))
 }
 
 /// Whether a node's columns are the base's own, under their own names.

@@ -1,12 +1,13 @@
 //! Whether a base query is row-local: then its table can be cut along row groups and each shard reads its own. Pure: looks
 //! at an optimised logical plan.
 
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::datasource::source_as_provider;
 use datafusion::error::Result;
-use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::logical_expr::LogicalPlan;
 
 use crate::plan::infer_node::Infer;
+use crate::plan::subquery;
 use crate::source::table::PinnedTable;
 
 /// What a base query reads.
@@ -82,8 +83,7 @@ pub(crate) fn classify(base: &LogicalPlan) -> Result<Base> {
 fn has_subquery(node: &LogicalPlan) -> Result<bool> {
     let mut found = false;
     node.apply_expressions(|expr| {
-        found |=
-            expr.exists(|part| Ok(matches!(part, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_))))?;
+        found |= subquery::has_subquery(expr)?;
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(found)

@@ -311,8 +311,10 @@ fn batch_rows(input: &TableInput, slices: &[Slice]) -> usize {
     let group = |slice: &Slice| -> Option<RowGroup> {
         input.files.get(slice.file as usize)?.row_groups.get(slice.row_group as usize).copied()
     };
-    let (rows, bytes) =
-        slices.iter().filter_map(group).fold((0, 0), |(rows, bytes), group| (rows + group.rows, bytes + group.bytes));
+    // Footers may say anything.
+    let (rows, bytes) = slices.iter().filter_map(group).fold((0u64, 0u64), |(rows, bytes), group| {
+        (rows.saturating_add(group.rows), bytes.saturating_add(group.bytes))
+    });
     let row_bytes = (bytes / rows.max(1)).max(1);
     usize::try_from(BATCH_BYTES / row_bytes).unwrap_or(session::BATCH_ROWS).clamp(64, session::BATCH_ROWS)
 }

@@ -14,3 +14,4 @@ mod origins;
 pub(crate) mod row_notes;
 mod session;
 mod staged;
+mod subquery;

@@ -9,6 +9,7 @@ use datafusion::common::{Column, Result};
 use datafusion::logical_expr::{Aggregate, Distinct, Expr, LogicalPlan};
 
 use super::infer_node::Infer;
+use super::subquery::subquery_of;
 
 /// For each call of a plan, by its number, the table columns that its values are made of.
 pub(crate) fn of_calls(plan: &LogicalPlan, calls: usize) -> Result<Vec<Vec<String>>> {
@@ -36,12 +37,7 @@ fn as_infer(plan: &LogicalPlan) -> Option<&Infer> {
 /// Adds what an expression over these inputs is made of.
 fn of_expression(expr: &Expr, inputs: &[&LogicalPlan], found: &mut BTreeSet<String>) -> Result<()> {
     expr.apply(|part| {
-        let subquery = match part {
-            Expr::ScalarSubquery(subquery) => subquery,
-            Expr::InSubquery(within) => &within.subquery,
-            Expr::Exists(exists) => &exists.subquery,
-            _ => return Ok(TreeNodeRecursion::Continue),
-        };
+        let Some(subquery) = subquery_of(part) else { return Ok(TreeNodeRecursion::Continue) };
         everything(&subquery.subquery, found)?;
         if refers_outside(&subquery.subquery)? {
             inputs.iter().try_for_each(|input| everything(input, found))?;
@@ -127,4 +123,37 @@ fn everything(plan: &LogicalPlan, found: &mut BTreeSet<String>) -> Result<()> {
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, RecordBatch, StringArray};
+    use datafusion::prelude::SessionContext;
+
+    use super::*;
+
+    /// DataFusion plans few of these outside of WHERE; whichever a later one plans must not hide a column.
+    #[tokio::test]
+    async fn no_kind_of_subquery_hides_its_columns() {
+        let text = || Arc::new(StringArray::from(vec!["x"])) as ArrayRef;
+        let context = SessionContext::new();
+        let here = RecordBatch::try_from_iter([("lang", text()), ("body", text())]).unwrap();
+        context.register_batch("t", here).unwrap();
+        context.register_batch("other", RecordBatch::try_from_iter([("email", text())]).unwrap()).unwrap();
+        for condition in [
+            "lang = (SELECT max(email) FROM other)",
+            "lang IN (SELECT email FROM other)",
+            "EXISTS (SELECT 1 FROM other WHERE email = lang)",
+            "lang = ANY (SELECT email FROM other)",
+            "lang <> ALL (SELECT email FROM other)",
+        ] {
+            let query = format!("SELECT CASE WHEN {condition} THEN body ELSE 'y' END AS v FROM t");
+            let plan = context.sql(&query).await.unwrap().into_unoptimized_plan();
+            let mut found = BTreeSet::new();
+            of_column(&Column::from_name("v"), &plan, &mut found).unwrap();
+            assert_eq!(found, ["body", "email", "lang"].map(str::to_owned).into(), "{query}");
+        }
+    }
 }

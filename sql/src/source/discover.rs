@@ -15,6 +15,7 @@ use rowmill_jobs::spec::{JobSpec, TableFormat, TableSpec};
 use rowmill_jobs::{Error, Result};
 use url::Url;
 
+use super::infer_schema::Head;
 use super::listing::{FILES_MAX, list, shown};
 use super::storage::{root_of, url_of};
 use super::{footer, infer_schema};
@@ -97,7 +98,8 @@ async fn pin(table: &TableSpec, store: &Arc<dyn ObjectStore>, meta: ObjectMeta) 
                 Err(error) => Err(error),
             }
             .map_err(|error| Error::temporary("cannot read an input file").with("file", &url).caused_by(error))?;
-            (Some(infer_schema::from_head(table, &url, &head, meta.size <= HEAD_BYTES)?), Vec::new())
+            let head = if meta.size <= HEAD_BYTES { Head::Whole(head) } else { Head::Cut(head) };
+            (Some(infer_schema::from_head(table, &url, head)?), Vec::new())
         }
         _ => (None, Vec::new()),
     };
@@ -135,26 +137,29 @@ fn partition_values(table: &TableSpec, path: &Path, url: &str) -> Result<Vec<Opt
 
 /// One schema for all files: the declared one, or the first file's, which the others must have too.
 struct Agreement {
-    declared: bool,
-    agreed: Option<Schema>,
-    /// The file that `agreed` is of, if it is not declared.
-    first_url: String,
+    agreed: Option<(Schema, Reference)>,
+}
+
+/// Whose schema is the agreed one.
+enum Reference {
+    /// The table's declaration: files may lack columns, and have others beside them.
+    Declared,
+    /// That of the first file, by its URL.
+    First(String),
 }
 
 impl Agreement {
     fn new(table: &TableSpec) -> Result<Self> {
         let fields = declared_fields(&table.columns)?;
-        let agreed = (!fields.is_empty()).then(|| Schema::new(fields));
-        Ok(Self { declared: agreed.is_some(), agreed, first_url: String::new() })
+        Ok(Self { agreed: (!fields.is_empty()).then(|| (Schema::new(fields), Reference::Declared)) })
     }
 
     /// Holds the next file's schema against the agreed one; without one it is the agreed one.
     fn check(&mut self, schema: Schema, url: &str) -> Result<()> {
         match &self.agreed {
-            Some(agreed) => check_same(agreed, &schema, url, &self.first_url, self.declared),
+            Some((agreed, reference)) => check_same(agreed, &schema, url, reference),
             None => {
-                url.clone_into(&mut self.first_url);
-                self.agreed = Some(schema);
+                self.agreed = Some((schema, Reference::First(url.to_owned())));
                 Ok(())
             }
         }
@@ -163,7 +168,7 @@ impl Agreement {
     /// The table's schema with its partition columns, as Arrow's own JSON.
     fn schema(self, table: &TableSpec) -> Result<serde_json::Value> {
         let partitions = declared_fields(&table.partition_columns)?;
-        let schema = self.agreed.ok_or_else(|| Error::internal("a table without files and columns"))?;
+        let (schema, _) = self.agreed.ok_or_else(|| Error::internal("a table without files and columns"))?;
         if let Some(clash) = partitions.iter().find(|field| schema.column_with_name(field.name()).is_some()) {
             return Err(Error::invalid(format!(
                 "column `{}` stands in the files and in the folder names",
@@ -176,8 +181,11 @@ impl Agreement {
     }
 }
 
-fn check_same(agreed: &Schema, schema: &Schema, url: &str, first_url: &str, declared: bool) -> Result<()> {
-    let against = if declared { "the declared columns".to_owned() } else { shown(first_url) };
+fn check_same(agreed: &Schema, schema: &Schema, url: &str, reference: &Reference) -> Result<()> {
+    let (declared, against) = match reference {
+        Reference::Declared => (true, "the declared columns".to_owned()),
+        Reference::First(first_url) => (false, shown(first_url)),
+    };
     for field in agreed.fields() {
         match schema.column_with_name(field.name()) {
             Some((_, other)) if other.data_type() == field.data_type() => {}

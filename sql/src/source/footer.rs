@@ -16,6 +16,8 @@ use rowmill_jobs::{Error, Result};
 const TAIL_BYTES: u64 = 128 * 1024;
 /// A footer larger than this is no footer.
 const FOOTER_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// A file with more rows than this is none: the rows of all of a table's files fit into 64 bits.
+const ROWS_MAX: u64 = 1 << 48;
 
 /// What a footer tells.
 pub(crate) struct Footer {
@@ -80,17 +82,26 @@ pub(crate) fn parse(tail: Bytes, bytes: u64) -> Result<ParquetMetaData, ParquetE
 fn footer_of(metadata: &ParquetMetaData) -> Result<Footer, ParquetError> {
     let file = metadata.file_metadata();
     let schema = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata())?;
-    Ok(Footer { schema, row_groups: row_groups_of(metadata) })
+    Ok(Footer { schema, row_groups: row_groups_of(metadata)? })
 }
 
-/// A file's row groups, as plans know them.
-pub(crate) fn row_groups_of(metadata: &ParquetMetaData) -> Vec<RowGroup> {
-    metadata
-        .row_groups()
-        .iter()
-        .map(|group| RowGroup {
-            rows: u64::try_from(group.num_rows()).unwrap_or(0),
-            bytes: u64::try_from(group.total_byte_size()).unwrap_or(0),
-        })
-        .collect()
+/// A file's row groups, as plans know them: whoever counts rows may add up those of a table's files.
+///
+/// # Errors
+/// A row group has fewer rows than none, or all have more than a file can.
+pub(crate) fn row_groups_of(metadata: &ParquetMetaData) -> Result<Vec<RowGroup>, ParquetError> {
+    let mut all = 0;
+    let row_groups = metadata.row_groups().iter().enumerate().map(|(index, group)| {
+        let rows = u64::try_from(group.num_rows())
+            .map_err(|_| ParquetError::General(format!("row group {index} says it has {} rows", group.num_rows())))?;
+        all += rows.min(ROWS_MAX + 1);
+        if all > ROWS_MAX {
+            return Err(ParquetError::General(format!(
+                "up to row group {index} it says it has more than {ROWS_MAX} rows"
+            )));
+        }
+        // Only how rows are cut depends on it.
+        Ok(RowGroup { rows, bytes: u64::try_from(group.total_byte_size()).unwrap_or(0) })
+    });
+    row_groups.collect()
 }

@@ -48,12 +48,24 @@ pub(crate) fn has_header(table: &TableSpec) -> bool {
     table.options.get("format.has_header").is_none_or(|text| text == "true")
 }
 
-/// Guesses the schema from the first bytes of a file; `whole` says whether `head` is the whole file.
-pub(crate) fn from_head(table: &TableSpec, url: &str, head: &Bytes, whole: bool) -> Result<Schema> {
-    // A cut last line would be guessed from as if it were whole.
-    let end =
-        if whole { head.len() } else { head.iter().rposition(|byte| *byte == b'\n').map_or(head.len(), |at| at + 1) };
-    let text = head.slice(..end);
+/// The first bytes of a file.
+pub(crate) enum Head {
+    /// All there are.
+    Whole(Bytes),
+    /// There are more.
+    Cut(Bytes),
+}
+
+/// Guesses the schema from the first bytes of a file.
+pub(crate) fn from_head(table: &TableSpec, url: &str, head: Head) -> Result<Schema> {
+    let text = match head {
+        Head::Whole(bytes) => bytes,
+        // A cut last line would be guessed from as if it were whole.
+        Head::Cut(bytes) => {
+            let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+            bytes.slice(..end)
+        }
+    };
     let failed = |error: arrow::error::ArrowError| {
         // The reader's own message may show a value; only its kind is repeated.
         let kind = error.to_string().split(':').next().unwrap_or_default().to_owned();

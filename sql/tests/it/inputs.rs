@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, StringArray};
+use parquet::file::metadata::{ParquetMetaDataReader, ParquetMetaDataWriter};
 use rowmill_jobs::Kind;
 use rowmill_sql::{Source, discover_inputs};
 
@@ -63,6 +64,39 @@ async fn what_is_wrong_with_files_is_said() {
     assert!(report(&bed).await.contains("is it Parquet?"), "{}", report(&bed).await);
     std::fs::write(bed.path("t/b.parquet"), "PAR1").unwrap();
     assert!(report(&bed).await.contains("it has only 4 bytes"));
+}
+
+/// A Parquet file of nothing but a footer, which says of its row groups what it is told to.
+fn forge(bed: &Bed, rows: &[i64]) {
+    bed.parquet("t/a.parquet", vec![("id", ids(0..3))], 3);
+    let real = std::fs::File::open(bed.path("t/a.parquet")).unwrap();
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(&real).unwrap();
+    let group = |rows: &i64| metadata.row_group(0).clone().into_builder().set_num_rows(*rows).build().unwrap();
+    let forged = metadata.clone().into_builder().set_row_groups(rows.iter().map(group).collect()).build();
+    let mut bytes = b"PAR1".to_vec();
+    ParquetMetaDataWriter::new(&mut bytes, &forged).finish().unwrap();
+    std::fs::write(bed.path("t/a.parquet"), bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_footer_that_lies_about_its_rows_is_refused() {
+    let bed = Bed::new();
+    for (rows, said) in [
+        (&[3, -5][..], "row group 1 says it has -5 rows"),
+        (&[i64::MIN], "row group 0 says it has -9223372036854775808 rows"),
+        (&[1 << 62], "up to row group 0 it says it has more than 281474976710656 rows"),
+        (&[i64::MAX], "up to row group 0 it says it has more than 281474976710656 rows"),
+        (&[1 << 47, 1 << 47, 1], "up to row group 2 it says it has more than 281474976710656 rows"),
+    ] {
+        forge(&bed, rows);
+        assert_eq!(
+            report(&bed).await,
+            format!(
+                "error: not a readable Parquet file: Parquet error: {said}\n  file: file://…/t/a.parquet\n  table: t\n  \
+                 hint: is the file complete, and is it Parquet?"
+            )
+        );
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rowmill_jobs::queue::redis::{RedisOptions, RedisQueue};
 use rowmill_jobs::queue::redis_server::{Plaintext, RedisServer};
+use rowmill_jobs::queue::register::RegisteredRun;
 use rowmill_jobs::queue::{Depth, RunRef, ShardHandler, ShardQueue, ShardRef, contract};
 use serde_json::Value;
 
@@ -108,6 +109,28 @@ async fn more_shards_than_apalis_can_take_at_once_do_not_brick_the_queue() {
     let mut seen: Vec<u32> = recorder.0.lock().expect("the record").iter().map(|shard| shard.shard).collect();
     seen.sort_unstable();
     assert!(seen.into_iter().eq(0..12_000), "each shard comes, and comes once");
+}
+
+#[tokio::test]
+async fn a_redis_that_forgot_is_told_of_every_run_however_often_it_fails_meanwhile() {
+    let redis = Redis::new();
+    let queue = queue(&redis);
+    let run = |key: &str| RegisteredRun { output: "file:///out/".into(), run_key: key.into(), pool: "p".into() };
+    let driven = [run("a"), run("b"), run("c")];
+    let registered = async || queue.registered().await.expect("an answer");
+    queue.remind("service", driven.iter()).await.expect("told");
+    assert_eq!(registered().await, driven);
+    // What somebody else takes off stays off.
+    queue.unregister("b").await.expect("taken off");
+    queue.remind("service", driven.iter()).await.expect("known");
+    assert_eq!(registered().await, [run("a"), run("c")]);
+    redis.flushall();
+    // Nothing can be registered under this key.
+    redis.command(&["SET", "rowmill:runs", "in the way"]);
+    queue.remind("service", driven.iter()).await.expect_err("no run can be registered");
+    redis.command(&["DEL", "rowmill:runs"]);
+    queue.remind("service", driven.iter()).await.expect("told again");
+    assert_eq!(registered().await, driven);
 }
 
 fn get(address: &str, path: &str) -> Option<(u16, String)> {
