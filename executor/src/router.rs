@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use chrono::Utc;
-use rowmill_jobs::infer::{Engine, Outcome, Portion, Request, Task, TaskKind, Usage};
+use rowmill_jobs::infer::{Engine, Outcome, Partial, Portion, Request, Task, TaskKind, Usage};
 use rowmill_jobs::plan::ModelPin;
 use rowmill_jobs::spec::{EngineSpec, SpillSpec, SpillWhen};
 use rowmill_jobs::store::Store;
@@ -18,7 +18,7 @@ use crate::egress::{Egress, Sending};
 use crate::engines::{Engines, Loadable};
 use crate::forecast::Forecast;
 use crate::runs::PlannedModels;
-use crate::spill::{Lateness, Seats, Spill};
+use crate::spill::{Elsewhere, Lateness, Seats, Spill};
 
 /// The engines of a run's models.
 #[derive(Debug)]
@@ -260,25 +260,50 @@ struct There<'a> {
     who: &'a Arc<OnBehalf>,
 }
 
-#[async_trait]
-impl Engine for There<'_> {
-    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
-        let mut away = Error::internal("no model is there to spill to");
+impl There<'_> {
+    /// Puts in what earlier attempts were answered, by whichever model: the one that was away then may be there now.
+    async fn recall(&self, task: &Arc<Task>, requests: &[Request], partial: &mut Partial) -> Result<()> {
         for (name, engine) in self.chain {
-            match engine.infer(self.who, task, requests.clone()).await {
-                Ok(mut outcomes) => {
-                    for answered in outcomes.iter_mut().flatten() {
-                        answered.spilled_to = Some(Arc::clone(name));
-                    }
-                    return Ok(outcomes);
-                }
-                Err(error) if error.kind() == Kind::Temporary => {
+            let open = partial.open();
+            let asked: Vec<Request> = open.iter().map(|row| requests[*row].clone()).collect();
+            let outcomes = engine.known(self.who, task, &asked).await?;
+            partial.fill(&open, by(name, Partial { outcomes, stopped: None }));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Elsewhere for There<'_> {
+    async fn ask(&self, task: &Arc<Task>, requests: Vec<Request>) -> Partial {
+        let mut partial = Partial::nothing(requests.len());
+        // Batches are found again by all that is in them, so nothing may be left out there.
+        let online = self.chain.iter().all(|(_, engine)| engine.portion() == Portion::Usual);
+        if online && let Err(error) = self.recall(task, &requests, &mut partial).await {
+            return Partial { stopped: Some(error), ..partial };
+        }
+        for (name, engine) in self.chain {
+            let open = partial.open();
+            if open.is_empty() {
+                break;
+            }
+            let asked = open.iter().map(|row| requests[*row].clone()).collect();
+            partial.fill(&open, by(name, engine.infer_some(self.who, task, asked).await));
+            match &partial.stopped {
+                Some(error) if error.kind() == Kind::Temporary => {
                     tracing::warn!(model = &**name, error = %error, "a model that rows spill to is away");
-                    away = error;
                 }
-                Err(error) => return Err(error),
+                _ => break,
             }
         }
-        Err(away)
+        partial
     }
+}
+
+/// Says of answers whose they are.
+fn by(model: &Arc<str>, mut came: Partial) -> Partial {
+    for answered in came.outcomes.iter_mut().flatten().flatten() {
+        answered.spilled_to = Some(Arc::clone(model));
+    }
+    came
 }

@@ -3,12 +3,12 @@
 //!
 //! A call that has left is paid for: it is waited for and kept, also when its shard fails meanwhile.
 
+mod answering;
 mod in_batches;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::StreamExt;
 use rowmill_jobs::infer::{Answer, Outcome, Request, RowError, RowErrorCode, Task, TaskKind, TextFormat};
 use rowmill_jobs::{Error, Kind, Result};
 
@@ -17,8 +17,8 @@ use crate::audit::{Audit, Intent};
 use crate::budget::{Amount, Budget};
 use crate::call::{Call, Spent, Witness};
 use crate::conversation::{Conversation, Step};
-use crate::journal::{Fingerprint, Fingerprints, Journal};
-use crate::on_behalf::{OnBehalf, Unwanted, Wanted};
+use crate::journal::{Fingerprints, Journal};
+use crate::on_behalf::{OnBehalf, Unwanted};
 use crate::payment::Payment;
 use crate::policy::Permit;
 use crate::pricing::ModelPrice;
@@ -131,96 +131,6 @@ impl ManagedEngine {
     /// As [`Question::new`].
     pub fn check(&self, task: &Arc<Task>) -> Result<()> {
         self.asked(task).map(drop)
-    }
-
-    /// Answers every request, in their order. When the caller goes away, calls that have left go on until they are kept: see
-    /// [`OnBehalf::quiet`].
-    ///
-    /// # Errors
-    /// The provider stays away, refuses the account, or the cap is reached: the shard cannot go on.
-    pub async fn infer(
-        self: &Arc<Self>,
-        who: &Arc<OnBehalf>,
-        task: &Arc<Task>,
-        requests: Vec<Request>,
-    ) -> Result<Vec<Outcome>> {
-        if let Some(batches) = &self.batches {
-            return batches.infer(self, &*self.asked(task)?, who, requests).await;
-        }
-        let wanted = Wanted::default();
-        let unwanted = wanted.unwanted();
-        let (engine, who, asked) = (Arc::clone(self), Arc::clone(who), self.asked(task)?);
-        let under_way = who.enter().await;
-        let answering = tokio::spawn(async move {
-            let _under_way = under_way;
-            engine.answer(&who, &asked, requests, &unwanted).await
-        });
-        answering.await.map_err(|_| Error::internal("a defect of Rowmill ended a call to a provider"))?
-    }
-
-    /// Answers what no earlier attempt was answered.
-    async fn answer(
-        &self,
-        who: &OnBehalf,
-        asked: &Asked,
-        requests: Vec<Request>,
-        unwanted: &Unwanted,
-    ) -> Result<Vec<Outcome>> {
-        let (Some(journal), Some(prints)) = (&self.guard.journal, &asked.prints) else {
-            return self.talks(who, asked, &requests, &[], unwanted).await;
-        };
-        let prints: Vec<Fingerprint> = requests.iter().map(|request| prints.of(request)).collect();
-        let known = who.known(journal).await?;
-        let mut outcomes: Vec<Option<Outcome>> =
-            prints.iter().map(|print| Journal::find(known, print).cloned()).collect();
-        let open: Vec<usize> = (0..outcomes.len()).filter(|row| outcomes[*row].is_none()).collect();
-        let prints: Vec<Fingerprint> = open.iter().map(|row| prints[*row]).collect();
-        let requests: Vec<Request> = open.iter().map(|row| requests[*row].clone()).collect();
-        let fresh = self.talks(who, asked, &requests, &prints, unwanted).await?;
-        for (row, outcome) in open.into_iter().zip(fresh) {
-            outcomes[row] = Some(outcome);
-        }
-        outcomes.into_iter().collect::<Option<_>>().ok_or_else(|| Error::internal("a request has no outcome"))
-    }
-
-    /// Asks for rows, several at a time. After the first error nothing new is begun; what was is waited for.
-    async fn talks(
-        &self,
-        who: &OnBehalf,
-        asked: &Asked,
-        requests: &[Request],
-        prints: &[Fingerprint],
-        unwanted: &Unwanted,
-    ) -> Result<Vec<Outcome>> {
-        let packs = asked.question.packs(requests);
-        let failed: OnceLock<Error> = OnceLock::new();
-        let first = &failed;
-        let talks = packs.into_iter().enumerate().map(|(index, pack)| async move {
-            if unwanted.is_set() {
-                return (index, Vec::new());
-            }
-            match self.talk(who, asked, &requests[pack.clone()], unwanted).await {
-                Ok(outcomes) => {
-                    if let (Some(journal), Some(prints)) = (&self.guard.journal, prints.get(pack)) {
-                        journal.record(who.shard, prints, &outcomes).await;
-                    }
-                    (index, outcomes)
-                }
-                Err(error) => {
-                    // Those that end because of it come later: the first is the reason.
-                    first.get_or_init(|| error);
-                    unwanted.set();
-                    (index, Vec::new())
-                }
-            }
-        });
-        let mut talked: Vec<(usize, Vec<Outcome>)> =
-            futures::stream::iter(talks).buffer_unordered(self.concurrency).collect().await;
-        if let Some(error) = failed.into_inner() {
-            return Err(error);
-        }
-        talked.sort_unstable_by_key(|(index, _)| *index);
-        Ok(talked.into_iter().flat_map(|(_, outcomes)| outcomes).collect())
     }
 
     /// Gives back what was set aside of the budget and is not under way.
