@@ -277,14 +277,8 @@ impl Partial {
     /// # Errors
     /// Why there are not all.
     pub fn whole(self) -> Result<Vec<Outcome>> {
-        match self.stopped {
-            Some(error) => Err(error),
-            None => self
-                .outcomes
-                .into_iter()
-                .collect::<Option<_>>()
-                .ok_or_else(|| Error::internal("a request has no outcome")),
-        }
+        let missing = self.stopped.unwrap_or_else(|| Error::internal("a request has no outcome"));
+        self.outcomes.into_iter().collect::<Option<_>>().ok_or(missing)
     }
 }
 
