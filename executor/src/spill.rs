@@ -241,8 +241,8 @@ impl<'a> Shared<'a> {
 }
 
 /// Lets both answer, this machine from the front and, while the run is late, the others from the back, until they meet. When
-/// the others cannot go on (their provider is away, the money is spent), this machine does the rest: late is better than not
-/// at all. When this machine cannot, what it and the others had answered until then is returned.
+/// the others cannot go on (their provider is away, the money is spent), or refuse a row, this machine does the rest: late is
+/// better than not at all. When this machine cannot, what it and the others had answered until then is returned.
 async fn share(seats: Seats<'_>, forecast: &dyn Lateness, task: &Arc<Task>, requests: &[Request]) -> First {
     let shared = Shared::new(requests);
     let here = async {
@@ -260,8 +260,23 @@ async fn share(seats: Seats<'_>, forecast: &dyn Lateness, task: &Arc<Task>, requ
         here = answer_here(seats.here, task, &shared).await;
     }
     let mut first = shared.state.into_inner().unwrap_or_else(PoisonError::into_inner).first;
+    if here.is_ok() {
+        here = answer_refused(seats.here, task, requests, &mut first).await;
+    }
     first.partial.stopped = here.err();
     first
+}
+
+/// Lets this machine answer rows that came back with errors: they were asked elsewhere for lack of time only.
+async fn answer_refused(here: &dyn Engine, task: &Arc<Task>, requests: &[Request], first: &mut First) -> Result<()> {
+    let refused = |row: &usize| first.spilled[*row] && matches!(first.partial.outcomes[*row], Some(Err(_)));
+    let rows: Vec<usize> = (0..requests.len()).filter(refused).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let outcomes = here.infer(task, rows.iter().map(|row| requests[*row].clone()).collect()).await?;
+    rows.into_iter().zip(outcomes).for_each(|(row, outcome)| first.partial.outcomes[row] = Some(outcome));
+    Ok(())
 }
 
 async fn answer_here(here: &dyn Engine, task: &Arc<Task>, shared: &Shared<'_>) -> Result<()> {

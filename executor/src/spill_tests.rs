@@ -17,13 +17,23 @@ struct Model {
     delay: Duration,
     /// Whether long rows are too long for it as well.
     refuses: bool,
+    /// Whether it keeps back answers to rows that begin with an f.
+    filters: bool,
     asked: Mutex<Vec<String>>,
 }
 
 impl Model {
     fn new(name: &'static str) -> Self {
         let (calls, asked) = (AtomicUsize::new(0), Mutex::default());
-        Self { name, fails_after: usize::MAX, calls, delay: Duration::ZERO, refuses: name == "here", asked }
+        Self {
+            name,
+            fails_after: usize::MAX,
+            calls,
+            delay: Duration::ZERO,
+            refuses: name == "here",
+            filters: false,
+            asked,
+        }
     }
 
     fn asked(&self) -> Vec<String> {
@@ -49,6 +59,7 @@ impl Engine for Model {
                     |score| Answered::new(Answer::Choice { index: 0, scores: vec![score, 1.0 - score] }, usage);
                 match row.as_bytes()[0] {
                     b'l' if self.refuses => Err(RowError::new(RowErrorCode::TooLong, "too long")),
+                    b'f' if self.filters => Err(RowError::new(RowErrorCode::Filtered, "filtered")),
                     b'x' => Err(RowError::new(RowErrorCode::Refused, "refused")),
                     b'u' if here => Ok(choice(0.51)),
                     b's' if here => Ok(choice(0.99)),
@@ -246,6 +257,20 @@ async fn a_late_row_that_another_model_could_not_answer_is_not_asked_there_again
     asked.sort_unstable();
     asked.dedup();
     assert_eq!(asked.len(), texts.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_rows_that_another_model_refuses_are_answered_here() {
+    let here = Model { delay: Duration::from_millis(100), ..Model::new("here") };
+    let there = Model { delay: Duration::from_millis(1), filters: true, ..Model::new("there") };
+    let texts: Vec<String> = (0..200).map(|row| format!("f{row}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let late = LateAfter(Instant::now());
+    let seats = Seats { here: &here, there: &there, forecast: Some(&late) };
+    let outcomes = spill(&[SpillWhen::Late]).answer(seats, &task(), rows(&texts)).await.unwrap();
+    let answers: Vec<String> = outcomes.iter().map(text).collect();
+    assert_eq!(answers, texts.iter().map(|row| format!("here {row}")).collect::<Vec<_>>());
+    assert_eq!((here.asked().len(), there.asked().len()), (200, 200 - HERE_FIRST), "each once, wherever it was asked");
 }
 
 #[test]
