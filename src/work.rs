@@ -20,6 +20,10 @@ use crate::setup::{egress, isolation, process_name, redis_server, temporary, tol
 /// Between lines about what was done.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// How long calls to providers that are still under way are waited for after that: supervisors wait a little longer than for
+/// the shards in hand.
+const CALLS_WAIT: Duration = Duration::from_secs(15);
+
 /// Computes shards until it is told to stop.
 ///
 /// # Errors
@@ -58,8 +62,11 @@ pub(crate) async fn work(args: &WorkArgs, config: Option<&Path>, format: Format)
         let slots = args.slots.into();
         async move { queue.serve(slots, executor).await }
     });
+    let mut served = Ok(());
     tokio::select! {
-        served = &mut serving => served.map_err(|error| Error::internal("serving ended").caused_by(error))??,
+        ended = &mut serving => {
+            served = ended.unwrap_or_else(|error| Err(Error::internal("serving ended").caused_by(error)));
+        }
         error = executor.stuck() => return Err(error),
         signal = told_to_stop() => {
             tell(&format!("{signal}: finishing the shards in hand, for at most {} s", args.drain));
@@ -69,7 +76,8 @@ pub(crate) async fn work(args: &WorkArgs, config: Option<&Path>, format: Format)
             }
         }
     }
-    executor.runs().close().await;
+    executor.runs().close(CALLS_WAIT).await;
+    served?;
     let done = counters.snapshot();
     match format {
         Format::Json => say(&json!({

@@ -4,6 +4,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod attempt;
+mod chain;
 mod digest;
 pub mod echo;
 pub mod egress;

@@ -2,18 +2,23 @@
 //! rows of the former to the latter where the job spills.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::Utc;
+use futures::FutureExt;
+use futures::future::join_all;
 use rowmill_jobs::infer::{Engine, Outcome, Portion, Request, Task, TaskKind, Usage};
 use rowmill_jobs::plan::ModelPin;
 use rowmill_jobs::spec::{EngineSpec, SpillSpec, SpillWhen};
 use rowmill_jobs::store::Store;
-use rowmill_jobs::{Error, Kind, Result};
+use rowmill_jobs::{Error, Result};
 use rowmill_managed::{ManagedEngine, OnBehalf, RunGuard};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::chain::{Target, There};
 use crate::egress::{Egress, Sending};
 use crate::engines::{Engines, Loadable};
 use crate::forecast::Forecast;
@@ -25,11 +30,15 @@ use crate::spill::{Lateness, Seats, Spill};
 pub struct Router {
     models: BTreeMap<String, Model>,
     /// Those that rows spill to, in the job's order.
-    chain: Vec<(Arc<str>, Arc<ManagedEngine>)>,
+    chain: Vec<Target>,
     forecast: Option<Forecast>,
     /// All models elsewhere.
     managed: Vec<Arc<ManagedEngine>>,
     guard: Option<RunGuard>,
+    /// Attempts that may have calls under way.
+    attempts: Mutex<Vec<Weak<OnBehalf>>>,
+    /// Nothing more is asked here.
+    closing: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -100,18 +109,47 @@ impl Router {
             let local = Local { weights: Weights::Absent(why), spill: spill.map(Spill::new) };
             slots.insert(name, Model::Local(local));
         }
-        let named = |name: &String| Some((Arc::from(name.as_str()), Arc::clone(opened.engines.get(name)?)));
+        let named = |name: &String| Some(Target::new(name, opened.engines.get(name)?));
         let chain = spill.map_or_else(Vec::new, |spill: &SpillSpec| spill.to.iter().filter_map(named).collect());
         let late = spill.is_some_and(|spill| spill.when.contains(&SpillWhen::Late));
         let forecast = run.plan.zip(run.store).filter(|_| late).and_then(|(plan, store)| Forecast::of(plan, store));
         let managed = opened.engines.into_values().collect();
-        Ok(Arc::new(Self { models: slots, chain, forecast, managed, guard: opened.guard }))
+        let (attempts, closing) = (Mutex::default(), watch::Sender::new(false));
+        Ok(Arc::new(Self { models: slots, chain, forecast, managed, guard: opened.guard, attempts, closing }))
     }
 
     /// The engine for one attempt at a shard.
     pub fn at(self: &Arc<Self>, shard: u32, attempt: &str) -> Arc<AtShard> {
         let (router, who) = (Arc::clone(self), OnBehalf::new(shard, attempt));
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        attempts.retain(|attempt| attempt.strong_count() > 0);
+        attempts.push(Arc::downgrade(&who));
         Arc::new(AtShard { router, who, pace: Mutex::default() })
+    }
+
+    /// Returns once nothing more is asked here.
+    async fn closed(&self) {
+        // The sender lives as long as this does.
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
+    }
+
+    /// Returns once no call is under way, or after this time.
+    async fn quiet(&self, wait_max: Duration) {
+        let attempts = std::mem::take(&mut *self.attempts.lock().unwrap_or_else(PoisonError::into_inner));
+        let at_work: Vec<Arc<OnBehalf>> = attempts.iter().filter_map(Weak::upgrade).collect();
+        let mut quiet = join_all(at_work.iter().map(|who| who.quiet()));
+        if (&mut quiet).now_or_never().is_some() {
+            return;
+        }
+        tracing::warn!(
+            seconds = wait_max.as_secs(),
+            "waiting for calls that are under way, at most so long: they are paid for"
+        );
+        if tokio::time::timeout(wait_max, quiet).await.is_err() {
+            tracing::warn!(
+                "calls are still under way; if they are answered, they are paid for again when the run goes on"
+            );
+        }
     }
 
     async fn settle(&self, store: &dyn Store) {
@@ -129,9 +167,12 @@ impl Router {
         }
     }
 
-    /// Ends the audit, when this process asks nothing more for the run.
-    pub async fn close(&self, store: &dyn Store) {
+    /// To be called when this process does nothing more for the run: from now on attempts that are still at work get no answer.
+    /// What they have under way is paid for, so it is waited for, at most this long, and written down; then the audit ends.
+    pub async fn close(&self, store: &dyn Store, wait_max: Duration) {
+        self.closing.send_replace(true);
         let Some(guard) = &self.guard else { return };
+        self.quiet(wait_max).await;
         self.settle(store).await;
         if let Err(error) = guard.audit.close(Some(store)).await {
             tracing::warn!(error = %error, "the audit has no last line; it is in {}", guard.audit.path().display());
@@ -193,21 +234,34 @@ impl AtShard {
         let forecast = late.as_ref().map(|late| -> &dyn Lateness { late });
         spill.answer(Seats { here: &here, there: &there, forecast }, task, requests).await
     }
-}
 
-#[async_trait]
-impl Engine for AtShard {
-    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
+    async fn ask(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
         match self.router.models.get(&task.model) {
             Some(Model::Local(local)) => self.ask_local(local, task, requests).await,
             Some(Model::Managed(engine)) => engine.infer(&self.who, task, requests).await,
             None => Err(Error::internal(format!("no model is called {}", task.model))),
         }
     }
+}
 
+#[async_trait]
+impl Engine for AtShard {
+    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
+        tokio::select! {
+            biased;
+            // The process ends: an error would be written down as the shard's failure, which it is not.
+            () = self.router.closed() => std::future::pending().await,
+            answered = self.ask(task, requests) => answered,
+        }
+    }
+
+    /// Rows that may go away in batches should go together: each batch is waited for.
     fn portion(&self, task: &Task) -> Portion {
         match self.router.models.get(&task.model) {
             Some(Model::Managed(engine)) => engine.portion(),
+            Some(Model::Local(Local { spill: Some(_), .. })) if task.kind != TaskKind::Embed => {
+                self.router.chain.iter().map(Target::portion).max().unwrap_or(Portion::Usual)
+            }
             _ => Portion::Usual,
         }
     }
@@ -250,35 +304,5 @@ impl Engine for Here<'_> {
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         *pace.answered.entry(Arc::as_ptr(task) as usize).or_default() += outcomes.len() as u64;
         Ok(outcomes)
-    }
-}
-
-/// The models that rows spill to: the first whose provider is there answers.
-#[derive(Debug)]
-struct There<'a> {
-    chain: &'a [(Arc<str>, Arc<ManagedEngine>)],
-    who: &'a Arc<OnBehalf>,
-}
-
-#[async_trait]
-impl Engine for There<'_> {
-    async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
-        let mut away = Error::internal("no model is there to spill to");
-        for (name, engine) in self.chain {
-            match engine.infer(self.who, task, requests.clone()).await {
-                Ok(mut outcomes) => {
-                    for answered in outcomes.iter_mut().flatten() {
-                        answered.spilled_to = Some(Arc::clone(name));
-                    }
-                    return Ok(outcomes);
-                }
-                Err(error) if error.kind() == Kind::Temporary => {
-                    tracing::warn!(model = &**name, error = %error, "a model that rows spill to is away");
-                    away = error;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(away)
     }
 }

@@ -2,13 +2,15 @@
 //! the first shard of a run comes. Only runs of one lane are kept, so that models of others can go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::future::join_all;
 use rowmill_jobs::plan::Plan;
 use rowmill_jobs::queue::RunRef;
 use rowmill_jobs::spec::{EngineSpec, ModelSpec};
 use rowmill_jobs::store::{self, Store};
 use rowmill_jobs::{Error, Result, record};
-use rowmill_sql::{CompiledJob, compile_plan};
+use rowmill_sql::{Call, CompiledJob, compile_plan};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::attempt::{Who, patiently};
@@ -83,8 +85,8 @@ impl Runs {
         let plan = plan.ok_or_else(|| {
             Error::invalid("the run has no plan").with("run", &run.run_key).with("output", &run.output)
         })?;
-        let models = models_of(&plan, &|note| tracing::info!("{note}")).await?;
         let compiled = compile_plan(&plan).await?;
+        let models = models_of(&plan, compiled.calls(), &|note| tracing::info!("{note}")).await?;
         let found = Models { planned: models, pins: &plan.models, engines: &self.engines };
         let run = Sending {
             job: &plan.job,
@@ -97,13 +99,11 @@ impl Runs {
         Ok(Arc::new(RunContext { plan, compiled, store, engine }))
     }
 
-    /// Ends what is open, when this process computes nothing more.
-    pub async fn close(&self) {
-        for (_, run) in std::mem::take(&mut *self.open.lock().await) {
-            if let Some(context) = run.get() {
-                context.engine.close(context.store.as_ref()).await;
-            }
-        }
+    /// Ends what is open, when this process computes nothing more; calls under way are waited for, at most this long.
+    pub async fn close(&self, wait_max: Duration) {
+        let open = std::mem::take(&mut *self.open.lock().await);
+        let contexts = open.iter().filter_map(|(_, run)| run.get());
+        join_all(contexts.map(|context| context.engine.close(context.store.as_ref(), wait_max))).await;
     }
 
     /// What may be sent.
@@ -132,16 +132,17 @@ impl From<Vec<ResolvedModel>> for PlannedModels {
     }
 }
 
-/// Brings a plan's models to this machine, at the revisions it pinned. `tell` is told of what takes long.
+/// Brings a plan's models to this machine, at the revisions it pinned. `calls` are those of its job; `tell` is told of what
+/// takes long.
 ///
 /// # Errors
 /// A model cannot be had that the job cannot do without.
-pub async fn models_of(plan: &Plan, tell: &(dyn Fn(&str) + Send + Sync)) -> Result<PlannedModels> {
+pub async fn models_of(plan: &Plan, calls: &[Call], tell: &(dyn Fn(&str) + Send + Sync)) -> Result<PlannedModels> {
     let mut models = PlannedModels::default();
     for spec in pinned_specs(plan) {
         match resolve(&spec, tell).await {
             Ok(model) => models.found.push(model),
-            Err(error) if plan.job.does_without_models() => {
+            Err(error) if plan.job.does_without(&spec.name, calls.iter().map(|call| &*call.task)) => {
                 tracing::warn!(model = spec.name, error = %error, "a model cannot be had; its rows are asked elsewhere");
                 models.absent.push((spec.name, error.to_string()));
             }

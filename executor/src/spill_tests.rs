@@ -15,13 +15,25 @@ struct Model {
     fails_after: usize,
     calls: AtomicUsize,
     delay: Duration,
+    /// Whether long rows are too long for it as well.
+    refuses: bool,
+    /// Whether it keeps back answers to rows that begin with an f.
+    filters: bool,
     asked: Mutex<Vec<String>>,
 }
 
 impl Model {
     fn new(name: &'static str) -> Self {
         let (calls, asked) = (AtomicUsize::new(0), Mutex::default());
-        Self { name, fails_after: usize::MAX, calls, delay: Duration::ZERO, asked }
+        Self {
+            name,
+            fails_after: usize::MAX,
+            calls,
+            delay: Duration::ZERO,
+            refuses: name == "here",
+            filters: false,
+            asked,
+        }
     }
 
     fn asked(&self) -> Vec<String> {
@@ -46,7 +58,8 @@ impl Engine for Model {
                 let choice =
                     |score| Answered::new(Answer::Choice { index: 0, scores: vec![score, 1.0 - score] }, usage);
                 match row.as_bytes()[0] {
-                    b'l' if here => Err(RowError::new(RowErrorCode::TooLong, "too long")),
+                    b'l' if self.refuses => Err(RowError::new(RowErrorCode::TooLong, "too long")),
+                    b'f' if self.filters => Err(RowError::new(RowErrorCode::Filtered, "filtered")),
                     b'x' => Err(RowError::new(RowErrorCode::Refused, "refused")),
                     b'u' if here => Ok(choice(0.51)),
                     b's' if here => Ok(choice(0.99)),
@@ -54,6 +67,17 @@ impl Engine for Model {
                 }
             })
             .collect())
+    }
+}
+
+#[async_trait]
+impl Elsewhere for Model {
+    async fn ask(&self, task: &Arc<Task>, requests: Vec<Request>) -> Partial {
+        let nothing = Partial::nothing(requests.len());
+        match self.infer(task, requests).await {
+            Ok(outcomes) => Partial { outcomes: outcomes.into_iter().map(Some).collect(), stopped: None },
+            Err(error) => Partial { stopped: Some(error), ..nothing },
+        }
     }
 }
 
@@ -197,16 +221,73 @@ async fn when_the_money_is_spent_late_rows_are_answered_here() {
     assert_eq!(from(&answers, "here"), 1_000 - 2 * THERE);
 }
 
+#[tokio::test(start_paused = true)]
+async fn when_this_machine_fails_half_way_no_row_that_was_answered_is_asked_again() {
+    let here = Model { delay: Duration::from_millis(10), fails_after: 1, ..Model::new("here") };
+    let there = Model { delay: Duration::from_millis(1), ..Model::new("there") };
+    let texts: Vec<String> = (0..1_000).map(|row| format!("r{row}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let late = LateAfter(Instant::now());
+    let seats = Seats { here: &here, there: &there, forecast: Some(&late) };
+    let both = spill(&[SpillWhen::Late, SpillWhen::Unavailable]);
+    let outcomes = both.answer(seats, &task(), rows(&texts)).await.unwrap();
+    for (row, outcome) in texts.iter().zip(&outcomes) {
+        assert!(text(outcome).ends_with(&format!(" {row}")), "{row}: {}", text(outcome));
+    }
+    let (mut paid, mine) = (there.asked(), here.asked());
+    assert_eq!((mine.len(), here.calls.load(Ordering::SeqCst)), (HERE_FIRST, 2), "it fails at its second call");
+    assert_eq!(mine.len() + paid.len(), texts.len(), "each row is answered once");
+    paid.sort_unstable();
+    paid.dedup();
+    assert_eq!(mine.len() + paid.len(), texts.len(), "no row is paid for twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_row_that_another_model_could_not_answer_is_not_asked_there_again() {
+    let here = Model { delay: Duration::from_millis(100), ..Model::new("here") };
+    let there = Model { delay: Duration::from_millis(1), refuses: true, ..Model::new("there") };
+    let texts: Vec<String> = (0..200).map(|row| format!("l{row}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let late = LateAfter(Instant::now());
+    let seats = Seats { here: &here, there: &there, forecast: Some(&late) };
+    let outcomes = spill(&[SpillWhen::Late, SpillWhen::Overflow]).answer(seats, &task(), rows(&texts)).await.unwrap();
+    assert!(outcomes.iter().all(|outcome| text(outcome) == "too_long"));
+    let mut asked = there.asked();
+    assert_eq!(asked.len(), texts.len(), "each row once: from the back, or because it was too long here");
+    asked.sort_unstable();
+    asked.dedup();
+    assert_eq!(asked.len(), texts.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_rows_that_another_model_refuses_are_answered_here() {
+    let here = Model { delay: Duration::from_millis(100), ..Model::new("here") };
+    let there = Model { delay: Duration::from_millis(1), filters: true, ..Model::new("there") };
+    let texts: Vec<String> = (0..200).map(|row| format!("f{row}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let late = LateAfter(Instant::now());
+    let seats = Seats { here: &here, there: &there, forecast: Some(&late) };
+    let outcomes = spill(&[SpillWhen::Late]).answer(seats, &task(), rows(&texts)).await.unwrap();
+    let answers: Vec<String> = outcomes.iter().map(text).collect();
+    assert_eq!(answers, texts.iter().map(|row| format!("here {row}")).collect::<Vec<_>>());
+    assert_eq!((here.asked().len(), there.asked().len()), (200, 200 - HERE_FIRST), "each once, wherever it was asked");
+}
+
 #[test]
 fn rows_are_taken_from_both_ends_until_they_meet() {
     let requests = rows(&["a"; 10]);
-    let state = Mutex::new(State { open: std::iter::once(0..10).collect(), outcomes: vec![None; 10] });
-    let shared = Shared { requests: &requests, state, done_here: Notify::new() };
+    let shared = Shared::new(&requests);
     assert_eq!(shared.first(3), Some(0..3));
     assert_eq!(shared.last(4), Some(6..10));
-    shared.give_back(6..10);
-    assert_eq!(shared.last(2), Some(8..10));
-    assert_eq!(shared.first(9), Some(3..6));
-    assert_eq!(shared.first(9), Some(6..8));
+    // Of four rows elsewhere the second was answered before the provider went away.
+    let answer = Some(Ok(Answered::new(Answer::Text("there".into()), Usage::default())));
+    let came = Partial { outcomes: vec![None, answer, None, None], stopped: Some(Error::temporary("away")) };
+    assert!(shared.answered_there(6..10, came).is_some());
+    assert_eq!(shared.last(1), Some(9..10));
+    assert_eq!(shared.first(9), Some(3..7));
+    assert_eq!(shared.first(9), Some(8..9));
     assert_eq!((shared.first(1), shared.last(1)), (None, None));
+    let first = shared.state.into_inner().unwrap().first;
+    assert_eq!(first.partial.open(), [0, 1, 2, 3, 4, 5, 6, 8, 9]);
+    assert_eq!(first.spilled.iter().position(|spilled| *spilled), Some(7));
 }

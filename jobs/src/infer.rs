@@ -242,6 +242,46 @@ impl fmt::Display for RowErrorCode {
     }
 }
 
+/// What came of requests that not all were answered.
+#[derive(Debug)]
+pub struct Partial {
+    /// One for each request, in their order; `None` where there is no answer.
+    pub outcomes: Vec<Option<Outcome>>,
+    /// Why some have none.
+    pub stopped: Option<Error>,
+}
+
+impl Partial {
+    /// Nothing yet, of so many requests.
+    pub fn nothing(requests: usize) -> Self {
+        Self { outcomes: vec![None; requests], stopped: None }
+    }
+
+    /// The requests without an outcome.
+    pub fn open(&self) -> Vec<usize> {
+        (0..self.outcomes.len()).filter(|request| self.outcomes[*request].is_none()).collect()
+    }
+
+    /// Takes what came of some of the requests, which are named in its order.
+    pub fn fill(&mut self, requests: &[usize], came: Partial) {
+        for (request, outcome) in requests.iter().zip(came.outcomes) {
+            if outcome.is_some() {
+                self.outcomes[*request] = outcome;
+            }
+        }
+        self.stopped = came.stopped;
+    }
+
+    /// All outcomes.
+    ///
+    /// # Errors
+    /// Why there are not all.
+    pub fn whole(self) -> Result<Vec<Outcome>> {
+        let missing = self.stopped.unwrap_or_else(|| Error::internal("a request has no outcome"));
+        self.outcomes.into_iter().collect::<Option<_>>().ok_or(missing)
+    }
+}
+
 /// Answers requests. Implementations: the candle engine, `echo`, managed providers, and the executor's router over them.
 #[async_trait]
 pub trait Engine: Send + Sync + fmt::Debug {

@@ -66,10 +66,11 @@ impl JobSpec {
         self.spill.is_some() && is_here && task.kind != TaskKind::Embed
     }
 
-    /// Whether the job goes on where its own models cannot be had.
-    pub fn does_without_models(&self) -> bool {
-        let cases = self.spill.as_ref().map_or(&[][..], |spill| &spill.when);
-        cases.iter().any(|case| matches!(case, SpillWhen::Always | SpillWhen::Unavailable))
+    /// Whether the job goes on where this model of its own cannot be had: all that its tasks ask of it is then asked elsewhere.
+    pub fn does_without<'a>(&self, model: &str, tasks: impl IntoIterator<Item = &'a Task>) -> bool {
+        let mut cases = self.spill.iter().flat_map(|spill| &spill.when);
+        let goes_on = cases.any(|case| matches!(case, SpillWhen::Always | SpillWhen::Unavailable));
+        goes_on && tasks.into_iter().filter(|task| task.model == model).all(|task| self.spills(task))
     }
 }
 
@@ -246,4 +247,39 @@ pub enum Pooling {
     Last,
     /// The greatest of each element.
     Max,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn job(spill_when: &str) -> JobSpec {
+        let echo = json!({"engine": "echo", "delay_ms": 0, "fail_ratio": 0.0, "dimensions": 8, "abort_on": null});
+        let away = json!({"engine": "managed", "kind": "openai", "provider": "p", "name": "x"});
+        serde_json::from_value(json!({
+            "name": "j", "file": "", "tables": [], "query": "", "query_start": [1, 1], "output": "file:///o/",
+            "logical_date": "1", "key": [], "model": null, "shard_rows": null, "max_error_ratio": 0.0, "pool": "default",
+            "params": {}, "spill": {"to": ["away"], "when": [spill_when]},
+            "models": [{"name": "own", "engine": echo}, {"name": "away", "engine": away}],
+        }))
+        .unwrap()
+    }
+
+    fn task(model: &str, kind: TaskKind) -> Task {
+        Task { model: model.into(), kind, system: None, template: Vec::new(), input: Vec::new() }
+    }
+
+    #[test]
+    fn a_job_does_without_a_model_only_if_all_that_is_asked_of_it_may_be_asked_elsewhere() {
+        let choose = || TaskKind::Choose { labels: vec!["a".into(), "b".into()], calibrate: false };
+        let (classify, embed) = (task("own", choose()), task("own", TaskKind::Embed));
+        for (case, does) in [("always", true), ("unavailable", true), ("overflow", false), ("late", false)] {
+            assert_eq!(job(case).does_without("own", [&classify]), does, "{case}");
+            assert!(!job(case).does_without("own", [&classify, &embed]), "{case}: vectors do not spill");
+            // What is asked of other models is their matter.
+            assert_eq!(job(case).does_without("own", [&classify, &task("other", TaskKind::Embed)]), does, "{case}");
+        }
+    }
 }

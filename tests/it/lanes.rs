@@ -28,12 +28,12 @@ fn seen() -> Config {
 }
 
 /// Batches that are done at once.
-fn quick() -> Batches {
+pub fn quick() -> Batches {
     Batches { validating_ms: 0, row_ms: 1, finalizing_ms: 0, ..Batches::default() }
 }
 
 /// The operator's word on batches: allowed, and looked at every second.
-const BATCHES: &str = "[providers.away.facts]\nasserted_by = \"test\"\nbatch_allowed = true\nbatch_retention = 30\n\
+pub const BATCHES: &str = "[providers.away.facts]\nasserted_by = \"test\"\nbatch_allowed = true\nbatch_retention = 30\n\
                        [providers.away.batches]\nlook_seconds_min = 1\nlook_seconds_max = 1\n";
 
 /// A provider whose batches are allowed, and online calls, too, unless `lanes` says otherwise.
@@ -42,7 +42,7 @@ fn in_batches(providers: &Providers, kind: &str, simulated: Provider, lanes: &st
 }
 
 /// Batches that a provider created.
-fn created(providers: &Providers, of: Provider) -> u64 {
+pub fn created(providers: &Providers, of: Provider) -> u64 {
     let ends = ["/batches", "/batch/jobs", ":batchGenerateContent", ":asyncBatchEmbedContent"];
     let is_creation = |entry: &&Entry| {
         entry.provider == of

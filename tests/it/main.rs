@@ -15,6 +15,7 @@ mod example;
 mod lanes;
 mod managed;
 mod models;
+mod paid_once;
 mod random;
 #[cfg(feature = "services")]
 mod readers;

@@ -4,6 +4,7 @@
 //!
 //! A call that has left is paid for: it is waited for and kept, also when its shard fails meanwhile.
 
+mod answering;
 mod in_batches;
 mod under_way;
 
@@ -19,7 +20,7 @@ use crate::audit::{Audit, Intent};
 use crate::budget::{Amount, Budget};
 use crate::call::{Call, Spent, Witness};
 use crate::conversation::{Conversation, Step};
-use crate::journal::{Fingerprint, Fingerprints, Journal};
+use crate::journal::{Fingerprints, Journal};
 use crate::on_behalf::{OnBehalf, Unwanted};
 use crate::payment::Payment;
 use crate::policy::Permit;
@@ -134,70 +135,6 @@ impl ManagedEngine {
     /// As [`Question::new`].
     pub fn check(&self, task: &Arc<Task>) -> Result<()> {
         self.asked(task).map(drop)
-    }
-
-    /// Answers every request, in their order. When the caller goes away, calls that have left go on until they are kept: see
-    /// [`OnBehalf::quiet`].
-    ///
-    /// # Errors
-    /// The provider stays away, refuses the account, or the cap is reached: the shard cannot go on.
-    pub async fn infer(
-        self: &Arc<Self>,
-        who: &Arc<OnBehalf>,
-        task: &Arc<Task>,
-        requests: Vec<Request>,
-    ) -> Result<Vec<Outcome>> {
-        let asked = self.asked(task)?;
-        if let Some(batches) = &self.batches {
-            return batches.infer(self, &asked, who, requests).await;
-        }
-        let (engine, on_behalf) = (Arc::clone(self), Arc::clone(who));
-        to_its_end(who, |unwanted| async move { engine.answer(&on_behalf, &asked, requests, &unwanted).await }).await
-    }
-
-    /// Answers what no earlier attempt was answered.
-    async fn answer(
-        &self,
-        who: &OnBehalf,
-        asked: &Asked,
-        requests: Vec<Request>,
-        unwanted: &Unwanted,
-    ) -> Result<Vec<Outcome>> {
-        let (Some(journal), Some(prints)) = (&self.guard.journal, &asked.prints) else {
-            return self.talks(who, asked, &requests, &[], unwanted).await;
-        };
-        let prints: Vec<Fingerprint> = requests.iter().map(|request| prints.of(request)).collect();
-        let known = who.known(journal).await?;
-        let mut outcomes: Vec<Option<Outcome>> =
-            prints.iter().map(|print| Journal::find(known, print).cloned()).collect();
-        let open: Vec<usize> = (0..outcomes.len()).filter(|row| outcomes[*row].is_none()).collect();
-        let prints: Vec<Fingerprint> = open.iter().map(|row| prints[*row]).collect();
-        let requests: Vec<Request> = open.iter().map(|row| requests[*row].clone()).collect();
-        let fresh = self.talks(who, asked, &requests, &prints, unwanted).await?;
-        for (row, outcome) in open.into_iter().zip(fresh) {
-            outcomes[row] = Some(outcome);
-        }
-        outcomes.into_iter().collect::<Option<_>>().ok_or_else(|| Error::internal("a request has no outcome"))
-    }
-
-    /// Asks for rows, several at a time.
-    async fn talks(
-        &self,
-        who: &OnBehalf,
-        asked: &Asked,
-        requests: &[Request],
-        prints: &[Fingerprint],
-        unwanted: &Unwanted,
-    ) -> Result<Vec<Outcome>> {
-        let packs = asked.question.packs(requests);
-        let talks = packs.into_iter().map(|pack| async move {
-            let outcomes = self.talk(who, asked, &requests[pack.clone()], unwanted).await?;
-            if let (Some(journal), Some(prints)) = (&self.guard.journal, prints.get(pack)) {
-                journal.record(who.shard, prints, &outcomes).await;
-            }
-            Ok(outcomes)
-        });
-        Ok(all(talks, self.concurrency, unwanted).await?.into_iter().flatten().collect())
     }
 
     /// Gives back what was set aside of the budget and is not under way.

@@ -4,6 +4,7 @@
 use rowmill_jobs::Result;
 use rowmill_jobs::deadline::Deadline;
 use rowmill_jobs::error::closest;
+use rowmill_jobs::lane::Lane;
 use rowmill_jobs::spec::{EngineSpec, ModelSpec, SpillSpec, SpillWhen};
 
 use super::job::names;
@@ -50,11 +51,22 @@ pub(super) fn read(options: &mut Options<'_>, models: &[ModelSpec]) -> Result<(O
             "min_confidence = 0.7: labels with a lower probability are asked elsewhere",
         );
     }
+    if let Some((to, to_at)) = to.as_ref().filter(|_| needs(SpillWhen::Late))
+        && let Some(slow) = models.iter().find(|model| to.contains(&model.name) && is_batch(model))
+    {
+        let message =
+            format!("model `{}` answers in batches, up to a day later: what is late cannot wait for it", slow.name);
+        return Err(options.error(*to_at, message).hint("spill to a model without lane = 'batch', or drop 'late'"));
+    }
     match to {
         Some((to, _)) => Ok((Some(SpillSpec { to, when, min_confidence }), deadline.map(|(text, _)| text))),
         None if when.is_empty() => Ok((None, None)),
         None => lacks("a model to spill to", "spill_to = 'MODEL', a managed model of this file"),
     }
+}
+
+fn is_batch(model: &ModelSpec) -> bool {
+    matches!(model.engine, EngineSpec::Managed { lane: Lane::Batch, .. })
 }
 
 fn never(to: Vec<String>) -> SpillSpec {

@@ -2,11 +2,12 @@
 
 use crate::bed::Bed;
 
-const HEAD: &str = "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x');\n\
+const HEAD: &str = "CREATE MODEL own WITH (engine = 'echo'); CREATE MODEL away WITH (engine = 'openai', name = 'x'); \
+    CREATE MODEL slow WITH (engine = 'openai', name = 'x', lane = 'batch');\n\
     CREATE JOB j WITH (output = 'out', logical_date = '1', ";
 
 /// Options, the part of them that is wrong, what is said, and the hint.
-const CASES: [(&str, &str, &str, &str); 9] = [
+const CASES: [(&str, &str, &str, &str); 10] = [
     ("spill_to = 'awy'", "'awy'", "there is no model `awy`", "did you mean 'away'?"),
     (
         "spill_to = 'own'",
@@ -49,6 +50,12 @@ const CASES: [(&str, &str, &str, &str); 9] = [
         "'06:00'",
         "a deadline changes nothing unless the job spills when it is late",
         "add spill_to = 'MODEL', spill_when = 'late', or drop the deadline",
+    ),
+    (
+        "spill_to = 'away, slow', spill_when = 'overflow, late', deadline = '06:00'",
+        "'away, slow'",
+        "model `slow` answers in batches, up to a day later: what is late cannot wait for it",
+        "spill to a model without lane = 'batch', or drop 'late'",
     ),
     (
         "spill_to = 'away', spill_when = 'low_confidence'",

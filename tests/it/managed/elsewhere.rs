@@ -1,6 +1,7 @@
 //! [`Providers`]: a simulator of providers, and [`Elsewhere`]: a job whose model is elsewhere, with the operator's
 //! configuration. No test stands here.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub const ROWS: i64 = 60;
 /// A simulator with the runtime that it lives in.
 pub struct Providers {
     pub simulator: Simulator,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Providers {
@@ -32,11 +33,24 @@ impl Providers {
 
     /// With this configuration; all bodies are kept.
     pub fn with(config: Config) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").expect("a free port"), config)
+    }
+
+    /// The same, at this address.
+    pub fn on(listener: TcpListener, config: Config) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
         let config = Config { keep_bodies: Keep::Everything, ..config };
-        let simulator = runtime.block_on(Simulator::start(config)).expect("a free port");
-        Self { simulator, _runtime: runtime }
+        listener.set_nonblocking(true).expect("a socket");
+        let start = async { Simulator::start_on(tokio::net::TcpListener::from_std(listener)?, config) };
+        let simulator = runtime.block_on(start).expect("a simulator");
+        Self { simulator, runtime }
+    }
+
+    /// Goes away: connections break, and there are no new ones. What it has written down stays.
+    pub fn stop(self) -> Simulator {
+        self.runtime.shutdown_background();
+        self.simulator
     }
 
     pub fn requests(&self) -> u64 {

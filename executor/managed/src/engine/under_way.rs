@@ -26,13 +26,35 @@ where
     working.await.map_err(|_| Error::internal("a defect of Rowmill ended a call to a provider"))?
 }
 
-/// Does all pieces of some work, so many at once, and returns what they came to, in their order. After the first error
-/// nothing new is begun; what was is waited for.
+/// What pieces of some work came to.
+#[derive(Debug)]
+pub(super) struct Done<T> {
+    /// What is done, in any order, each with its index.
+    pub pieces: Vec<(usize, T)>,
+    /// Why the rest is not.
+    pub stopped: Option<Error>,
+}
+
+impl<T> Done<T> {
+    /// What all pieces came to, in their order.
+    ///
+    /// # Errors
+    /// Why some are not done.
+    pub(super) fn whole(mut self) -> Result<Vec<T>> {
+        if let Some(error) = self.stopped {
+            return Err(error);
+        }
+        self.pieces.sort_unstable_by_key(|(index, _)| *index);
+        Ok(self.pieces.into_iter().map(|(_, piece)| piece).collect())
+    }
+}
+
+/// Does all pieces of some work, so many at once. After the first error nothing new is begun; what was is waited for.
 pub(super) async fn all<T>(
     pieces: impl IntoIterator<Item = impl Future<Output = Result<T>>>,
     at_once: usize,
     nobody_waits: &Unwanted,
-) -> Result<Vec<T>> {
+) -> Done<T> {
     let mut waiting = pieces.into_iter().enumerate();
     let (mut under_way, mut done, mut failed) = (FuturesUnordered::new(), Vec::new(), None);
     loop {
@@ -50,11 +72,7 @@ pub(super) async fn all<T>(
             }
         }
     }
-    if let Some(error) = failed.or_else(|| waiting.next().map(|_| unwanted())) {
-        return Err(error);
-    }
-    done.sort_unstable_by_key(|(index, _)| *index);
-    Ok(done.into_iter().map(|(_, piece)| piece).collect())
+    Done { pieces: done, stopped: failed.or_else(|| waiting.next().map(|_| unwanted())) }
 }
 
 /// A row would be asked for nobody.
@@ -82,11 +100,12 @@ mod tests {
             }
         };
         let wanted = Wanted::default();
-        let failed = all((0..9).map(piece), 3, &wanted.unwanted()).await.unwrap_err();
-        assert_eq!(failed.to_string(), "the first");
+        let failed = all((0..9).map(piece), 3, &wanted.unwanted()).await;
+        assert_eq!(failed.stopped.map(|error| error.to_string()).as_deref(), Some("the first"));
+        assert_eq!(failed.pieces.len(), 2, "what was done is lost");
         assert_eq!((begun.swap(0, Ordering::Relaxed), ended.load(Ordering::Relaxed)), (3, 3));
         let wanted = Wanted::default();
-        let done = all((2..9).map(piece), 3, &wanted.unwanted()).await.unwrap();
+        let done = all((2..9).map(piece), 3, &wanted.unwanted()).await.whole().unwrap();
         assert_eq!(done, (2..9).collect::<Vec<_>>());
     }
 }

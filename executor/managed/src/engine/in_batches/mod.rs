@@ -135,7 +135,7 @@ impl Batches {
         let reading = |unwanted| async move {
             let (batches, engine, asked, who, unwanted) = (&*batches, &*engine, &*asked, &*on_behalf, &unwanted);
             let read = |(row, end)| batches.read(engine, asked, who, unwanted, (row, end));
-            all(rows.into_iter().zip(ends).map(read), engine.concurrency, unwanted).await
+            all(rows.into_iter().zip(ends).map(read), engine.concurrency, unwanted).await.whole()
         };
         let outcomes = to_its_end(who, reading).await?;
         let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
