@@ -65,7 +65,8 @@ pub(crate) struct Answers {
 }
 
 impl Answerer {
-    /// `kv_bytes_max` bounds the memory for keys and values; it is taken when it is needed.
+    /// `kv_bytes_max` bounds a processor's memory for keys and values, which is taken when it is needed; a device's was taken
+    /// when the model was loaded.
     pub(crate) fn new(writer: Writer, prompter: Arc<Prompter>, kv_bytes_max: usize) -> Self {
         let pages_max = writer.pages_max(kv_bytes_max);
         let cache = writer.cache(pages_max);

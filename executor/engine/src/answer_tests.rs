@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rowmill_jobs::infer::{Answer, Piece, Request, RowErrorCode, Task, TaskKind, TextFormat};
 use serde_json::json;
@@ -20,7 +21,9 @@ const MANY: usize = 4096;
 /// The tiny Llama with a cache of so many pages.
 fn tiny(pages: usize) -> (Answerer, Arc<Prompter>) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny");
-    let model = Model::load(&source, &EngineOptions::default()).unwrap();
+    let mut model = Model::load(&source, &EngineOptions::default()).unwrap();
+    // Longer than its own, so that a row may take more than one step.
+    model.prompter.context = 1024;
     let Network::Writer(writer) = model.network else { panic!("writes no text") };
     let prompter = Arc::new(model.prompter);
     let bytes = pages * writer.page_bytes();
@@ -179,6 +182,43 @@ fn tokens_without_an_alternative_are_appended_as_the_tokenizer_would_write_them(
     assert!(text.starts_with("{\"note\":\"the answer is the answer, it broke\",\"n\":"), "{text}");
     assert_eq!(ids, prompter.tokens.encode_data(&text).unwrap(), "{text}");
     assert!(answerer.observer.steps <= 3, "{} steps for {} tokens", answerer.observer.steps, ids.len());
+}
+
+/// Rows that share a beginning of so many tokens.
+fn beginning_with(tokens: usize) -> Vec<Vec<u32>> {
+    let shared: Vec<u32> = (0..tokens as u32).map(|t| 10 + t * 31 % 300).collect();
+    (0..6).map(|row| [&shared[..], &[20 + row, 11]].concat()).collect()
+}
+
+/// Runs prompts and stops before this step.
+fn stop_at(answerer: &mut Answerer, step: usize, prompts: &[Vec<u32>]) {
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let asked = AtomicUsize::new(0);
+    let stopped = || asked.fetch_add(1, Ordering::Relaxed) + 1 >= step;
+    assert!(answerer.run(&write(8), &prompts, &stopped).unwrap().is_none());
+}
+
+/// A step takes 512 tokens, so the longer beginnings are not computed before the second step, the shorter ones in the first.
+#[test]
+fn a_beginning_whose_computation_was_stopped_or_failed_is_not_taken_for_computed() {
+    for tokens in [40, 500, 600] {
+        let rows = beginning_with(tokens);
+        let expected = run(&mut tiny(MANY).0, &write(8), &rows);
+        for step in [1, 2, 3] {
+            let (mut answerer, _) = tiny(MANY);
+            stop_at(&mut answerer, step, &rows);
+            assert_eq!(answerer.held(MANY).0, 0, "{tokens} tokens, stopped at step {step}");
+            assert_eq!(run(&mut answerer, &write(8), &rows), expected, "{tokens} tokens, stopped at step {step}");
+
+            let (mut answerer, _) = tiny(MANY);
+            answerer.observer.breaks_at = Some(step);
+            let prompts: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+            assert!(answerer.run(&write(8), &prompts, &|| false).is_err());
+            answerer.observer.breaks_at = None;
+            assert_eq!(answerer.held(MANY).0, 0, "{tokens} tokens, failed at step {step}");
+            assert_eq!(run(&mut answerer, &write(8), &rows), expected, "{tokens} tokens, failed at step {step}");
+        }
+    }
 }
 
 fn answer(answerer: &mut Answerer, kind: &TaskKind, prompts: &[Vec<u32>]) -> Vec<Result<String, RowErrorCode>> {
