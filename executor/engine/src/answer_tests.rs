@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::answer::Answerer;
 use crate::model::{EngineOptions, Model, Network};
 use crate::prompt::Prompter;
-use crate::row::End;
+use crate::row::{Choice, End, Row, advance};
 
 const MANY: usize = 4096;
 
@@ -264,6 +264,36 @@ fn text_of_a_pattern_matches_it_and_is_never_cut_short() {
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let error = answerer.answer(&pattern(r"a(?=b)", 5), None, &prompts, &|| false).unwrap_err();
     assert!(error.to_string().contains("pattern cannot be enforced"), "{}", error.report());
+}
+
+#[test]
+fn a_grammar_that_failed_fails_no_other_row_and_no_later_call() {
+    let (mut answerer, _) = tiny(MANY);
+    let prompts = joined(6);
+    let format = TextFormat::Pattern { pattern: "[A-Z]{2}-[0-9]{3}".to_owned() };
+    let kind = TaskKind::Complete { tokens_max: 50, format: format.clone() };
+    let expected = answer(&mut answerer, &kind, &prompts);
+    assert!(expected.iter().all(Result::is_ok), "{expected:?}");
+    // As one row would, that meets a limit of the lexer.
+    answerer.guide_of(&format).unwrap().fail();
+    for _ in 0..2 {
+        assert_eq!(answer(&mut answerer, &kind, &prompts), expected);
+    }
+    assert_eq!(answerer.held(MANY).0, 0);
+}
+
+#[test]
+fn an_answer_whose_grammar_fails_is_no_answer() {
+    let (mut answerer, prompter) = tiny(MANY);
+    let format = TextFormat::Pattern { pattern: "[a-z]{3,9}".to_owned() };
+    let token = prompter.tokens.encode_data("a").unwrap()[0];
+    let mut guide = answerer.guide_of(&format).unwrap();
+    guide.fail();
+    let mut row =
+        Row { ids: vec![7], prompt: 1, cached: 0, table: vec![], reserved: 0, after: 0, guide: Some(guide), end: None };
+    advance(&mut row, Choice::Token(token), 100, &prompter.ends);
+    let Some(End::Failed(error)) = row.end else { panic!("{:?}", row.end) };
+    assert_eq!(error.code, RowErrorCode::InvalidOutput);
 }
 
 #[test]

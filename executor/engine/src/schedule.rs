@@ -298,7 +298,8 @@ impl Scheduler {
         relief
     }
 
-    /// The last step was not computed: none of its tokens is.
+    /// The last step was not computed: none of its tokens is. What was admitted on the strength of it stays: either nothing
+    /// more is asked, or [`Scheduler::relieve`] takes it back.
     pub(crate) fn undo(&mut self, slices: &[Slice]) {
         for slice in slices {
             match slice.work {
