@@ -9,7 +9,7 @@ use rowmill_engine::{CandleEngine, EngineOptions};
 use rowmill_jobs::infer::Engine;
 use rowmill_jobs::spec::EngineSpec;
 use rowmill_jobs::{Error, Result};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use crate::echo::EchoEngine;
 use crate::models::ResolvedModel;
@@ -40,18 +40,38 @@ fn memory_bytes() -> u64 {
     system.total_memory().min(limit)
 }
 
-/// A model's engine, loaded when the first request for it comes.
+/// A model's engine, loaded when the first request for it comes, and again when that engine has ended.
 #[derive(Debug)]
 pub(crate) struct Loadable {
     model: ResolvedModel,
     limits: EngineLimits,
-    engine: OnceCell<Arc<dyn Engine>>,
+    engine: Kept,
 }
 
 impl Loadable {
-    /// The engine, loaded now if it is not yet.
-    pub(crate) async fn engine(&self) -> Result<&Arc<dyn Engine>> {
-        self.engine.get_or_try_init(|| load(&self.model, self.limits)).await
+    /// The engine, loaded now if there is none.
+    pub(crate) async fn engine(&self) -> Result<Arc<dyn Engine>> {
+        self.engine.get(|| load(&self.model, self.limits)).await
+    }
+}
+
+/// An engine that is kept while it answers.
+#[derive(Debug, Default)]
+struct Kept(Mutex<Option<Arc<dyn Engine>>>);
+
+impl Kept {
+    /// The one that is kept, or what `load` gives; whoever comes meanwhile waits for it.
+    async fn get(&self, load: impl AsyncFnOnce() -> Result<Arc<dyn Engine>>) -> Result<Arc<dyn Engine>> {
+        let mut kept = self.0.lock().await;
+        if let Some(engine) = kept.take_if(|engine| engine.has_ended()) {
+            tracing::warn!("an engine has ended; its model is loaded anew");
+            drop(engine);
+        }
+        let engine = match kept.take() {
+            Some(engine) => engine,
+            None => load().await?,
+        };
+        Ok(Arc::clone(kept.insert(engine)))
     }
 }
 
@@ -77,7 +97,7 @@ impl Engines {
         if let Some(found) = known.get(&key).and_then(Weak::upgrade) {
             return found;
         }
-        let loadable = Arc::new(Loadable { model, limits: self.limits, engine: OnceCell::new() });
+        let loadable = Arc::new(Loadable { model, limits: self.limits, engine: Kept::default() });
         known.insert(key, Arc::downgrade(&loadable));
         loadable
     }
@@ -132,6 +152,10 @@ async fn load(model: &ResolvedModel, limits: EngineLimits) -> Result<Arc<dyn Eng
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use rowmill_jobs::infer::{Outcome, Request, Task, TaskKind};
     use rowmill_jobs::spec::ModelSpec;
 
     use super::*;
@@ -139,6 +163,50 @@ mod tests {
     async fn echo(name: &str, dimensions: u32) -> ResolvedModel {
         let engine = EngineSpec::Echo { delay_ms: 0, fail_ratio: 0.0, dimensions, abort_on: None };
         crate::models::resolve(&ModelSpec { name: name.into(), engine }, &|_| ()).await.unwrap()
+    }
+
+    /// An engine that ends with its first answer.
+    #[derive(Debug, Default)]
+    struct Fragile(AtomicBool);
+
+    #[async_trait]
+    impl Engine for Fragile {
+        async fn infer(&self, _: &Arc<Task>, _: Vec<Request>) -> Result<Vec<Outcome>> {
+            self.0.store(true, Ordering::Relaxed);
+            Err(Error::temporary("the device failed"))
+        }
+
+        fn has_ended(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_has_ended_is_loaded_anew_and_no_other() {
+        let (kept, loaded) = (Kept::default(), AtomicUsize::new(0));
+        let get = || {
+            kept.get(async || {
+                loaded.fetch_add(1, Ordering::Relaxed);
+                Ok(Arc::new(Fragile::default()) as Arc<dyn Engine>)
+            })
+        };
+        let task = Arc::new(Task {
+            model: "m".into(),
+            kind: TaskKind::Embed,
+            system: None,
+            template: Vec::new(),
+            input: Vec::new(),
+        });
+        let first = get().await.unwrap();
+        assert!(Arc::ptr_eq(&first, &get().await.unwrap()));
+        assert!(first.infer(&task, Vec::new()).await.is_err());
+        let second = get().await.unwrap();
+        assert!(first.has_ended() && !second.has_ended() && Arc::ptr_eq(&second, &get().await.unwrap()));
+        assert_eq!(loaded.load(Ordering::Relaxed), 2);
+        // What could not be loaded is tried again.
+        let empty = Kept::default();
+        assert!(empty.get(async || Err(Error::temporary("no memory"))).await.is_err());
+        assert!(empty.get(async || Ok(first)).await.is_ok());
     }
 
     #[test]
@@ -153,7 +221,7 @@ mod tests {
         let engines = Engines::default();
         let first = engines.get(echo("a", 8).await);
         let second = engines.get(echo("b", 8).await);
-        assert!(Arc::ptr_eq(first.engine().await.unwrap(), second.engine().await.unwrap()));
+        assert!(Arc::ptr_eq(&first.engine().await.unwrap(), &second.engine().await.unwrap()));
         assert!(!Arc::ptr_eq(&first, &engines.get(echo("a", 9).await)));
         drop((first, second));
         assert!(engines.known.lock().unwrap().values().all(|loadable| loadable.strong_count() == 0));

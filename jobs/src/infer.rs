@@ -289,6 +289,11 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// outcome; an `Err` means that the engine itself cannot go on, and fails the shard.
     async fn infer(&self, task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>>;
 
+    /// Whether it answers nothing any more, so that another is to be made in its place.
+    fn has_ended(&self) -> bool {
+        false
+    }
+
     /// How many of a task's requests it wants at once.
     fn portion(&self, _task: &Task) -> Portion {
         Portion::Usual

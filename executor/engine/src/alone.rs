@@ -16,7 +16,8 @@ pub(crate) fn last_hidden(decoder: &Decoder, shape: &DecoderShape, ids: &[u32]) 
     let mut table = Vec::new();
     cache.grow(&mut table, ids.len()).unwrap();
     let mut pack = Pack::new();
-    pack.push(ids, 0, &table, true);
+    pack.push(ids, 0, &table);
+    pack.want_last();
     pack.finish();
     decoder.forward(&pack, &mut cache).unwrap()
 }

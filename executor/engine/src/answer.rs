@@ -62,10 +62,13 @@ pub(crate) struct Answers {
     pub(crate) ends: Vec<End>,
     /// For each prompt, its tokens that were computed for another.
     pub(crate) cached: Vec<usize>,
+    /// Prompts whose grammars failed.
+    failed_guides: Vec<usize>,
 }
 
 impl Answerer {
-    /// `kv_bytes_max` bounds the memory for keys and values; it is taken when it is needed.
+    /// `kv_bytes_max` bounds a processor's memory for keys and values, which is taken when it is needed; a device's was taken
+    /// when the model was loaded.
     pub(crate) fn new(writer: Writer, prompter: Arc<Prompter>, kv_bytes_max: usize) -> Self {
         let pages_max = writer.pages_max(kv_bytes_max);
         let cache = writer.cache(pages_max);
@@ -155,8 +158,28 @@ impl Answerer {
         Ok(Ok(text))
     }
 
-    /// Runs prompts to their ends.
+    /// Runs prompts to their ends. Rows whose grammar failed are run once more with one that is compiled anew: the failure
+    /// may be that of a row beside them, or of many rows before.
     pub(crate) fn run(
+        &mut self,
+        kind: &TaskKind,
+        prompts: &[&[u32]],
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Option<Answers>> {
+        let Some(mut answers) = self.run_once(kind, prompts, stopped)? else { return Ok(None) };
+        if answers.failed_guides.is_empty() {
+            return Ok(Some(answers));
+        }
+        let rows = std::mem::take(&mut answers.failed_guides);
+        let again: Vec<&[u32]> = rows.iter().map(|row| prompts[*row]).collect();
+        let Some(second) = self.run_once(kind, &again, stopped)? else { return Ok(None) };
+        for (row, (end, cached)) in rows.into_iter().zip(second.ends.into_iter().zip(second.cached)) {
+            (answers.ends[row], answers.cached[row]) = (end, cached);
+        }
+        Ok(Some(answers))
+    }
+
+    fn run_once(
         &mut self,
         kind: &TaskKind,
         prompts: &[&[u32]],
@@ -203,12 +226,21 @@ impl Answerer {
         if !whole {
             self.forget_prefix();
         }
+        let failed = |row: &Row| row.guide.as_ref().is_some_and(Guide::has_failed);
+        let failed_guides: Vec<usize> = (0..rows.len()).filter(|row| failed(&rows[*row])).collect();
+        if let (false, TaskKind::Complete { format, .. }) = (failed_guides.is_empty(), kind) {
+            self.formats.retain(|(known, _)| known != format);
+        }
         if !done? {
             return Ok(None);
         }
         let lost = || End::Failed(RowError::new(RowErrorCode::InvalidOutput, "the row was lost by the scheduler"));
         let cached = rows.iter().map(|row| row.cached).collect();
-        Ok(Some(Answers { ends: rows.into_iter().map(|row| row.end.unwrap_or_else(lost)).collect(), cached }))
+        Ok(Some(Answers {
+            ends: rows.into_iter().map(|row| row.end.unwrap_or_else(lost)).collect(),
+            cached,
+            failed_guides,
+        }))
     }
 
     fn ask(&mut self, kind: &TaskKind) -> Result<(Ask, Option<Guide>)> {
@@ -289,5 +321,10 @@ impl Answerer {
     pub(crate) fn held(&self, pages_max: usize) -> (usize, usize) {
         let used = pages_max - self.cache.available() - self.prefix_table.len();
         (used, self.formats.len().max(self.priors.len()))
+    }
+
+    /// The grammar of a format, as rows get it.
+    pub(crate) fn guide_of(&mut self, format: &TextFormat) -> Result<Guide> {
+        self.guide(format)
     }
 }

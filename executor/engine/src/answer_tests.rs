@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rowmill_jobs::infer::{Answer, Piece, Request, RowErrorCode, Task, TaskKind, TextFormat};
 use serde_json::json;
@@ -13,14 +14,16 @@ use serde_json::json;
 use crate::answer::Answerer;
 use crate::model::{EngineOptions, Model, Network};
 use crate::prompt::Prompter;
-use crate::row::End;
+use crate::row::{Choice, End, Row, advance};
 
 const MANY: usize = 4096;
 
 /// The tiny Llama with a cache of so many pages.
 fn tiny(pages: usize) -> (Answerer, Arc<Prompter>) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny");
-    let model = Model::load(&source, &EngineOptions::default()).unwrap();
+    let mut model = Model::load(&source, &EngineOptions::default()).unwrap();
+    // Longer than its own, so that a row may take more than one step.
+    model.prompter.context = 1024;
     let Network::Writer(writer) = model.network else { panic!("writes no text") };
     let prompter = Arc::new(model.prompter);
     let bytes = pages * writer.page_bytes();
@@ -181,6 +184,43 @@ fn tokens_without_an_alternative_are_appended_as_the_tokenizer_would_write_them(
     assert!(answerer.observer.steps <= 3, "{} steps for {} tokens", answerer.observer.steps, ids.len());
 }
 
+/// Rows that share a beginning of so many tokens.
+fn beginning_with(tokens: usize) -> Vec<Vec<u32>> {
+    let shared: Vec<u32> = (0..tokens as u32).map(|t| 10 + t * 31 % 300).collect();
+    (0..6).map(|row| [&shared[..], &[20 + row, 11]].concat()).collect()
+}
+
+/// Runs prompts and stops before this step.
+fn stop_at(answerer: &mut Answerer, step: usize, prompts: &[Vec<u32>]) {
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let asked = AtomicUsize::new(0);
+    let stopped = || asked.fetch_add(1, Ordering::Relaxed) + 1 >= step;
+    assert!(answerer.run(&write(8), &prompts, &stopped).unwrap().is_none());
+}
+
+/// A step takes 512 tokens, so the longer beginnings are not computed before the second step, the shorter ones in the first.
+#[test]
+fn a_beginning_whose_computation_was_stopped_or_failed_is_not_taken_for_computed() {
+    for tokens in [40, 500, 600] {
+        let rows = beginning_with(tokens);
+        let expected = run(&mut tiny(MANY).0, &write(8), &rows);
+        for step in [1, 2, 3] {
+            let (mut answerer, _) = tiny(MANY);
+            stop_at(&mut answerer, step, &rows);
+            assert_eq!(answerer.held(MANY).0, 0, "{tokens} tokens, stopped at step {step}");
+            assert_eq!(run(&mut answerer, &write(8), &rows), expected, "{tokens} tokens, stopped at step {step}");
+
+            let (mut answerer, _) = tiny(MANY);
+            answerer.observer.breaks_at = Some(step);
+            let prompts: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+            assert!(answerer.run(&write(8), &prompts, &|| false).is_err());
+            answerer.observer.breaks_at = None;
+            assert_eq!(answerer.held(MANY).0, 0, "{tokens} tokens, failed at step {step}");
+            assert_eq!(run(&mut answerer, &write(8), &rows), expected, "{tokens} tokens, failed at step {step}");
+        }
+    }
+}
+
 fn answer(answerer: &mut Answerer, kind: &TaskKind, prompts: &[Vec<u32>]) -> Vec<Result<String, RowErrorCode>> {
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let outcomes = answerer.answer(kind, None, &prompts, &|| false).unwrap().unwrap();
@@ -224,6 +264,36 @@ fn text_of_a_pattern_matches_it_and_is_never_cut_short() {
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let error = answerer.answer(&pattern(r"a(?=b)", 5), None, &prompts, &|| false).unwrap_err();
     assert!(error.to_string().contains("pattern cannot be enforced"), "{}", error.report());
+}
+
+#[test]
+fn a_grammar_that_failed_fails_no_other_row_and_no_later_call() {
+    let (mut answerer, _) = tiny(MANY);
+    let prompts = joined(6);
+    let format = TextFormat::Pattern { pattern: "[A-Z]{2}-[0-9]{3}".to_owned() };
+    let kind = TaskKind::Complete { tokens_max: 50, format: format.clone() };
+    let expected = answer(&mut answerer, &kind, &prompts);
+    assert!(expected.iter().all(Result::is_ok), "{expected:?}");
+    // As one row would, that meets a limit of the lexer.
+    answerer.guide_of(&format).unwrap().fail();
+    for _ in 0..2 {
+        assert_eq!(answer(&mut answerer, &kind, &prompts), expected);
+    }
+    assert_eq!(answerer.held(MANY).0, 0);
+}
+
+#[test]
+fn an_answer_whose_grammar_fails_is_no_answer() {
+    let (mut answerer, prompter) = tiny(MANY);
+    let format = TextFormat::Pattern { pattern: "[a-z]{3,9}".to_owned() };
+    let token = prompter.tokens.encode_data("a").unwrap()[0];
+    let mut guide = answerer.guide_of(&format).unwrap();
+    guide.fail();
+    let mut row =
+        Row { ids: vec![7], prompt: 1, cached: 0, table: vec![], reserved: 0, after: 0, guide: Some(guide), end: None };
+    advance(&mut row, Choice::Token(token), 100, &prompter.ends);
+    let Some(End::Failed(error)) = row.end else { panic!("{:?}", row.end) };
+    assert_eq!(error.code, RowErrorCode::InvalidOutput);
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub(crate) struct Observer {
     pub(crate) failed_steps: usize,
     /// Whether a step is too much for the memory.
     pub(crate) refuses: Option<fn(&Pack) -> bool>,
+    /// The step, counted from the first one ever, at which the device breaks, as all do from then on.
+    pub(crate) breaks_at: Option<usize>,
 }
 
 /// What a step gave for each row that it completed, in the slices' order.
@@ -80,17 +82,18 @@ pub(crate) fn is_out_of_memory(error: &Error) -> bool {
     let first: &(dyn std::error::Error + 'static) = error;
     std::iter::successors(Some(first), |error| error.source()).any(|error| {
         let text = error.to_string().to_ascii_lowercase();
-        text.contains("out of memory") || text.contains("out_of_memory")
+        ["out of memory", "out_of_memory", "cublas_status_alloc_failed"].iter().any(|words| text.contains(words))
     })
 }
 
 impl Drive<'_> {
     /// Steps until all rows have ended. `computed` tokens of the first beginning are in the cache already. Returns whether
-    /// all have ended (and it was not stopped before), and whether the first beginning is computed.
+    /// all have ended (and it was not stopped before), and whether the first beginning is computed: after an error nothing is,
+    /// because a device may tell of a step's failure when it is asked for the next.
     pub(crate) fn run(&mut self, computed: usize, stopped: &(dyn Fn() -> bool + Sync)) -> (Result<bool>, bool) {
         let mut scheduler = self.schedule(computed);
         let done = self.steps(&mut scheduler, stopped);
-        let whole = scheduler.is_computed(0);
+        let whole = done.is_ok() && scheduler.is_computed(0);
         for row in &mut self.rows {
             self.cache.release(&mut row.table);
         }
@@ -107,6 +110,7 @@ impl Drive<'_> {
                 return Ok(true);
             }
             if stopped() {
+                scheduler.undo(&slices);
                 return Ok(false);
             }
             let computed = self.compute(&slices);
@@ -172,6 +176,12 @@ impl Drive<'_> {
                 .caused_by(std::io::Error::other("CUDA_ERROR_OUT_OF_MEMORY"))
                 .into());
         }
+        #[cfg(test)]
+        if self.observer.breaks_at.is_some_and(|step| self.observer.steps + 1 >= step) {
+            return Err(Error::internal("a step failed")
+                .caused_by(std::io::Error::other("CUDA_ERROR_ILLEGAL_ADDRESS"))
+                .into());
+        }
         let computed = match self.ask {
             Ask::Labels { head, .. } => Computed::Logits(self.writer.logits(&pack, self.cache, head)?),
             Ask::Text { .. } => {
@@ -201,7 +211,7 @@ impl Drive<'_> {
                     }
                     self.cache.grow(&mut beginning.table, slice.to).ok_or(Failure::Memory)?;
                     let ids = &self.rows[beginning.row].ids[slice.from..slice.to];
-                    pack.push(ids, slice.from, &beginning.table, false);
+                    pack.push(ids, slice.from, &beginning.table);
                 }
                 Work::Row(index) => self.pack_row(&mut pack, index, slice)?,
             }
@@ -218,14 +228,18 @@ impl Drive<'_> {
             row.cached = row.cached.max(slice.from);
         }
         self.cache.grow(&mut row.table, slice.to).ok_or(Failure::Memory)?;
-        pack.push(&row.ids[slice.from..slice.to], slice.from, &row.table, slice.completes);
+        pack.push(&row.ids[slice.from..slice.to], slice.from, &row.table);
+        if slice.completes {
+            pack.want_last();
+        }
         let Ask::Labels { trie, .. } = self.ask else { return Ok(()) };
         for branch in trie.branches[1..].iter().filter(|_| slice.completes) {
             let suffix = &branch.path[trie.branches[0].path.len()..];
             self.forks.push(fork(self.cache, pack, &row.table, slice.to)?);
             if let Some(table) = self.forks.last_mut() {
                 self.cache.grow(table, slice.to + suffix.len()).ok_or(Failure::Memory)?;
-                pack.push(suffix, slice.to, table, true);
+                pack.push(suffix, slice.to, table);
+                pack.want_last();
             }
         }
         Ok(())

@@ -1,35 +1,28 @@
 //! [`CandleEngine`]: threads of its own, one that makes prompts and one that computes for each place where it is computed, with
-//! bounded channels before each and threads of their own behind each. The async runtime only sends and waits. Calls that wait
-//! for the same task are answered in one batch; where there are several places, each takes the next call when it is free.
+//! bounded channels before each and threads of their own behind each. The async runtime only sends and waits. Where there are
+//! several places, each takes the next call when it is free; when the last has failed, the engine has ended.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use async_trait::async_trait;
 use rayon::ThreadPool;
-use rowmill_jobs::infer::{Answered, Engine, Outcome, Request, Task, TaskKind, Usage, find_labels};
+use rowmill_jobs::infer::{Engine, Outcome, Request, Task, TaskKind, find_labels};
 use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::answer::Answerer;
-use crate::decoder::Embedder as DecoderEmbedder;
-use crate::encoder::head::Classifier;
-use crate::encoder::pool::Embedder;
-use crate::encoder::rows::{DECODER_TOKENS, classify, embed};
-use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Model, Network};
+use crate::model::{EngineOptions, Model};
 use crate::place::Place;
 use crate::prompt::{Prompt, Prompter};
+use crate::worker::{Post, Queue, Ready, Worker};
 
 /// Calls that may wait to be tokenised.
 const CALLS_WAITING: usize = 64;
 /// Tokenised calls that may wait to be computed.
 const CALLS_READY: usize = 4;
-/// Rows of one batch of calls; more calls are not joined to it.
-const ROWS_TOGETHER: usize = 4096;
 /// Of so many threads that compute, one has another beside it that makes prompts. A model on a processor takes much longer
 /// for a token than a tokenizer does; were prompts made on the computing threads, each step of the model would wait for
 /// those of them that are at a prompt.
@@ -40,6 +33,10 @@ const THREADS_PER_PROMPT_THREAD: usize = 4;
 pub struct CandleEngine {
     name: Arc<str>,
     calls: mpsc::Sender<Call>,
+    /// Those who compute hold it.
+    queue: Weak<Queue>,
+    /// Why one of them does not any more.
+    failed: Arc<OnceLock<String>>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -50,71 +47,8 @@ struct Call {
     reply: oneshot::Sender<Result<Vec<Outcome>>>,
 }
 
-/// A call whose prompts are made.
-pub(crate) struct Ready {
-    pub(crate) task: Arc<Task>,
-    pub(crate) prompts: Vec<Prompt>,
-    /// The prompt without a text, if scores are to be measured against it.
-    pub(crate) neutral: Option<Prompt>,
-    pub(crate) reply: oneshot::Sender<Result<Vec<Outcome>>>,
-}
-
-/// What answers on the computing thread.
-enum Worker {
-    Writer(Box<Answerer>),
-    Embedder(Box<Embedder>),
-    DecoderEmbedder(Box<DecoderEmbedder>),
-    Classifier(Box<Classifier>),
-}
-
-impl Worker {
-    fn new(network: Network, prompter: &Arc<Prompter>, options: &EngineOptions) -> Self {
-        let kv_bytes_max = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
-        match network {
-            Network::Writer(writer) => {
-                Self::Writer(Box::new(Answerer::new(writer, Arc::clone(prompter), kv_bytes_max)))
-            }
-            Network::Embedder(embedder) => Self::Embedder(embedder),
-            Network::DecoderEmbedder(embedder) => Self::DecoderEmbedder(embedder),
-            Network::Classifier(classifier) => Self::Classifier(classifier),
-        }
-    }
-
-    fn skill(&self) -> Skill {
-        match self {
-            Self::Writer(_) => Skill::Writes,
-            Self::Embedder(_) | Self::DecoderEmbedder(_) => Skill::Embeds,
-            Self::Classifier(classifier) => Skill::Chooses(classifier.labels().to_vec()),
-        }
-    }
-}
-
-/// Calls for whoever is free to compute.
-pub(crate) struct Queue {
-    pub(crate) calls: Mutex<Receiver<Ready>>,
-    /// How many calls beyond the first one a worker may take: with several workers none, so that each has some.
-    pub(crate) together: usize,
-}
-
-impl Queue {
-    /// Adds calls to `waiting`: waits for one where there are none. `false` when no call will come any more.
-    pub(crate) fn take(&self, waiting: &mut VecDeque<Ready>) -> bool {
-        if waiting.is_empty() {
-            // Whoever waits holds the lock; the others wait for it.
-            match self.calls.lock().unwrap_or_else(PoisonError::into_inner).recv() {
-                Ok(call) => waiting.push_back(call),
-                Err(_) => return false,
-            }
-        }
-        if let Ok(calls) = self.calls.try_lock() {
-            waiting.extend(calls.try_iter().take(self.together));
-        }
-        true
-    }
-}
-
 /// What the model's prompts are like.
-enum Skill {
+pub(crate) enum Skill {
     Writes,
     Embeds,
     /// It chooses among these labels only.
@@ -142,33 +76,57 @@ impl CandleEngine {
 
     /// The same, computed at each of these places.
     pub(crate) fn load_at(name: &str, source: &Path, options: &EngineOptions, places: &[Place]) -> Result<Self> {
-        let pool = Arc::new(threads("engine", options.threads.unwrap_or(0))?);
-        let prompt_pool = threads("prompts", pool.current_num_threads().div_ceil(THREADS_PER_PROMPT_THREAD))?;
+        let pool = threads("engine", options.threads.unwrap_or(0))?;
         let mut workers = Vec::with_capacity(places.len());
         let mut told = None;
         for place in places {
             let model = pool.install(|| Model::load_at(source, options, *place)).map_err(|e| e.with("model", name))?;
             let prompter = Arc::new(model.prompter);
-            let worker = Worker::new(model.network, &prompter, options);
-            told.get_or_insert((prompter, worker.skill()));
-            workers.push(worker);
+            workers.push((Worker::new(model.network, &prompter, options), place.holds()));
+            told.get_or_insert(prompter);
         }
-        let Some((prompter, skill)) = told else { return Err(Error::internal("an engine without a place to compute")) };
-        let stopping = Arc::new(AtomicBool::new(false));
+        let Some(prompter) = told else { return Err(Error::internal("an engine without a place to compute")) };
+        let pools = shares(pool, workers.len())?;
+        let posts = workers.into_iter().zip(pools).map(|((worker, on_device), pool)| Post { worker, pool, on_device });
+        Self::start(name, prompter, posts.collect())
+    }
+
+    /// Starts the threads of a model that is loaded at one place at least.
+    pub(crate) fn start(name: &str, prompter: Arc<Prompter>, posts: Vec<Post>) -> Result<Self> {
+        let Some(first) = posts.first() else { return Err(Error::internal("an engine without a place to compute")) };
+        let skill = first.worker.skill();
+        let computing: usize = posts.iter().map(|post| post.pool.current_num_threads()).sum();
+        let prompt_pool = threads("prompts", computing.div_ceil(THREADS_PER_PROMPT_THREAD))?;
+        let (stopping, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
         let (calls, waiting) = mpsc::channel(CALLS_WAITING);
-        let (ready, to_compute) = sync_channel(CALLS_READY * workers.len());
+        let (ready, to_compute) = sync_channel(CALLS_READY * posts.len());
         let name: Arc<str> = name.into();
         let name_too = Arc::clone(&name);
         let make = move || make_prompts(&name_too, (&prompter, &skill), &prompt_pool, waiting, &ready);
         spawn("engine-prompts", make)?;
-        let queue =
-            Queue { calls: Mutex::new(to_compute), together: if workers.len() == 1 { CALLS_WAITING } else { 0 } };
-        let queue = Arc::new(queue);
-        for worker in workers {
-            let (pool, queue, stopping) = (Arc::clone(&pool), Arc::clone(&queue), Arc::clone(&stopping));
-            spawn("engine-model", move || compute(worker, &pool, &queue, &stopping))?;
+        let together = if posts.len() == 1 { CALLS_WAITING } else { 0 };
+        let queue = Arc::new(Queue { calls: Mutex::new(to_compute), together });
+        let held = Arc::downgrade(&queue);
+        for post in posts {
+            let (queue, stopping, failed) = (Arc::clone(&queue), Arc::clone(&stopping), Arc::clone(&failed));
+            let work = move || {
+                let Some(broken) = post.compute(&queue, &stopping) else { return };
+                failed.get_or_init(|| broken.why());
+                // Whoever hears of it finds that this worker, its memory and its place at the queue are gone.
+                drop(queue);
+                broken.reply();
+            };
+            spawn("engine-model", work)?;
         }
-        Ok(Self { name, calls, stopping })
+        Ok(Self { name, calls, queue: held, failed, stopping })
+    }
+
+    /// What is said where nobody computes any more: a defect, or a device that failed, and another attempt loads anew.
+    fn gone(&self) -> Error {
+        match self.failed.get() {
+            None => Error::internal(format!("the engine of model {} has ended", self.name)),
+            Some(why) => Error::temporary(format!("the engine of model {} has ended: {why}", self.name)),
+        }
     }
 }
 
@@ -185,10 +143,13 @@ impl Engine for CandleEngine {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let gone = || Error::internal(format!("the engine of model {} has ended", self.name));
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Call { task: Arc::clone(task), requests, reply }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.calls.send(Call { task: Arc::clone(task), requests, reply }).await.map_err(|_| self.gone())?;
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    fn has_ended(&self) -> bool {
+        self.queue.strong_count() == 0
     }
 }
 
@@ -196,6 +157,16 @@ impl Engine for CandleEngine {
 pub(crate) fn threads(name: &'static str, count: usize) -> Result<ThreadPool> {
     let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(move |i| format!("{name}-{i}"));
     builder.build().map_err(|e| Error::internal("cannot start the engine's threads").caused_by(e))
+}
+
+/// The threads of each of so many workers, taken from those that loaded. Each has a pool of its own: in a common one, a thread
+/// that waits within its worker's step could take up the whole step of another.
+pub(crate) fn shares(pool: ThreadPool, workers: usize) -> Result<Vec<ThreadPool>> {
+    if workers < 2 {
+        return Ok(vec![pool]);
+    }
+    let each = pool.current_num_threads().div_ceil(workers);
+    (0..workers).map(|_| threads("engine", each)).collect()
 }
 
 fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
@@ -250,115 +221,4 @@ fn prompts(name: &str, prompter: &Prompter, skill: &Skill, call: &Call) -> Resul
         _ => Err(Error::invalid(format!("model {name} {skill}; it does not write text"))
             .hint("name a language model in this call")),
     }
-}
-
-fn compute(mut worker: Worker, pool: &ThreadPool, queue: &Queue, stopping: &AtomicBool) {
-    let mut waiting: VecDeque<Ready> = VecDeque::new();
-    while queue.take(&mut waiting) {
-        let calls = together(&mut waiting);
-        let stopped = || stopping.load(Ordering::Relaxed) || calls.iter().all(|call| call.reply.is_closed());
-        let Some(task) = calls.first().map(|call| Arc::clone(&call.task)) else { continue };
-        if stopped() {
-            continue;
-        }
-        let prompts: Vec<&Prompt> = calls.iter().flat_map(|call| &call.prompts).collect();
-        let neutral = calls.first().and_then(|call| call.neutral.as_ref());
-        match pool.install(|| answer_distinct(&mut worker, &task.kind, neutral, &prompts, &stopped)) {
-            Ok(Some(outcomes)) => {
-                let mut outcomes = outcomes.into_iter();
-                for call in calls {
-                    let own = outcomes.by_ref().take(call.prompts.len()).collect();
-                    // Whoever asked may have gone; then nobody misses the answer.
-                    drop(call.reply.send(Ok(own)));
-                }
-            }
-            Ok(None) => {}
-            Err(error) => {
-                // One error for several calls: each gets its words.
-                let mut replies = calls.into_iter().map(|call| call.reply);
-                let (message, kind) = (error.to_string(), error.kind());
-                if let Some(first) = replies.next() {
-                    drop(first.send(Err(error)));
-                }
-                for reply in replies {
-                    drop(reply.send(Err(Error::new(kind, message.clone()))));
-                }
-            }
-        }
-    }
-}
-
-/// Takes the first call and those after it that ask the same.
-fn together(waiting: &mut VecDeque<Ready>) -> Vec<Ready> {
-    let Some(first) = waiting.pop_front() else { return Vec::new() };
-    let mut rows = first.prompts.len();
-    let mut calls = vec![first];
-    let mut index = 0;
-    while index < waiting.len() {
-        let call = &waiting[index];
-        let same = Arc::ptr_eq(&call.task, &calls[0].task) || call.task == calls[0].task;
-        if same && rows + call.prompts.len() <= ROWS_TOGETHER {
-            rows += call.prompts.len();
-            calls.extend(waiting.remove(index));
-        } else {
-            index += 1;
-        }
-    }
-    calls
-}
-
-/// Answers each distinct prompt once and gives equal prompts equal outcomes. `None` if it was stopped.
-fn answer_distinct(
-    worker: &mut Worker,
-    kind: &TaskKind,
-    neutral: Option<&Prompt>,
-    prompts: &[&Prompt],
-    stopped: &(dyn Fn() -> bool + Sync),
-) -> Result<Option<Vec<Outcome>>> {
-    let mut places: HashMap<&[u32], usize> = HashMap::new();
-    let mut distinct: Vec<&[u32]> = Vec::new();
-    for ids in prompts.iter().filter_map(|prompt| prompt.as_ref().ok()) {
-        places.entry(ids).or_insert_with(|| {
-            distinct.push(ids);
-            distinct.len() - 1
-        });
-    }
-    let outcomes = match (worker, neutral) {
-        _ if distinct.is_empty() => Some(Vec::new()),
-        // What cannot be read without a text cannot be read with one, which is longer.
-        (Worker::Writer(_), Some(Err(error))) => Some(distinct.iter().map(|_| Err(error.clone())).collect()),
-        (Worker::Writer(answerer), neutral) => {
-            let neutral = neutral.and_then(|prompt| prompt.as_deref().ok());
-            answerer.answer(kind, neutral, &distinct, stopped)?
-        }
-        (Worker::Embedder(embedder), _) => {
-            embed(&|rows| embedder.embed(rows), embedder.encoder.tokens_max(), &distinct, stopped)?
-        }
-        (Worker::DecoderEmbedder(embedder), _) => {
-            embed(&|rows| embedder.embed(rows), DECODER_TOKENS, &distinct, stopped)?
-        }
-        (Worker::Classifier(classifier), _) => {
-            let TaskKind::Choose { labels, .. } = kind else {
-                return Err(Error::internal("a classifier only chooses"));
-            };
-            classify(classifier, &find_labels(labels, classifier.labels())?, &distinct, stopped)?
-        }
-    };
-    let Some(outcomes) = outcomes else { return Ok(None) };
-    let mut seen = vec![false; distinct.len()];
-    let spread = prompts.iter().map(|prompt| match prompt {
-        Err(error) => Err(error.clone()),
-        Ok(ids) => {
-            let place = places.get(ids.as_slice()).copied().unwrap_or(0);
-            let repeated = std::mem::replace(&mut seen[place], true);
-            outcomes[place].clone().map(|answered| if repeated { again(answered) } else { answered })
-        }
-    });
-    Ok(Some(spread.collect()))
-}
-
-/// The same answer for one more row: it took no computation of its own.
-fn again(answered: Answered) -> Answered {
-    let input_tokens = answered.usage.input_tokens;
-    Answered { usage: Usage { input_tokens, cached_tokens: input_tokens, ..Usage::default() }, ..answered }
 }

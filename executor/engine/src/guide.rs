@@ -23,7 +23,8 @@ impl std::fmt::Debug for Guides {
     }
 }
 
-/// One row's place in its grammar.
+/// One row's place in its grammar. Clones share what its lexer has learned, and that it failed: then each of them fails with
+/// what it is asked next.
 #[derive(Clone)]
 pub(crate) struct Guide(Matcher);
 
@@ -140,14 +141,26 @@ impl Guide {
         self.0.compute_mask_or_eos().map(|mask| mask.as_slice().to_vec()).unwrap_or_default()
     }
 
-    /// Takes a chosen token. Returns whether the grammar allowed it.
-    pub(crate) fn take(&mut self, token: u32) -> bool {
-        self.0.consume_token(token).is_ok()
+    /// Takes a chosen token. One that the grammar does not allow makes it fail.
+    pub(crate) fn take(&mut self, token: u32) {
+        // What came of it is asked of `has_failed`.
+        drop(self.0.consume_token(token));
     }
 
     /// Whether the output is complete.
     pub(crate) fn is_complete(&self) -> bool {
-        self.0.is_stopped()
+        self.0.is_stopped() && !self.has_failed()
+    }
+
+    /// Whether nothing more can be known of the grammar: it met a limit of its library, or the library a defect.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.is_error()
+    }
+
+    /// Makes it and all that share its lexer fail.
+    #[cfg(test)]
+    pub(crate) fn fail(&mut self) {
+        drop(self.0.test_trigger_lexer_error());
     }
 }
 

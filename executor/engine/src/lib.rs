@@ -37,9 +37,11 @@ mod row;
 mod safetensors;
 mod schedule;
 mod source;
+mod texts;
 mod tokens;
 pub mod verify;
 mod weights;
+mod worker;
 mod writer;
 
 pub use descriptor::{Architecture, ComputedBy, architectures};
@@ -64,5 +66,7 @@ mod place_tests;
 mod schedule_tests;
 #[cfg(test)]
 mod synthetic;
+#[cfg(test)]
+mod worker_tests;
 #[cfg(test)]
 mod writer_tests;

@@ -93,7 +93,8 @@ fn adapters_merge_on_the_compatible_path_too() {
         };
         let (mut cache, mut table, mut pack) = (writer.cache(8), Vec::new(), Pack::new());
         cache.grow(&mut table, ids.len()).unwrap();
-        pack.push(&ids, 0, &table, true);
+        pack.push(&ids, 0, &table);
+        pack.want_last();
         pack.finish();
         let logits = writer.logits(&pack, &mut cache, &Head::Whole).unwrap();
         for error in errors(&logits, &adapter["top_logits"], range(&logits)) {

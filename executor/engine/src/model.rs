@@ -1,5 +1,6 @@
 //! From a source to a model: [`inspect`] says what it is from headers alone, [`Model::load`] reads it. Both refuse the same
-//! things with the same words, so that whatever can be known before a run is known before a run.
+//! models with the same words, so that whatever can be known of a model before a run is known before a run. How it is to be
+//! loaded ([`EngineOptions`]) only `load` is told.
 
 use std::path::{Path, PathBuf};
 
@@ -7,9 +8,7 @@ use crate::linear::Precision;
 use rowmill_jobs::plan::Ability;
 use rowmill_jobs::spec::{Dtype, Pooling};
 use rowmill_jobs::{Error, Result};
-use serde_json::Value;
 
-use crate::chat::ChatTemplate;
 use crate::compatible::{Compatible, CompatibleEncoder};
 use crate::decoder::{self, Decoder, Embedder as DecoderEmbedder};
 use crate::descriptor::{self, Descriptor};
@@ -20,10 +19,11 @@ use crate::encoder::settings::EncoderSettings;
 use crate::gemm;
 use crate::gguf::{GgufFile, tokenizer as gguf_tokenizer};
 use crate::lora::Adapter;
-use crate::place::Place;
+use crate::place::{Place, check_carried};
 use crate::prompt::Prompter;
 use crate::safetensors::SafetensorsFiles;
-use crate::source::{Folder, Source, read_json_if_there, unreadable};
+use crate::source::{Folder, Source, read_json_if_there};
+use crate::texts::{folder_texts, gguf_texts, prompter};
 use crate::tokens::Tokens;
 use crate::weights::{Kept, Weights};
 use crate::writer::Writer;
@@ -67,13 +67,14 @@ pub struct EngineOptions {
     pub threads: Option<usize>,
     /// Folder of a LoRA adapter in the layout of PEFT, merged into the weights.
     pub adapter: Option<PathBuf>,
-    /// Most memory for the keys and values of rows that run, in bytes; [`KV_BYTES_DEFAULT`] if not given. It is taken when
-    /// it is needed. With less, fewer rows run at a time; a row that does not fit alone is a row error. Models that
+    /// Most memory for the keys and values of rows that run, in bytes. On a processor it is taken when it is needed, and
+    /// [`KV_BYTES_DEFAULT`] if not given; on a GPU it is taken when the model is loaded: six tenths of what is free then, or
+    /// this if it is less. With less, fewer rows run at a time; a row that does not fit alone is a row error. Models that
     /// candle-transformers computes hold those of one row, and of up to four beginnings of it, outside of this limit.
     pub kv_bytes_max: Option<usize>,
 }
 
-/// Memory for keys and values where nobody says how much the machine has.
+/// Memory for keys and values on a processor where nobody says how much the machine has.
 pub const KV_BYTES_DEFAULT: usize = 2 << 30;
 
 /// Everything known of a model before its weights are read.
@@ -100,6 +101,7 @@ pub fn inspect(source: &Path) -> Result<ModelFacts> {
 pub fn inspect_adapted(source: &Path, adapter: Option<&Path>) -> Result<ModelFacts> {
     let opened = open(source, adapter)?;
     check_tensors(&opened)?;
+    check_carried(&opened.architecture, &opened.descriptor)?;
     let (abilities, dimensions, context, labels) = match &opened.descriptor {
         Descriptor::Decoder(shape) => {
             (vec![Ability::Complete, Ability::Choose], None, shape.clone().used_with(None).context, None)
@@ -292,7 +294,7 @@ impl Model {
             adapter.check_merged()?;
         }
         let context = asked.map_or(context, |asked| asked.min(context));
-        let prompter = prompter(tokens, texts, vocab, context, lower_case)?;
+        let prompter = Prompter { lower_case, ..prompter(tokens, texts, vocab, context)? };
         Ok(Self { prompter, network })
     }
 }
@@ -304,80 +306,6 @@ fn refuse_rounding(opened: &Opened, options: &EngineOptions) -> Result<()> {
     }
     Err(Error::invalid(format!("{} is computed in f32 only", opened.architecture))
         .hint("leave `dtype` out: candle-transformers computes this architecture"))
-}
-
-/// What belongs to prompts beside the tokenizer itself.
-#[derive(Default)]
-struct Texts {
-    template: Option<String>,
-    bos: String,
-    eos: String,
-    /// As the files say them: they may be none of the vocabulary.
-    ends: Vec<u64>,
-}
-
-fn folder_texts(folder: &Folder) -> Result<Texts> {
-    let config = read_json_if_there(&folder.root, "tokenizer_config.json")?.unwrap_or_default();
-    let special = |key: &str| match config.get(key) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Object(token)) => token.get("content").and_then(Value::as_str).unwrap_or_default().to_owned(),
-        _ => String::new(),
-    };
-    let file = folder.root.join("chat_template.jinja");
-    let template = if file.is_file() {
-        Some(std::fs::read_to_string(&file).map_err(|e| unreadable(&file, e))?)
-    } else {
-        match config.get("chat_template") {
-            Some(Value::String(text)) => Some(text.clone()),
-            Some(Value::Array(named)) => named
-                .iter()
-                .find(|item| item.get("name").and_then(Value::as_str) == Some("default"))
-                .and_then(|item| item.get("template")?.as_str().map(str::to_owned)),
-            _ => None,
-        }
-    };
-    let generation = read_json_if_there(&folder.root, "generation_config.json")?.unwrap_or_default();
-    let mut ends = Vec::new();
-    for value in [generation.get("eos_token_id"), folder.config.get("eos_token_id")].into_iter().flatten() {
-        let one = value.as_u64().into_iter();
-        ends.extend(one.chain(value.as_array().into_iter().flatten().filter_map(Value::as_u64)));
-    }
-    Ok(Texts { template, bos: special("bos_token"), eos: special("eos_token"), ends })
-}
-
-fn gguf_texts(file: &GgufFile) -> Texts {
-    let list = file.texts("tokenizer.ggml.tokens").unwrap_or_default();
-    let id = |key: &str| file.integer(&format!("tokenizer.ggml.{key}_token_id"));
-    let text =
-        |key: &str| id(key).and_then(|id| list.get(id as usize)).map(|text| (*text).to_owned()).unwrap_or_default();
-    let mut ends: Vec<u64> = ["eos", "eot", "eom"].iter().filter_map(|key| id(key)).collect();
-    // Files name one or two of these; llama.cpp ends at any of them that the vocabulary has.
-    let known = ["<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|eom_id|>"];
-    let also = list.iter().enumerate().filter(|(_, token)| known.contains(token)).map(|(id, _)| id as u64);
-    ends.extend(also);
-    Texts {
-        template: file.text("tokenizer.chat_template").map(str::to_owned),
-        bos: text("bos"),
-        eos: text("eos"),
-        ends,
-    }
-}
-
-fn prompter(tokens: Tokens, texts: Texts, vocab: usize, context: usize, lower_case: bool) -> Result<Prompter> {
-    let chat = texts.template.map(|template| ChatTemplate::new(template, &texts.bos, &texts.eos)).transpose()?;
-    // What the model cannot write ends nothing.
-    let known = |id: u64| u32::try_from(id).ok().filter(|id| (*id as usize) < vocab);
-    let eos = tokens.id_of(&texts.eos).and_then(|id| known(id.into()));
-    let mut ends: Vec<u32> = texts.ends.into_iter().filter_map(known).collect();
-    ends.extend(eos);
-    let named = eos.or(ends.first().copied());
-    let after = chat.as_ref().and_then(ChatTemplate::after_answer).unwrap_or_default();
-    let written = ends.iter().copied().find(|id| {
-        tokens.content_of(*id).is_some_and(|content| !content.is_empty() && after.trim_start().starts_with(&content))
-    });
-    ends.sort_unstable();
-    ends.dedup();
-    Ok(Prompter { tokens, chat, ends, end_of_turn: written.or(named), vocab, context, lower_case })
 }
 
 #[cfg(test)]

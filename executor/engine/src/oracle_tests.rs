@@ -88,7 +88,8 @@ fn ours(folder: &Path) -> Vec<Vec<f32>> {
     for prompt in PROMPTS {
         let mut table = Vec::new();
         cache.grow(&mut table, prompt.len()).unwrap();
-        pack.push(prompt, 0, &table, true);
+        pack.push(prompt, 0, &table);
+        pack.want_last();
     }
     pack.finish();
     let hidden = decoder.forward(&pack, &mut cache).unwrap();

@@ -1,6 +1,9 @@
 //! Packing: tokens of many rows in one batch without padding, with positions, cumulative lengths and page tables.
 //! Pure bookkeeping; it computes nothing and allocates no pages.
 
+use std::collections::HashMap;
+use std::ops::Range;
+
 use crate::attention::BLOCK;
 use crate::kv::{KvWrite, PageId};
 
@@ -21,6 +24,8 @@ pub(crate) struct Pack {
     pub(crate) writes: Vec<KvWrite>,
     /// Tokens of the batch whose hidden state is asked for, ascending.
     pub(crate) wanted: Vec<usize>,
+    /// Runs of `writes` by the page they go to, until they are put in order.
+    written: HashMap<PageId, Vec<Range<usize>>>,
 }
 
 impl Pack {
@@ -33,33 +38,50 @@ impl Pack {
         self.ids.len()
     }
 
-    /// Adds a row's next tokens. `before` of the row are in the cache; `want_last` asks for the last token's hidden state.
-    pub(crate) fn push(&mut self, ids: &[u32], before: usize, table: &[PageId], want_last: bool) {
+    /// Adds a row's next tokens. `before` of the row are in the cache.
+    pub(crate) fn push(&mut self, ids: &[u32], before: usize, table: &[PageId]) {
         let first = self.ids.len();
         self.ids.extend_from_slice(ids);
-        for (i, position) in (before..before + ids.len()).enumerate() {
-            self.positions.push(position);
-            self.writes.push(KvWrite { token: first + i, page: table[position / BLOCK], slot: position % BLOCK });
-        }
-        if want_last {
-            self.wanted.push(self.ids.len() - 1);
+        self.positions.extend(before..before + ids.len());
+        let mut from = before;
+        while from < before + ids.len() {
+            let (page, to) = (table[from / BLOCK], (before + ids.len()).min((from / BLOCK + 1) * BLOCK));
+            let token = |position: usize| first + position - before;
+            self.write(page, (from..to).map(|position| (token(position), position % BLOCK)));
+            from = to;
         }
         self.starts.push(self.ids.len());
         self.before.push(before);
         self.tables.push(table.to_vec());
     }
 
+    /// Asks for the hidden state of the last token that was added.
+    pub(crate) fn want_last(&mut self) {
+        self.wanted.extend(self.ids.len().checked_sub(1));
+    }
+
+    /// Adds writes of tokens to slots of a page.
+    fn write(&mut self, page: PageId, tokens: impl IntoIterator<Item = (usize, usize)>) {
+        let from = self.writes.len();
+        self.writes.extend(tokens.into_iter().map(|(token, slot)| KvWrite { token, page, slot }));
+        self.written.entry(page).or_default().push(from..self.writes.len());
+    }
+
     /// Repeats this batch's writes to the first `slots` slots of page `from` in page `to`: so a row that continues
     /// another one there, in this very batch, finds the other's tokens in its own copy of the page.
     pub(crate) fn mirror(&mut self, from: PageId, slots: usize, to: PageId) {
-        let written = self.writes.iter().filter(|write| write.page == from && write.slot < slots);
-        let copies: Vec<KvWrite> = written.map(|write| KvWrite { page: to, ..*write }).collect();
-        self.writes.extend(copies);
+        let written = self.written.get(&from).into_iter().flatten().flat_map(|run| &self.writes[run.clone()]);
+        let copies = written.filter(|write| write.slot < slots).map(|write| (write.token, write.slot));
+        let copies: Vec<(usize, usize)> = copies.collect();
+        if !copies.is_empty() {
+            self.write(to, copies);
+        }
     }
 
     /// Brings `writes` into the order of pages, as the cache wants them.
     pub(crate) fn finish(&mut self) {
         self.writes.sort_unstable_by_key(|write| (write.page, write.slot));
+        self.written.clear();
     }
 }
 
@@ -117,17 +139,19 @@ mod tests {
     #[test]
     fn a_row_that_continues_another_gets_the_shared_pages_tail() {
         let mut pack = Pack::new();
-        pack.push(&[1, 2, 3, 4], 30, &[7, 8], true);
+        pack.push(&[1, 2, 3, 4], 30, &[7, 8]);
+        pack.want_last();
         pack.mirror(8, 2, 9);
-        pack.push(&[5], 34, &[7, 9], true);
+        pack.push(&[5], 34, &[7, 9]);
         // And a third that continues the second, and so the first.
         pack.mirror(9, 3, 10);
-        pack.push(&[6], 35, &[7, 10], true);
+        pack.push(&[6], 35, &[7, 10]);
+        pack.want_last();
         pack.finish();
         let on = |page| pack.writes.iter().filter(|w| w.page == page).map(|w| (w.token, w.slot)).collect::<Vec<_>>();
         assert_eq!(on(9), [(2, 0), (3, 1), (4, 2)]);
         assert_eq!(on(10), [(2, 0), (3, 1), (4, 2), (5, 3)]);
         assert_eq!(pack.starts, [0, 4, 5, 6]);
-        assert_eq!(pack.wanted, [3, 4, 5]);
+        assert_eq!(pack.wanted, [3, 5]);
     }
 }

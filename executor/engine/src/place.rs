@@ -12,7 +12,7 @@ use crate::decoder::shape::DecoderShape;
 use crate::decoder::{Decoder, Embedder as DecoderEmbedder};
 use crate::descriptor::Descriptor;
 #[cfg(feature = "cuda")]
-use crate::device::carried::{check_decoder, check_encoder, refused};
+use crate::device::carried;
 use crate::encoder::Encoder;
 #[cfg(feature = "cuda")]
 use crate::encoder::pool::Embedder;
@@ -20,6 +20,18 @@ use crate::encoder::pool::{Dense, States};
 use crate::linear::Precision;
 use crate::model::{EngineOptions, Network};
 use crate::writer::Writer;
+
+/// Refuses a model that this build computes nowhere. Asks no device, so that a machine without one can plan.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn check_carried(_architecture: &str, _descriptor: &Descriptor) -> Result<()> {
+    Ok(())
+}
+
+/// Refuses a model that this build computes nowhere. Asks no device, so that a machine without one can plan.
+#[cfg(feature = "cuda")]
+pub(crate) fn check_carried(architecture: &str, descriptor: &Descriptor) -> Result<()> {
+    carried::check(architecture, descriptor)
+}
 
 /// A place to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,13 +96,7 @@ impl Place {
             return Err(Error::invalid("the CUDA build computes in bf16 only")
                 .hint("leave `dtype` out, or run the job on an executor of the CPU build"));
         }
-        match descriptor {
-            Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => check_decoder(architecture, shape),
-            Descriptor::Encoder(shape) => check_encoder(architecture, shape),
-            Descriptor::Compatible(_) | Descriptor::CompatibleEncoder(_) => {
-                Err(refused(architecture, "candle-transformers computes it, on processors"))
-            }
-        }
+        carried::check(architecture, descriptor)
     }
 
     /// A decoder that was read for this place.

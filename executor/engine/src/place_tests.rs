@@ -5,15 +5,17 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
+use rayon::prelude::*;
 use rowmill_jobs::infer::{Answer, Engine, Piece, Request, Task, TaskKind};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::engine::{CandleEngine, Queue, Ready};
+use crate::engine::{CandleEngine, shares, threads};
 use crate::model::EngineOptions;
 use crate::place::Place;
+use crate::worker::{Queue, Ready};
 
 fn task() -> Arc<Task> {
     let text = vec![Piece::Value(0)];
@@ -65,4 +67,19 @@ fn of_several_workers_each_takes_one_call_and_a_single_one_takes_what_there_is()
         assert!(queue.take(&mut one), "what a worker has taken it still answers");
         assert!(!queue.take(&mut VecDeque::new()));
     }
+}
+
+#[test]
+fn each_worker_has_threads_of_its_own() {
+    assert_eq!(shares(threads("engine", 4).unwrap(), 1).unwrap().remove(0).current_num_threads(), 4);
+    let pools = shares(threads("engine", 4).unwrap(), 2).unwrap();
+    assert_eq!(pools.iter().map(|pool| pool.current_num_threads()).collect::<Vec<_>>(), [2, 2]);
+    // While all threads of one worker wait, the other's work goes on.
+    let both = Barrier::new(3);
+    std::thread::scope(|scope| {
+        scope.spawn(|| pools[0].broadcast(|_| both.wait()));
+        let sum: u64 = pools[1].install(|| (0..1000u64).into_par_iter().sum());
+        assert_eq!(sum, 499_500);
+        both.wait();
+    });
 }

@@ -119,10 +119,7 @@ pub(crate) fn advance(row: &mut Row, choice: Choice, limit: usize, ends: &[u32])
             return;
         }
         Choice::NoneAllowed => {
-            row.end = Some(End::Failed(RowError::new(
-                RowErrorCode::InvalidOutput,
-                "the model's vocabulary cannot write what the output must be",
-            )));
+            row.end = Some(unwritable(row));
             return;
         }
     };
@@ -130,11 +127,15 @@ pub(crate) fn advance(row: &mut Row, choice: Choice, limit: usize, ends: &[u32])
     if !complete {
         row.ids.push(token);
         if let Some(guide) = &mut row.guide {
-            complete = !guide.take(token) || guide.is_complete();
-            if !complete {
+            guide.take(token);
+            if !guide.is_complete() {
                 row.ids.extend(guide.forced());
-                complete = guide.is_complete();
             }
+            if guide.has_failed() {
+                row.end = Some(unwritable(row));
+                return;
+            }
+            complete = guide.is_complete();
         }
     }
     if complete && row.ids.len() <= limit {
@@ -143,6 +144,16 @@ pub(crate) fn advance(row: &mut Row, choice: Choice, limit: usize, ends: &[u32])
         row.ids.truncate(limit);
         row.end = Some(End::Cut(row.ids[row.prompt..].to_vec()));
     }
+}
+
+/// The end of a row whose output cannot go on.
+fn unwritable(row: &Row) -> End {
+    let why = if row.guide.as_ref().is_some_and(Guide::has_failed) {
+        "the grammar of the output is too complex to follow here"
+    } else {
+        "the model's vocabulary cannot write what the output must be"
+    };
+    End::Failed(RowError::new(RowErrorCode::InvalidOutput, why))
 }
 
 /// The highest logit's token; the first of equals.

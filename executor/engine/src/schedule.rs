@@ -137,7 +137,7 @@ impl Scheduler {
         this
     }
 
-    /// Decides the next step, and takes it for done. Empty when no row is left.
+    /// Decides the next step, and takes it for done; [`Scheduler::undo`] says that it was not. Empty when no row is left.
     pub(crate) fn step(&mut self) -> Vec<Slice> {
         let mut left = self.limits.tokens;
         let mut slices = Vec::new();
@@ -271,16 +271,7 @@ impl Scheduler {
     /// and half as many tokens; a row that is too much alone, and with a page of tokens at a time, has failed.
     pub(crate) fn relieve(&mut self, slices: &[Slice]) -> Relief {
         let mut relief = Relief::default();
-        for slice in slices {
-            match slice.work {
-                Work::Node(node) => self.nodes[node].done = slice.from,
-                Work::Row(row) => {
-                    if let Some(running) = self.running.iter_mut().find(|running| running.row == row) {
-                        running.done = slice.from;
-                    }
-                }
-            }
-        }
+        self.undo(slices);
         self.unbegin(&mut relief);
         let tokens: usize = slices.iter().map(|slice| slice.to - slice.from).sum();
         let smallest = tokens <= BLOCK && (slices.len() == 1 || self.limits.rows == 1);
@@ -305,6 +296,21 @@ impl Scheduler {
             relief.closed.extend(closed);
         }
         relief
+    }
+
+    /// The last step was not computed: none of its tokens is. What was admitted on the strength of it stays: either nothing
+    /// more is asked, or [`Scheduler::relieve`] takes it back.
+    pub(crate) fn undo(&mut self, slices: &[Slice]) {
+        for slice in slices {
+            match slice.work {
+                Work::Node(node) => self.nodes[node].done = slice.from,
+                Work::Row(row) => {
+                    if let Some(running) = self.running.iter_mut().find(|running| running.row == row) {
+                        running.done = slice.from;
+                    }
+                }
+            }
+        }
     }
 
     fn is_ready(&self, node: usize) -> bool {

@@ -64,6 +64,17 @@ fn a_beginning_stays_while_a_row_below_it_waits() {
 }
 
 #[test]
+fn a_beginning_whose_step_is_undone_is_not_computed() {
+    for computed in [0, 10, 40] {
+        let mut scheduler = Scheduler::new(&[shared(40, 0, None)], computed, [(0, need(50, 2, 0))], 4, WIDE);
+        let step = scheduler.step();
+        assert!(scheduler.is_computed(0));
+        scheduler.undo(&step);
+        assert_eq!(scheduler.is_computed(0), computed == 40);
+    }
+}
+
+#[test]
 fn long_prompts_and_long_beginnings_are_cut_and_writers_go_first() {
     let limits = Limits { tokens: 50, rows: 8 };
     let mut scheduler = Scheduler::new(&[NOTHING], 0, [(0, need(10, 1, 0)), (1, need(100, 4, 0))], 10, limits);

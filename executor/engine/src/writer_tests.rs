@@ -108,7 +108,10 @@ impl Case {
                 continue;
             }
             self.cache.grow(&mut row.table, row.done + tokens).unwrap();
-            pack.push(&row.ids[row.done..row.done + tokens], row.done, &row.table, tokens == left);
+            pack.push(&row.ids[row.done..row.done + tokens], row.done, &row.table);
+            if tokens == left {
+                pack.want_last();
+            }
             row.done += tokens;
             if tokens == left {
                 complete.push(index);

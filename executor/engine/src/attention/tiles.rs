@@ -6,7 +6,8 @@ use std::ops::Range;
 use half::bf16;
 
 use super::{Attention, BLOCK, Heads, Query, RowView};
-use crate::gemm::band::{Band, Kernel, Lines, Pair};
+use crate::gemm::Exactness;
+use crate::gemm::band::{Band, Kernel, Lines, Pair, Start};
 use crate::gemm::rows::split;
 use crate::gemm::tiles::{DEPTH, SIDE, TILE, place};
 use crate::kernels::{exponentials, simd, tanh};
@@ -61,7 +62,7 @@ impl Heads {
     fn write_head(self, high: &mut [bf16], mut low: Option<&mut [bf16]>, slot: usize, [key, value]: [&[f32]; 2]) {
         let line = slot / SIDE * self.key_across() * TILE;
         for (tile, key) in key.chunks(DEPTH).enumerate() {
-            let parts = parts(key, low.is_some());
+            let parts = parts(key, Exactness::of(&low));
             let at = line + tile * TILE + slot % SIDE * 2;
             // Beyond the key's end both are zero, as that place is already.
             for i in 0..DEPTH / 2 {
@@ -73,7 +74,7 @@ impl Heads {
             }
         }
         for (tile, value) in value.chunks(SIDE).enumerate() {
-            let parts = parts(value, low.is_some());
+            let parts = parts(value, Exactness::of(&low));
             let at = self.key_numbers() + tile * TILE + place(0, slot);
             for i in 0..value.len() {
                 high[at + 2 * i] = parts[0][i];
@@ -98,12 +99,12 @@ impl Heads {
     }
 }
 
-/// Up to 32 numbers rounded, and what that leaves of them if it is asked for.
+/// Up to 32 numbers rounded, and what that leaves of them where they are to be exact.
 #[inline(always)]
-fn parts(x: &[f32], split_up: bool) -> [[bf16; DEPTH]; 2] {
+fn parts(x: &[f32], exactness: Exactness) -> [[bf16; DEPTH]; 2] {
     let mut parts = [[bf16::ZERO; DEPTH]; 2];
     let [high, low] = &mut parts;
-    split(x, &mut high[..x.len()], split_up.then_some(&mut low[..x.len()]));
+    split(x, &mut high[..x.len()], exactness.low(|| &mut low[..x.len()]));
     parts
 }
 
@@ -134,10 +135,10 @@ pub(super) struct Scratch {
 }
 
 /// Two lines of tiles, each of half the length of `parts`.
-fn halves(parts: &[Vec<bf16>; 2], split_up: bool) -> Lines<'_> {
+fn halves(parts: &[Vec<bf16>; 2], exactness: Exactness) -> Lines<'_> {
     let (a, b) = parts[0].split_at(parts[0].len() / 2);
     let (c, d) = parts[1].split_at(parts[1].len() / 2);
-    Lines { high: [a, b], low: split_up.then_some([c, d]) }
+    Lines { high: [a, b], low: exactness.low(|| [c, d]) }
 }
 
 /// Attention of the row's queries from `from` on, as many as `out` has room for.
@@ -200,18 +201,18 @@ fn attend_tile(
     // Biases see a row's tokens from the first one, so their places are kept.
     let offset = if layer.scores.bias.is_some() { first * BLOCK } else { 0 };
     let line = offset + (last - first) * BLOCK;
-    let split_up = blocks.low.is_some();
+    let exactness = Exactness::of(&blocks.low);
     let across = shape.key_across() * TILE;
-    scratch.pack_queries(layer, queries, split_up);
+    scratch.pack_queries(layer, queries, exactness);
     scratch.scores.resize(QUERIES * line, 0.0);
-    let rows = halves(&scratch.queries, split_up);
+    let rows = halves(&scratch.queries, exactness);
     let mut band = Band::whole(&mut scratch.scores, line);
     let keys = [head..head + across, head + across..head + 2 * across];
     for block in first..last {
         let pair = Pair { rows, outputs: blocks.lines(block, keys.each_ref()) };
-        band.add(kernel, &[pair], [0, offset + (block - first) * BLOCK], true);
+        band.add(kernel, &[pair], [0, offset + (block - first) * BLOCK], Start::Zero);
     }
-    for weights in scratch.weights.iter_mut().take(1 + usize::from(split_up)) {
+    for weights in scratch.weights.iter_mut().take(exactness.parts()) {
         weights.resize(2 * (last - first) * TILE, bf16::ZERO);
     }
     for (i, (query, scores)) in queries.iter().zip(scratch.scores.chunks_exact_mut(line)).enumerate() {
@@ -224,7 +225,7 @@ fn attend_tile(
                 let line = i / SIDE * (last - first) * TILE + i % SIDE * DEPTH;
                 for (tile, scores) in scores[offset..].chunks_exact(DEPTH).enumerate() {
                     let at = line + tile * TILE..line + tile * TILE + DEPTH;
-                    let low = split_up.then(|| &mut low[at.clone()]);
+                    let low = exactness.low(|| &mut low[at.clone()]);
                     split(scores, &mut high[at], low);
                 }
             },
@@ -234,7 +235,7 @@ fn attend_tile(
     let stride = lines.next_multiple_of(2) * SIDE;
     scratch.result.resize(QUERIES * stride, 0.0);
     let mut band = Band::whole(&mut scratch.result, stride);
-    let weights = halves(&scratch.weights, split_up);
+    let weights = halves(&scratch.weights, exactness);
     let values = head + shape.key_numbers();
     for left in (0..lines).step_by(2) {
         let at = [left, (left + 1).min(lines - 1)].map(|line| values + line * TILE..values + (line + 1) * TILE);
@@ -244,7 +245,7 @@ fn attend_tile(
             Pair { rows, outputs: blocks.lines(block, at.each_ref()) }
         };
         let pairs: Vec<Pair<'_>> = (first..last).map(pair).collect();
-        band.add(kernel, &pairs, [0, left * SIDE], true);
+        band.add(kernel, &pairs, [0, left * SIDE], Start::Zero);
     }
 }
 
@@ -275,9 +276,9 @@ fn weigh(layer: Attention<'_>, query: Query, scores: &mut [f32], (from, to, offs
 
 impl Scratch {
     /// Two lines of queries as tiles; those that are not there are zero.
-    fn pack_queries(&mut self, layer: Attention<'_>, queries: &[Query], split_up: bool) {
+    fn pack_queries(&mut self, layer: Attention<'_>, queries: &[Query], exactness: Exactness) {
         let (across, d) = (layer.shape.key_across(), layer.shape.head_dim);
-        for part in self.queries.iter_mut().take(1 + usize::from(split_up)) {
+        for part in self.queries.iter_mut().take(exactness.parts()) {
             part.clear();
             part.resize(2 * across * TILE, bf16::ZERO);
         }
@@ -291,7 +292,7 @@ impl Scratch {
                     for (tile, vector) in vector.chunks(DEPTH).enumerate() {
                         let at = (i / SIDE * across + tile) * TILE + i % SIDE * DEPTH;
                         let at = at..at + vector.len();
-                        let low = split_up.then(|| &mut low[at.clone()]);
+                        let low = exactness.low(|| &mut low[at.clone()]);
                         split(vector, &mut high[at], low);
                     }
                 },

@@ -34,7 +34,10 @@ fn run(model: &mut Compatible, rows: &[Vec<u32>], unwanted: usize) -> Vec<Vec<f3
         cache.grow(&mut table, row.len()).unwrap();
         for (from, to) in [(0, unwanted), (unwanted, row.len())] {
             let mut pack = Pack::new();
-            pack.push(&row[from..to], from, &table, to == row.len());
+            pack.push(&row[from..to], from, &table);
+            if to == row.len() {
+                pack.want_last();
+            }
             pack.finish();
             let logits = model.logits(&pack, &mut cache).unwrap();
             if to == row.len() {

@@ -171,8 +171,10 @@ impl Projection {
         let name = |module: &str| format!("{layer}{module}");
         let bias = if shape.biases.qkv { Bias::Yes } else { Bias::No };
         let (q_size, kv_first) = (heads.heads * heads.head_dim, latent.kv + shape.rotary);
+        let (rotary, whole) = (shape.rotary, (0..shape.rotary).collect());
+        let rotated = if shape.interleaved { in_halves(1, rotary, rotary) } else { whole };
         let queries = |module: &str| Piece {
-            rows: Some(latent_queries(heads, shape.rotary, shape.interleaved)),
+            rows: Some(latent_queries(heads, &rotated)),
             ..Piece::whole(name(module), q_size, Bias::No)
         };
         let q_first = match latent.q {

@@ -21,7 +21,7 @@ pub(crate) fn pack_texts(rows: &[&[u32]], pooling: Pooling, cache: &mut KvCache)
             return Err(Error::internal("the pages of a batch were counted wrongly"));
         }
         let (first, before) = (pack.tokens(), pack.wanted.len());
-        pack.push(row, 0, &table, false);
+        pack.push(row, 0, &table);
         match pooling {
             Pooling::Cls => pack.wanted.push(first),
             Pooling::Last => pack.wanted.push(first + row.len() - 1),

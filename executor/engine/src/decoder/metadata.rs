@@ -193,7 +193,7 @@ fn phi3(metadata: &Metadata<'_>, shape: &mut DecoderShape) -> Result<()> {
         });
         shape.ropes.iter_mut().for_each(|rope| rope.scaling = scaling.clone());
     }
-    let window = metadata.size("attention.sliding_window").filter(|window| *window < shape.context);
+    let window = metadata.size("attention.sliding_window");
     shape.layers.iter_mut().for_each(|layer| layer.window = window);
     shape.names = &names::GGUF_PHI3;
     Ok(())

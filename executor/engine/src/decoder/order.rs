@@ -23,11 +23,10 @@ pub(crate) fn grouped(heads: usize, kv_heads: usize, head_dim: usize) -> Vec<usi
     part(0..queries).chain(part(queries..key)).chain(part(key..key + head_dim)).collect()
 }
 
-/// Queries of latent attention, each `[own, rotated]`, to `[rotated, own]`.
-pub(crate) fn latent_queries(heads: Heads, rotary: usize, interleaved: bool) -> Vec<usize> {
-    let own = heads.head_dim - rotary;
-    let turned = if interleaved { in_halves(1, rotary, rotary) } else { (0..rotary).collect() };
-    let within: Vec<usize> = turned.iter().map(|row| own + row).chain(0..own).collect();
+/// Queries of latent attention, each `[own, rotated]`, to `[rotated, own]`, with `rotated` as the order of that part.
+pub(crate) fn latent_queries(heads: Heads, rotated: &[usize]) -> Vec<usize> {
+    let own = heads.head_dim - rotated.len();
+    let within: Vec<usize> = rotated.iter().map(|row| own + row).chain(0..own).collect();
     (0..heads.heads).flat_map(|head| within.iter().map(move |row| head * heads.head_dim + row)).collect()
 }
 
@@ -59,7 +58,7 @@ mod tests {
     #[test]
     fn latent_heads_begin_with_what_is_rotated() {
         let heads = Heads { heads: 2, kv_heads: 2, head_dim: 3, value_dim: 1 };
-        assert_eq!(latent_queries(heads, 2, true), [1, 2, 0, 4, 5, 3]);
+        assert_eq!(latent_queries(heads, &in_halves(1, 2, 2)), [1, 2, 0, 4, 5, 3]);
         assert_eq!(latent_keys_values(heads, 2), [0, 2, 1, 3]);
     }
 }

@@ -4,11 +4,13 @@
 use rowmill_jobs::{Error, Result};
 
 use super::names::Names;
-use crate::attention::{Heads, Scores};
+use crate::attention::{Heads, Scores, narrower};
 use crate::rope::Rope;
 
 /// More than the queries or keys of any model have together: their rows are put in order before their tensors are looked for.
 const ROWS_MAX: usize = 1 << 20;
+/// Longest rows, in tokens. A device gets cosines and sines of every position, and no tensor bounds what a file says.
+const CONTEXT_MAX: usize = 1 << 20;
 
 /// A decoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
@@ -196,8 +198,9 @@ impl DecoderShape {
         Self { tied: true, ..self }
     }
 
-    /// Refuses sizes that do not fit together.
-    pub(crate) fn checked(self) -> Result<Self> {
+    /// Refuses sizes that do not fit together. A context longer than the engine takes is cut: shorter rows are computed as
+    /// they are in the whole one.
+    pub(crate) fn checked(mut self) -> Result<Self> {
         let Heads { heads, kv_heads, head_dim, value_dim } = self.heads;
         let rotary = self.rotary;
         let windows = self.layers.iter().filter_map(|layer| layer.window);
@@ -233,6 +236,9 @@ impl DecoderShape {
                 )));
             }
         }
+        self.context = self.context.min(CONTEXT_MAX);
+        let context = self.context;
+        self.layers.iter_mut().for_each(|layer| layer.window = narrower(layer.window, context));
         Ok(self)
     }
 }

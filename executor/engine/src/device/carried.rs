@@ -4,6 +4,7 @@
 use rowmill_jobs::{Error, Result};
 
 use crate::decoder::shape::{DecoderShape, Feed, NormKind, QkNorm, Residual};
+use crate::descriptor::Descriptor;
 use crate::encoder::shape::{Activation, EncoderShape, NormPlace, Relation};
 
 /// Head sizes that attention is compiled for.
@@ -15,14 +16,23 @@ const ENCODER_HIDDEN_MAX: usize = 1024;
 /// Numbers that are read at once.
 const UNIT: usize = 8;
 
-/// The refusal of a model.
-pub(crate) fn refused(architecture: &str, why: &str) -> Error {
+/// Refuses a model that is not carried.
+pub(crate) fn check(architecture: &str, descriptor: &Descriptor) -> Result<()> {
+    match descriptor {
+        Descriptor::Decoder(shape) | Descriptor::Embedder(shape) => check_decoder(architecture, shape),
+        Descriptor::Encoder(shape) => check_encoder(architecture, shape),
+        Descriptor::Compatible(_) | Descriptor::CompatibleEncoder(_) => {
+            Err(refused(architecture, "candle-transformers computes it, on processors"))
+        }
+    }
+}
+
+fn refused(architecture: &str, why: &str) -> Error {
     Error::invalid(format!("the CUDA build does not compute {architecture}: {why}"))
         .hint("run the job on an executor of the CPU build, which computes every architecture that Rowmill knows")
 }
 
-/// Refuses a decoder that is not carried.
-pub(crate) fn check_decoder(architecture: &str, shape: &DecoderShape) -> Result<()> {
+fn check_decoder(architecture: &str, shape: &DecoderShape) -> Result<()> {
     let heads = shape.heads;
     let normed = |place: Option<&str>| place.is_some();
     let inner = shape.layers.iter().filter_map(|layer| match layer.feed {
@@ -53,8 +63,7 @@ pub(crate) fn check_decoder(architecture: &str, shape: &DecoderShape) -> Result<
     Err(refused(architecture, why))
 }
 
-/// Refuses an encoder that is not carried.
-pub(crate) fn check_encoder(architecture: &str, shape: &EncoderShape) -> Result<()> {
+fn check_encoder(architecture: &str, shape: &EncoderShape) -> Result<()> {
     let why = if shape.relation != Relation::None {
         "its attention knows of distances"
     } else if shape.norm_place == NormPlace::Before {
@@ -77,19 +86,14 @@ pub(crate) fn check_encoder(architecture: &str, shape: &EncoderShape) -> Result<
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::panic)]
+    #![allow(clippy::unwrap_used)]
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::descriptor::{Descriptor, architecture_of, from_config};
+    use crate::descriptor::{architecture_of, from_config};
 
     fn checked(config: &Value) -> Result<()> {
-        let architecture = architecture_of(config);
-        match from_config(config).unwrap() {
-            Descriptor::Decoder(shape) => check_decoder(&architecture, &shape),
-            Descriptor::Encoder(shape) => check_encoder(&architecture, &shape),
-            other => panic!("{other:?}"),
-        }
+        check(&architecture_of(config), &from_config(config).unwrap())
     }
 
     fn llama(head_dim: usize) -> Value {
@@ -118,6 +122,13 @@ mod tests {
         let error = checked(&llama(80)).unwrap_err();
         assert!(error.to_string().contains("LlamaForCausalLM: its heads are not of"), "{error}");
         assert!(error.hint_text().unwrap().contains("CPU build"));
+        let mut experts = llama(64);
+        (experts["architectures"], experts["num_experts"]) = (json!(["Qwen3MoeForCausalLM"]), json!(4));
+        (experts["num_experts_per_tok"], experts["moe_intermediate_size"]) = (json!(2), json!(64));
+        assert!(checked(&experts).unwrap_err().to_string().contains("mixture of experts"));
+        let mut compatible = llama(64);
+        compatible["architectures"] = json!(["OlmoForCausalLM"]);
+        assert!(checked(&compatible).unwrap_err().to_string().contains("candle-transformers computes it"));
         assert!(checked(&bert(1280, 20)).unwrap_err().to_string().contains("longer than 1024"));
         assert!(checked(&bert(192, 12)).unwrap_err().to_string().contains("heads"));
     }

@@ -1,20 +1,22 @@
 //! Copies of pages, made at once where nothing forbids it. A cache notes them in the order rows were forked; one launch makes
 //! many, and none of those may read what another of them writes.
 
+use std::collections::HashSet;
+
 use crate::kv::PageId;
 
 /// Copies (from, to) in their order, cut into runs whose copies are independent of each other.
 pub(crate) fn waves(copies: &[(PageId, PageId)]) -> Vec<Vec<u32>> {
     let mut waves: Vec<Vec<u32>> = Vec::new();
-    let (mut read, mut written) = (Vec::new(), Vec::new());
+    let (mut read, mut written) = (HashSet::new(), HashSet::new());
     for (from, to) in copies {
         if waves.is_empty() || written.contains(from) || written.contains(to) || read.contains(to) {
             waves.push(Vec::new());
             read.clear();
             written.clear();
         }
-        read.push(*from);
-        written.push(*to);
+        read.insert(*from);
+        written.insert(*to);
         if let Some(wave) = waves.last_mut() {
             wave.extend([*from as u32, *to as u32]);
         }

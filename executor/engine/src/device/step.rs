@@ -131,9 +131,11 @@ mod tests {
     #[test]
     fn a_batch_becomes_tables_behind_each_other() {
         let mut pack = Pack::new();
-        pack.push(&[5, 6, 7], 30, &[2, 9, 4], true);
+        pack.push(&[5, 6, 7], 30, &[2, 9, 4]);
+        pack.want_last();
         pack.mirror(9, 1, 8);
-        pack.push(&[8], 33, &[2, 8], true);
+        pack.push(&[8], 33, &[2, 8]);
+        pack.want_last();
         pack.finish();
         let step = Step::of(&pack, 4);
         assert_eq!(table(&step, Section::Ids), [5, 6, 7, 8]);
@@ -154,7 +156,8 @@ mod tests {
             let mut pack = Pack::new();
             for tokens in lengths {
                 let pages: Vec<usize> = (0..tokens / BLOCK + 1).collect();
-                pack.push(&vec![0; tokens], 0, &pages, true);
+                pack.push(&vec![0; tokens], 0, &pages);
+                pack.want_last();
             }
             let step = Step::of(&pack, group);
             let mut seen: Vec<Vec<bool>> = lengths.iter().map(|tokens| vec![false; *tokens]).collect();

@@ -56,6 +56,11 @@ fn what_tensors_do_not_bound_is_refused() {
             assert!(from_config(architecture, &config(&[(key, json!(value))])).is_err(), "{architecture}, {key}");
         }
     }
+    // A window is counted on both sides; one that hides nothing is none.
+    for (tokens, window) in [(8, Some(5)), (1020, Some(511)), (1022, None), (u32::MAX, None)] {
+        let shape = from_config("ModernBertModel", &config(&[("local_attention", json!(tokens))])).unwrap();
+        assert_eq!(shape.layers[1].window, window, "{tokens}");
+    }
     let longrope = json!({"rope_type": "longrope", "short_factor": vec![1.0; 8], "long_factor": vec![2.0; 8],
         "original_max_position_embeddings": 128});
     for architecture in ["ModernBertModel", "NomicBertModel"] {

@@ -3,6 +3,7 @@
 
 use rowmill_jobs::{Error, Result};
 
+use crate::attention::narrower;
 use crate::config::unsupported_value;
 use crate::encoder::names::Names;
 use crate::rope::{Rope, RopeScaling};
@@ -43,7 +44,7 @@ pub(crate) struct EncoderShape {
 
 impl EncoderShape {
     /// Refuses sizes that do not fit together, or that no model has.
-    pub(crate) fn checked(self) -> Result<Self> {
+    pub(crate) fn checked(mut self) -> Result<Self> {
         let (heads, hidden, context) = (self.heads, self.hidden, self.context);
         if heads > HEADS_MAX || !hidden.is_multiple_of(heads) {
             return Err(Error::invalid(format!(
@@ -66,6 +67,7 @@ impl EncoderShape {
         if ropes().next().is_some() && !(hidden / heads).is_multiple_of(2) {
             return Err(Error::invalid(format!("heads of {} cannot be rotated in pairs", hidden / heads)));
         }
+        self.layers.iter_mut().for_each(|layer| layer.window = narrower(layer.window, context));
         Ok(self)
     }
 }

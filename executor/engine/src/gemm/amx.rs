@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::band::Pair;
+use super::band::{Pair, Start};
 use super::tiles::SIDE;
 
 /// Whether this processor multiplies tiles of `bf16` and the kernel lets this process do so.
@@ -80,20 +80,20 @@ impl Session {
         Some(Self { before })
     }
 
-    /// Adds to `out`, or sets it where `first`, the product of two lines of rows with two lines of outputs, summed over
+    /// Adds to `out`, or sets it where it starts from zero, the product of two lines of rows with two lines of outputs, summed over
     /// `pairs` of them.
     ///
     /// # Safety
     /// `out` is valid for reads and writes of `BLOCK` rows of `BLOCK` numbers, `stride` numbers apart, and no other thread
     /// touches these.
     #[inline]
-    pub(super) unsafe fn block(&self, pairs: &[Pair<'_>], out: *mut f32, stride: usize, first: bool) {
+    pub(super) unsafe fn block(&self, pairs: &[Pair<'_>], out: *mut f32, stride: usize, start: Start) {
         // SAFETY: by the contract of this function, row 16 is inside the block.
         let lower = unsafe { out.add(SIDE * stride) };
         let stride = stride * size_of::<f32>();
         // SAFETY: a session is open, so the registers are set up; loads and stores of `out` stay inside the block.
         unsafe {
-            if first {
+            if start == Start::Zero {
                 asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
             } else {
                 asm!(

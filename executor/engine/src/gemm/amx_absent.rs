@@ -1,6 +1,6 @@
 //! What stands in for the tile instructions on processors of another kind: nothing can begin a session.
 
-use super::band::Pair;
+use super::band::{Pair, Start};
 
 pub(crate) enum Session {}
 
@@ -9,7 +9,7 @@ impl Session {
         None
     }
 
-    pub(super) fn block(&self, _: &[Pair<'_>], _: *mut f32, _: usize, _: bool) {
+    pub(super) fn block(&self, _: &[Pair<'_>], _: *mut f32, _: usize, _: Start) {
         match *self {}
     }
 }

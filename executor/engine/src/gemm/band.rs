@@ -29,6 +29,14 @@ impl Kernel {
     }
 }
 
+/// What the sums of a block start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    Zero,
+    /// What is in the block already.
+    Present,
+}
+
 /// Two lines of tiles.
 #[derive(Clone, Copy)]
 pub(crate) struct Lines<'a> {
@@ -107,10 +115,10 @@ impl<'a> Band<'a> {
         Self { out: out.as_mut_ptr(), rows, width, columns: 0..width, borrowed: PhantomData }
     }
 
-    /// Adds to the block at `row` and `column`, or sets it where `first`, the product of two lines of rows with two lines
+    /// Adds to the block at `row` and `column`, or sets it where it starts from zero, the product of two lines of rows with two lines
     /// of outputs, summed over `pairs` of them. What of the block is outside the product or the band is left out.
     #[inline]
-    pub(crate) fn add(&mut self, kernel: &Kernel, pairs: &[Pair<'_>], [row, column]: [usize; 2], first: bool) {
+    pub(crate) fn add(&mut self, kernel: &Kernel, pairs: &[Pair<'_>], [row, column]: [usize; 2], start: Start) {
         assert!(row < self.rows && self.columns.contains(&column));
         let (rows, columns) = (BLOCK.min(self.rows - row), BLOCK.min(self.columns.end - column));
         // SAFETY: row and column are inside the product.
@@ -120,17 +128,17 @@ impl<'a> Band<'a> {
             && let Kernel::Tiles(session) = kernel
         {
             // SAFETY: the whole block is inside the product and this band, which is borrowed by nobody else.
-            unsafe { session.block(pairs, out, self.width, first) };
+            unsafe { session.block(pairs, out, self.width, start) };
             return;
         }
         let mut whole = [0f32; BLOCK * BLOCK];
         // SAFETY: `whole` is a block of its own; the copies stay inside the product and this band.
         unsafe {
-            for i in 0..if first { 0 } else { rows } {
+            for i in 0..if start == Start::Zero { 0 } else { rows } {
                 out.add(i * self.width).copy_to_nonoverlapping(whole.as_mut_ptr().add(i * BLOCK), columns);
             }
             match kernel {
-                Kernel::Tiles(session) => session.block(pairs, whole.as_mut_ptr(), BLOCK, first),
+                Kernel::Tiles(session) => session.block(pairs, whole.as_mut_ptr(), BLOCK, start),
                 Kernel::Plain => plain(pairs, &mut whole),
             }
             for i in 0..rows {
@@ -229,8 +237,8 @@ mod tests {
                 for mut band in bands(&mut out, width, 2 * BLOCK) {
                     for row in (0..rows).step_by(BLOCK) {
                         for column in (band.columns.start..band.columns.end).step_by(BLOCK) {
-                            band.add(kernel, &pairs, [row, column], true);
-                            band.add(kernel, &pairs[1..], [row, column], false);
+                            band.add(kernel, &pairs, [row, column], Start::Zero);
+                            band.add(kernel, &pairs[1..], [row, column], Start::Present);
                         }
                     }
                 }

@@ -58,9 +58,9 @@ impl Rows {
         rows
     }
 
-    /// Whether numbers are in two parts.
-    pub(super) fn are_split(&self) -> bool {
-        self.low.is_some()
+    /// How exact its numbers are.
+    pub(super) fn exactness(&self) -> Exactness {
+        Exactness::of(&self.low)
     }
 
     /// Lines that meet all weights of a task before the next lines do.

@@ -42,6 +42,10 @@ pub(super) fn reference(source: &Path) -> Result<Reference> {
         };
         items.push(item);
     }
+    if items.is_empty() {
+        return Err(Error::invalid(format!("the model takes {context} tokens: too few for any text to be compared"))
+            .hint(format!("allow {} at least", LETTERS[0] + GREEDY + 2)));
+    }
     let labels = items.iter().flat_map(|item| match &item.expected {
         Expected::Labels(logits) => logits.iter().map(|(_, logit)| *logit).collect(),
         _ => Vec::new(),
@@ -68,7 +72,20 @@ fn next(logits: &[f32], greedy_ids: Vec<u32>) -> Expected {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::synthetic::{checkpoint, fixtures};
     use crate::verify::verify;
+
+    #[test]
+    fn a_context_that_no_text_fits_is_an_error_and_no_agreement() {
+        let (_, mut fixture) = fixtures("decoder").into_iter().find(|(name, _)| name == "llama").unwrap();
+        for (context, items) in [(18, None), (19, Some(1))] {
+            fixture["config"]["max_position_embeddings"] = context.into();
+            match (reference(checkpoint(&fixture).path()), items) {
+                (Ok(made), Some(items)) => assert_eq!(made.items.len(), items),
+                (made, _) => assert!(made.unwrap_err().report().contains("allow 19 at least")),
+            }
+        }
+    }
 
     #[test]
     fn the_engine_agrees_with_the_reference_that_it_makes_itself() {

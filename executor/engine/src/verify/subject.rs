@@ -159,7 +159,8 @@ fn last_logits(answerer: &mut Answerer, rows: &[&[u32]]) -> Result<Vec<Vec<f32>>
     for row in rows {
         let mut table = Vec::new();
         answerer.cache.grow(&mut table, row.len()).ok_or_else(full)?;
-        pack.push(row, 0, &table, true);
+        pack.push(row, 0, &table);
+        pack.want_last();
         tables.push(table);
     }
     pack.finish();

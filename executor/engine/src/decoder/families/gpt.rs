@@ -21,9 +21,8 @@ fn renamed(config: &Value, keys: &[(&str, &[&str])], inner: Option<usize>) -> Re
     Ok(config)
 }
 
-fn biases(attention: bool, feed: bool) -> Biases {
-    Biases { qkv: attention, attention_out: attention, feed, output: false }
-}
+/// Biases of all matrices but the output.
+const WITHIN: Biases = Biases { qkv: true, attention_out: true, feed: true, output: false };
 
 pub(super) fn neox(config: &Value) -> Result<DecoderShape> {
     let mut shape = llama(config)?;
@@ -34,7 +33,8 @@ pub(super) fn neox(config: &Value) -> Result<DecoderShape> {
     shape.norm = NormKind::Layer;
     shape.norm_epsilon = number(config, "layer_norm_eps").unwrap_or(1e-5) as f32;
     shape.activation = activation(config, &["hidden_act"], Activation::Gelu)?;
-    shape.biases = biases(flag(config, "attention_bias", true), true);
+    let bias = flag(config, "attention_bias", true);
+    shape.biases = Biases { qkv: bias, attention_out: bias, ..WITHIN };
     if flag(config, "use_parallel_residual", true) {
         shape.residual = Residual::Parallel;
     }
@@ -72,7 +72,7 @@ pub(super) fn falcon(config: &Value) -> Result<DecoderShape> {
     shape.norm_epsilon = number(&config, "layer_norm_epsilon").unwrap_or(1e-5) as f32;
     shape.activation = activation(&config, &["activation"], Activation::Gelu)?;
     let bias = flag(&config, "bias", false);
-    shape.biases = biases(bias, bias);
+    shape.biases = if bias { WITHIN } else { Biases::default() };
     shape.tied = flag(&config, "tie_word_embeddings", true);
     let norms = optional_size(&config, "num_ln_in_parallel_attn").unwrap_or(if new { 2 } else { 1 });
     let parallel = new || flag(&config, "parallel_attn", true);
@@ -112,7 +112,7 @@ pub(super) fn big_code(config: &Value) -> Result<DecoderShape> {
     shape.norm = NormKind::Layer;
     shape.norm_epsilon = number(&config, "layer_norm_epsilon").unwrap_or(1e-5) as f32;
     shape.activation = activation(&config, &["activation_function"], Activation::GeluTanh)?;
-    shape.biases = biases(true, true);
+    shape.biases = WITHIN;
     shape.tied = flag(&config, "tie_word_embeddings", true);
     shape.names = &names::GPT_BIGCODE;
     Ok(shape)
@@ -124,7 +124,7 @@ pub(super) fn starcoder2(config: &Value) -> Result<DecoderShape> {
     shape.norm_epsilon = number(config, "norm_epsilon").unwrap_or(1e-5) as f32;
     shape.activation = activation(config, &["hidden_act"], Activation::GeluTanh)?;
     let bias = flag(config, "use_bias", true);
-    shape.biases = biases(bias, bias);
+    shape.biases = if bias { WITHIN } else { Biases::default() };
     shape.tied = flag(config, "tie_word_embeddings", true);
     windows(&mut shape, config, optional_size(config, "sliding_window"), |_| true)?;
     shape.names = &names::STARCODER2;

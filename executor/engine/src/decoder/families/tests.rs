@@ -10,6 +10,13 @@ fn config() -> Value {
         "vocab_size": 100, "max_position_embeddings": 32768})
 }
 
+fn with_experts(config: &Value) -> Value {
+    let mut config = config.clone();
+    (config["num_experts"], config["num_experts_per_tok"], config["moe_intermediate_size"]) =
+        (json!(4), json!(2), json!(32));
+    config
+}
+
 fn windows_of(architecture: &str, changes: &[(&str, Value)]) -> Vec<Option<usize>> {
     let mut config = config();
     for (key, value) in changes {
@@ -34,6 +41,29 @@ fn windows_are_as_each_family_says_them() {
     for family in ["Gemma2ForCausalLM", "Gemma3ForCausalLM", "MistralForCausalLM"] {
         let listed = windows_of(family, &[window.clone(), ("layer_types", full.clone())]);
         assert_eq!(listed, [None, Some(8), None, None], "{family}");
+    }
+}
+
+#[test]
+fn a_window_that_hides_nothing_is_none() {
+    for (tokens, window) in [(32_767, Some(32_767)), (32_768, None), (u32::MAX - 1, None), (u32::MAX, None)] {
+        for family in ["MistralForCausalLM", "Gemma3ForCausalLM"] {
+            assert_eq!(windows_of(family, &[("sliding_window", json!(tokens))])[0], window, "{family}, {tokens}");
+        }
+    }
+}
+
+/// A table of a hundred bytes for each position of four thousand million would end the process.
+#[test]
+fn a_context_longer_than_any_models_is_cut() {
+    for (asked, taken) in [(1u64 << 20, 1 << 20), ((1 << 20) + 1, 1 << 20), (u64::from(u32::MAX), 1 << 20)] {
+        let mut config = config();
+        config["max_position_embeddings"] = json!(asked);
+        for family in ["LlamaForCausalLM", "Gemma3ForCausalLM", "Qwen3MoeForCausalLM"] {
+            let shape = from_config(family, &with_experts(&config)).unwrap();
+            assert_eq!(shape.clone().used_with(None).context, taken, "{family}");
+            assert_eq!(shape.used_with(Some(usize::MAX)).context, taken, "{family}");
+        }
     }
 }
 

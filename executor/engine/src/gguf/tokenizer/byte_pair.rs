@@ -44,7 +44,7 @@ pub(super) fn character_level(file: &GgufFile, vocabulary: &Vocabulary<'_>) -> R
         model: model.into(),
         normalizer: json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}),
         pre_tokenizer: json!({"type": "Sequence", "pretokenizers": splits(rules)}),
-        decoder: spaces_decoder(false),
+        decoder: spaces_decoder(None),
         begins: true,
         ends: false,
     })

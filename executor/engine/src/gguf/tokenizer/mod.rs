@@ -98,17 +98,16 @@ fn frame(before: Option<(u32, &str)>, after: Option<(u32, &str)>) -> Value {
     json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens})
 }
 
-/// The decoder of pieces that write a space as `▁`; `prefixed`: one that was put before the text is taken off again.
-fn spaces_decoder(prefixed: bool) -> Value {
-    let mut steps = vec![
-        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
-    if prefixed {
-        steps.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-    }
-    json!({"type": "Sequence", "decoders": steps})
+/// The decoder of pieces that write a space as `▁`, and what it does to the text at last.
+fn spaces_decoder(last: Option<Value>) -> Value {
+    let spaces = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+    let steps = [spaces, json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
+    json!({"type": "Sequence", "decoders": steps.into_iter().chain(last).collect::<Vec<_>>()})
+}
+
+/// Takes a space that was put before a text off again.
+fn without_first_space() -> Value {
+    json!({"type": "Strip", "content": " ", "start": 1, "stop": 0})
 }
 
 fn unusable(file: &GgufFile, error: tokenizers::Error) -> Error {

@@ -8,7 +8,7 @@ use tokenizers::models::bpe::BPE;
 
 use super::byte_pair::ids;
 use super::vocabulary::{Vocabulary, lacks};
-use super::{Parts, spaces_decoder, unusable};
+use super::{Parts, spaces_decoder, unusable, without_first_space};
 use crate::gguf::GgufFile;
 
 /// Builds the model.
@@ -33,7 +33,7 @@ pub(super) fn sentence_piece(file: &GgufFile, vocabulary: &Vocabulary<'_>) -> Re
         model: model.into(),
         normalizer,
         pre_tokenizer: Value::Null,
-        decoder: spaces_decoder(prefixed),
+        decoder: spaces_decoder(prefixed.then(without_first_space)),
         begins: true,
         ends: false,
     })

@@ -1,0 +1,106 @@
+//! A device that fails in the middle of its work: who is told what, who goes on, and when the engine has ended.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rowmill_jobs::infer::{Engine, Outcome, Piece, Request, Task, TaskKind, TextFormat};
+use rowmill_jobs::{Error, Kind, Result};
+use tokio::task::JoinSet;
+
+use crate::answer::Answerer;
+use crate::drive::is_out_of_memory;
+use crate::engine::{CandleEngine, threads};
+use crate::model::{EngineOptions, Model, Network};
+use crate::worker::{Post, Worker, is_lasting};
+
+#[derive(Clone, Copy, PartialEq)]
+enum Where {
+    Processor,
+    Device,
+}
+
+/// The tiny Llama, once for each step at which its device breaks, if it does.
+fn engine(breaks_at: &[Option<usize>], where_to: Where) -> CandleEngine {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny");
+    let mut prompter = None;
+    let post = |breaks_at: &Option<usize>| {
+        let model = Model::load(&source, &EngineOptions::default()).unwrap();
+        let Network::Writer(writer) = model.network else { panic!("writes no text") };
+        let own = Arc::clone(prompter.get_or_insert_with(|| Arc::new(model.prompter)));
+        let mut answerer = Answerer::new(writer, own, 1 << 24);
+        answerer.observer.breaks_at = *breaks_at;
+        let pool = threads("engine", 1).unwrap();
+        Post { worker: Worker::Writer(Box::new(answerer)), pool, on_device: where_to == Where::Device }
+    };
+    let posts = breaks_at.iter().map(post).collect();
+    CandleEngine::start("m", prompter.unwrap(), posts).unwrap()
+}
+
+async fn ask(engine: &CandleEngine, format: TextFormat) -> Result<Vec<Outcome>> {
+    let template = vec![Piece::Value(0)];
+    let kind = TaskKind::Complete { tokens_max: 3, format };
+    let task = Arc::new(Task { model: "m".into(), kind, system: None, template: template.clone(), input: template });
+    engine.infer(&task, vec![Request { values: ["the answer".to_owned()].into() }]).await
+}
+
+#[tokio::test]
+async fn the_engine_of_the_last_device_that_failed_has_ended_and_says_why() {
+    let engine = Arc::new(engine(&[Some(5)], Where::Device));
+    assert_eq!(ask(&engine, TextFormat::Free).await.unwrap().len(), 1);
+    assert!(!engine.has_ended());
+    let mut calls = JoinSet::new();
+    for _ in 0..100 {
+        let engine = Arc::clone(&engine);
+        calls.spawn(async move { (ask(&engine, TextFormat::Free).await, engine.has_ended()) });
+    }
+    while let Some(called) = calls.join_next().await {
+        if let (Err(error), ended) = called.unwrap() {
+            assert!(error.retryable() && ended, "{}", error.report());
+        }
+    }
+    let error = ask(&engine, TextFormat::Free).await.unwrap_err();
+    assert!(error.retryable() && error.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{}", error.report());
+}
+
+#[tokio::test]
+async fn a_device_that_failed_gets_no_call_any_more_and_the_other_goes_on() {
+    let engine = engine(&[Some(1), None], Where::Device);
+    let mut failed = 0;
+    for _ in 0..40 {
+        if let Err(error) = ask(&engine, TextFormat::Free).await {
+            assert!(error.retryable() && error.report().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{}", error.report());
+            failed += 1;
+        }
+    }
+    assert!(failed <= 1, "{failed}");
+    assert!(!engine.has_ended());
+}
+
+#[tokio::test]
+async fn what_is_not_the_devices_fault_ends_no_engine() {
+    let asked = engine(&[None], Where::Device);
+    let error = ask(&asked, TextFormat::Pattern { pattern: "a(?=b)".to_owned() }).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Invalid);
+    assert!(ask(&asked, TextFormat::Free).await.is_ok() && !asked.has_ended());
+    // A processor outlives its errors.
+    let processor = engine(&[Some(1)], Where::Processor);
+    for _ in 0..2 {
+        assert_eq!(ask(&processor, TextFormat::Free).await.unwrap_err().to_string(), "a step failed");
+    }
+    assert!(!processor.has_ended());
+}
+
+#[test]
+fn memory_that_ran_out_is_known_by_the_words_of_drivers_and_libraries() {
+    let failed = |words: &'static str| Error::internal("a step failed").caused_by(std::io::Error::other(words));
+    for words in ["DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "CublasError(CUBLAS_STATUS_ALLOC_FAILED)"]
+    {
+        assert!(is_out_of_memory(&failed(words)) && !is_lasting(&failed(words)), "{words}");
+    }
+    for words in ["CublasError(CUBLAS_STATUS_EXECUTION_FAILED)", "DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)"] {
+        assert!(!is_out_of_memory(&failed(words)) && is_lasting(&failed(words)), "{words}");
+    }
+    assert!(!is_lasting(&Error::invalid("labels cannot be scored")));
+}
