@@ -1,5 +1,5 @@
-//! Compiles the engine's kernels, for the build for GPUs only: NVIDIA's compiler makes PTX of them, which the driver turns into a
-//! GPU's own code when a model is loaded; and that code itself, to see now whether it can. Everything else needs no build script.
+//! Compiles the engine's kernels, for the build for GPUs only: NVIDIA's compiler makes a GPU's own code of them, and puts PTX
+//! beside it, of which the driver makes the code of newer GPUs when a model is loaded. Everything else needs no build script.
 #![allow(clippy::panic, clippy::print_stdout, reason = "this is how a build fails, and how it tells Cargo anything")]
 
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ fn main() {
     for kernel in KERNELS {
         let source = format!("src/cuda/{kernel}.cu");
         println!("cargo::rerun-if-changed={source}");
-        compile(&source, &["-ptx", &format!("-arch=compute_{capability}")], &out.join(format!("{kernel}.ptx")));
-        compile(&source, &["-cubin", &format!("-arch=sm_{capability}")], &out.join(format!("{kernel}.cubin")));
+        let both = format!("-gencode=arch=compute_{capability},code=[sm_{capability},compute_{capability}]");
+        compile(&source, &["-fatbin", &both], &out.join(format!("{kernel}.fatbin")));
     }
 }
 

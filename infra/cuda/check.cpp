@@ -43,7 +43,7 @@ struct Case {
 template <int D>
 static void attend(bool step, const Attention& a, uint32_t tiles, uint32_t kv_heads) {
   const std::function<void()> run = [&] { step ? attend_step<D>(a) : attend_prompt<D>(a); };
-  launch({tiles, kv_heads}, 128, run);
+  launch({tiles, kv_heads}, step ? 32 * STEP_WARPS<D> : 128, run);
 }
 
 static void attention(const Case& c) {
@@ -117,7 +117,8 @@ static void attention(const Case& c) {
       case 32: attend<32>(step, a, count, c.kv_heads); break;
       case 64: attend<64>(step, a, count, c.kv_heads); break;
       case 96: attend<96>(step, a, count, c.kv_heads); break;
-      default: attend<128>(step, a, count, c.kv_heads);
+      case 128: attend<128>(step, a, count, c.kv_heads); break;
+      default: attend<256>(step, a, count, c.kv_heads);
     }
   }
   for (size_t r = 0; r < c.rows.size(); ++r)
@@ -351,11 +352,12 @@ static void answers() {
 
 int main() {
   const std::vector<Row> ragged = {{1, 0}, {70, 0}, {1, 100}, {33, 31}, {2, 63}, {129, 5}, {1, 300}};
-  for (uint32_t size : {32u, 64u, 96u, 128u})
+  for (uint32_t size : {32u, 64u, 96u, 128u, 256u})
     attention({"paged, grouped", size, 8, 2, 0, true, true, false, 0.0f, ragged});
   attention({"paged, groups of 7", 64, 14, 2, 0, true, true, false, 0.0f, ragged});
   attention({"paged, one head a key", 64, 3, 3, 0, true, true, false, 0.0f, ragged});
   attention({"paged, window and softcap", 64, 4, 2, 40, true, true, false, 5.0f, ragged});
+  attention({"paged, long heads, window and softcap", 256, 4, 2, 40, true, true, false, 5.0f, ragged});
   const std::vector<Row> texts = {{1, 0}, {128, 0}, {17, 0}, {64, 0}, {200, 0}};
   for (uint32_t size : {32u, 64u}) attention({"texts", size, 4, 4, 0, false, false, true, 0.0f, texts});
   attention({"texts, window", 64, 2, 2, 24, false, false, false, 0.0f, texts});
@@ -365,6 +367,7 @@ int main() {
   preparation(false, true, 128, 128);
   preparation(false, true, 32, 8);
   preparation(true, true, 96, 96);
+  preparation(false, true, 256, 256);
   preparation(false, false, 64, 0);
   answers();
   std::printf(faults == 0 ? "all kernels compute what they should\n" : "%d numbers are wrong\n", faults);

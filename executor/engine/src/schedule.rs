@@ -105,6 +105,8 @@ pub(crate) struct Scheduler {
     nodes: Vec<Node>,
     waiting: VecDeque<(usize, Need)>,
     running: Vec<Running>,
+    /// Where the running row was that was last looked for: they are looked for in their order, most of the time.
+    last: usize,
     pages_free: usize,
     limits: Limits,
 }
@@ -127,6 +129,7 @@ impl Scheduler {
             nodes: nodes.collect(),
             waiting: rows.into_iter().collect(),
             running: Vec::new(),
+            last: 0,
             pages_free: pages,
             limits,
         };
@@ -224,22 +227,30 @@ impl Scheduler {
     }
 
     fn remove(&mut self, row: usize) -> Option<Running> {
-        let at = self.running.iter().position(|running| running.row == row)?;
+        let at = self.place(row)?;
         Some(self.running.remove(at))
+    }
+
+    /// Where a row is among the running ones.
+    fn place(&mut self, row: usize) -> Option<usize> {
+        let last = self.last.min(self.running.len());
+        let at = (last..self.running.len()).chain(0..last).find(|at| self.running[*at].row == row)?;
+        self.last = at;
+        Some(at)
     }
 
     /// A running row has `tokens` more tokens.
     pub(crate) fn append(&mut self, row: usize, tokens: usize) {
-        if let Some(row) = self.running.iter_mut().find(|running| running.row == row) {
-            row.need.tokens += tokens;
+        if let Some(at) = self.place(row) {
+            self.running[at].need.tokens += tokens;
         }
     }
 
     /// Gives a running row so many more pages, if they are free.
     pub(crate) fn extend(&mut self, row: usize, pages: usize) -> bool {
-        match self.running.iter_mut().find(|running| running.row == row) {
-            Some(running) if pages <= self.pages_free => {
-                running.need.pages += pages;
+        match self.place(row) {
+            Some(at) if pages <= self.pages_free => {
+                self.running[at].need.pages += pages;
                 self.pages_free -= pages;
                 true
             }
@@ -305,8 +316,8 @@ impl Scheduler {
             match slice.work {
                 Work::Node(node) => self.nodes[node].done = slice.from,
                 Work::Row(row) => {
-                    if let Some(running) = self.running.iter_mut().find(|running| running.row == row) {
-                        running.done = slice.from;
+                    if let Some(at) = self.place(row) {
+                        self.running[at].done = slice.from;
                     }
                 }
             }

@@ -199,29 +199,37 @@ __device__ __forceinline__ void begin_keys(const Attention& a, const Tile& t, ui
   copies_commit();
 }
 
-// 64 queries, 16 of each warp; a page at a time, the next one on its way. Grid [tiles, key heads], 128 threads.
+// Of heads so long that what is held of them would not fit elsewhere.
+template <int D>
+constexpr bool LONG = D > 128;
+// Warps of a block in the kernel for short steps.
+template <int D>
+constexpr int STEP_WARPS = LONG<D> ? 2 : 4;
+
+// 64 queries, 16 of each warp; a page at a time, or half of one, the next on its way. Grid [tiles, key heads], 128 threads.
 template <int D>
 __device__ __forceinline__ void attend_prompt(const Attention& a) {
   constexpr int STRIDE = D + 8;  // spreads the rows that one instruction reads over all banks
-  __shared__ __align__(16) bf16 memory[2][2][PAGE * STRIDE];
+  constexpr int KEYS = LONG<D> ? PAGE / 2 : PAGE;
+  __shared__ __align__(16) bf16 memory[2][2][KEYS * STRIDE];
   const Tile t = tile_of<64>(a);
   uint32_t q[D / 16][4], position[2];
   uint64_t place[2];
   load_queries<D>(a, t, threadIdx.x / 32 * 16, q, position, place);
   State<D> state;
   state.clear();
-  const uint32_t begin = t.key_begin / PAGE, end = (t.key_end + PAGE - 1) / PAGE;
-  begin_keys<D, PAGE, STRIDE>(a, t, begin * PAGE, memory[0][0], memory[0][1], threadIdx.x, 128);
-  for (uint32_t page = begin; page < end; ++page) {
-    const uint32_t now = (page - begin) % 2;
-    if (page + 1 < end) {
-      begin_keys<D, PAGE, STRIDE>(a, t, (page + 1) * PAGE, memory[1 - now][0], memory[1 - now][1], threadIdx.x, 128);
+  const uint32_t begin = t.key_begin / KEYS, end = (t.key_end + KEYS - 1) / KEYS;
+  begin_keys<D, KEYS, STRIDE>(a, t, begin * KEYS, memory[0][0], memory[0][1], threadIdx.x, 128);
+  for (uint32_t run = begin; run < end; ++run) {
+    const uint32_t now = (run - begin) % 2;
+    if (run + 1 < end) {
+      begin_keys<D, KEYS, STRIDE>(a, t, (run + 1) * KEYS, memory[1 - now][0], memory[1 - now][1], threadIdx.x, 128);
       copies_wait<1>();
     } else {
       copies_wait<0>();
     }
     __syncthreads();
-    take_keys<D, PAGE, STRIDE>(a, t, page * PAGE, memory[now][0], memory[now][1], q, position, state);
+    take_keys<D, KEYS, STRIDE>(a, t, run * KEYS, memory[now][0], memory[now][1], q, position, state);
     __syncthreads();
   }
 #pragma unroll
@@ -236,11 +244,11 @@ __device__ __forceinline__ void attend_prompt(const Attention& a) {
   }
 }
 
-// 16 queries; each warp takes every fourth run of 16 keys, and their states are joined at the end. Grid [tiles, key heads],
-// 128 threads.
+// 16 queries; the warps take turns at runs of 16 keys, and their states are joined at the end. Grid [tiles, key heads],
+// STEP_WARPS warps.
 template <int D>
 __device__ __forceinline__ void attend_step(const Attention& a) {
-  constexpr int STRIDE = D + 8, KEYS = 16, WARPS = 4;
+  constexpr int STRIDE = D + 8, KEYS = 16, WARPS = STEP_WARPS<D>;
   // Keys and values of each warp; then its state: 16 rows of D floats take less.
   __shared__ __align__(16) bf16 memory[WARPS][2][KEYS * STRIDE];
   __shared__ float tops[WARPS][16], sums[WARPS][16];
@@ -276,7 +284,7 @@ __device__ __forceinline__ void attend_step(const Attention& a) {
   }
   __syncthreads();
   const uint32_t count = t.queries * a.group;
-  for (uint32_t i = threadIdx.x; i < count * (D / 2); i += 128) {
+  for (uint32_t i = threadIdx.x; i < count * (D / 2); i += 32 * WARPS) {
     const uint32_t row = i / (D / 2), column = i % (D / 2) * 2;
     float top = NOTHING;
     for (int w = 0; w < WARPS; ++w) top = fmaxf(top, tops[w][row]);
@@ -299,8 +307,10 @@ __global__ void __launch_bounds__(128) attend_prompt_32(Attention a) { attend_pr
 __global__ void __launch_bounds__(128) attend_prompt_64(Attention a) { attend_prompt<64>(a); }
 __global__ void __launch_bounds__(128) attend_prompt_96(Attention a) { attend_prompt<96>(a); }
 __global__ void __launch_bounds__(128) attend_prompt_128(Attention a) { attend_prompt<128>(a); }
+__global__ void __launch_bounds__(128) attend_prompt_256(Attention a) { attend_prompt<256>(a); }
 __global__ void __launch_bounds__(128) attend_step_32(Attention a) { attend_step<32>(a); }
 __global__ void __launch_bounds__(128) attend_step_64(Attention a) { attend_step<64>(a); }
 __global__ void __launch_bounds__(128) attend_step_96(Attention a) { attend_step<96>(a); }
 __global__ void __launch_bounds__(128) attend_step_128(Attention a) { attend_step<128>(a); }
+__global__ void __launch_bounds__(32 * STEP_WARPS<256>) attend_step_256(Attention a) { attend_step<256>(a); }
 }

@@ -7,18 +7,19 @@ use rayon::prelude::*;
 use rowmill_jobs::spec::Pooling;
 use rowmill_jobs::{Error, Result};
 
-use super::gpu::{Buffer, Gpu, Matrix, Output, Place};
+use super::gpu::{Buffer, Gpu, Graph, Matrix, Output, Place};
 use super::launch::{AttentionArguments, NONE_ALLOWED, NOT_FINITE, Norm, PrepareArguments, States, Words, place_of};
+use super::layer::{Layer, Work, norm};
 use crate::attention::BLOCK;
-use crate::decoder::shape::{Activation, DecoderShape};
-use crate::decoder::{Decoder, LayerParts, Norm as HostNorm};
+use crate::decoder::Decoder;
+use crate::decoder::shape::DecoderShape;
 use crate::device::copies::waves;
 use crate::device::masks::Masks;
 use crate::device::memory::pages_that_fit;
+use crate::device::recordings::{Recordings, Way, filled};
 use crate::device::step::{Section, Step, spans};
 use crate::guide::Guide;
 use crate::kv::{KvCache, KvForm};
-use crate::linear::Linear;
 use crate::pack::Pack;
 use crate::row::Choice;
 use crate::writer::Head;
@@ -49,39 +50,8 @@ pub(crate) struct DeviceDecoder {
     tables: Buffer<u32>,
     logits: Buffer<f32>,
     work: Option<Work>,
-}
-
-#[derive(Debug)]
-struct Layer {
-    qkv: Matrix,
-    qk_norms: Option<[Norm; 2]>,
-    /// Whether those are over all heads together.
-    whole: bool,
-    out: Matrix,
-    up: Matrix,
-    down: Matrix,
-    gated: bool,
-    activation: u32,
-    window: u32,
-    rope: usize,
-    /// Before and after attention, before and after the feed-forward.
-    before: [Norm; 2],
-    after: [Option<Norm>; 2],
-}
-
-/// What a step's tokens become on their way, each `[tokens, _]`.
-#[derive(Debug)]
-struct Work {
-    tokens: usize,
-    h: Buffer<f32>,
-    /// Of the tokens that are wanted, from the last layer on.
-    last: Buffer<f32>,
-    branch: Buffer<f32>,
-    x: Buffer<bf16>,
-    qkv: Buffer<bf16>,
-    context: Buffer<bf16>,
-    up: Buffer<bf16>,
-    inner: Buffer<bf16>,
+    /// Steps of rows that grow by one token.
+    recordings: Recordings<Graph>,
 }
 
 impl DeviceDecoder {
@@ -106,12 +76,14 @@ impl DeviceDecoder {
             tables: gpu.buffer(8 * TOKENS_FIRST)?,
             logits: gpu.buffer(LOGIT_ROWS * shape.vocab)?,
             work: None,
+            recordings: Recordings::new(),
             shape,
             gpu,
         };
-        this.fit(&Step::default(), TOKENS_FIRST)?;
+        this.fit_tokens(TOKENS_FIRST)?;
         this.pages = pages_that_fit(this.gpu.free_bytes()?, this.page_bytes(), kv_bytes_max);
-        this.pool = this.gpu.zeros(this.pages * this.page_bytes() / size_of::<bf16>())?;
+        // One more than are given away, for rows that fill a step.
+        this.pool = this.gpu.zeros((this.pages + 1) * this.page_bytes() / size_of::<bf16>())?;
         Ok(this)
     }
 
@@ -240,19 +212,55 @@ impl DeviceDecoder {
     /// `x`. Returns how many those are. Waits for nothing.
     fn forward(&mut self, pack: &Pack, cache: &mut KvCache) -> Result<usize> {
         self.gpu.enter()?;
-        let step = Step::of(pack, self.group());
-        self.fit(&step, pack.tokens())?;
+        let rows = filled(pack);
+        let step = match rows {
+            Some(rows) => Step::filled(pack, self.group(), rows, self.pages),
+            None => Step::of(pack, self.group()),
+        };
+        self.fit(&step)?;
         self.gpu.write(&mut self.tables, &step.words)?;
         for wave in waves(&cache.take_copies()) {
             let copies = self.gpu.upload(&wave)?;
             self.gpu.copy_pages(self.pool.place, copies.place, [wave.len() / 2, self.page_bytes()])?;
         }
+        self.start(&step, rows)?;
+        Ok(pack.wanted.len())
+    }
+
+    /// Starts a step whose tables are in the GPU's memory; `rows`: of so many filled rows.
+    fn start(&mut self, step: &Step, rows: Option<usize>) -> Result<()> {
+        let Some(rows) = rows else { return self.compute(step) };
+        match (self.recordings.way(rows), self.recordings.get(rows)) {
+            (Way::Played, Some(graph)) => graph.play(),
+            (Way::Recorded, _) => self.record(step, rows),
+            (Way::Asked | Way::Played, _) => self.compute(step),
+        }
+    }
+
+    /// Records a step and plays it; where the GPU cannot, this step and all later ones are asked for kernel by kernel.
+    fn record(&mut self, step: &Step, rows: usize) -> Result<()> {
+        let recorded = self.gpu.record(|| self.compute(step)).and_then(|graph| graph.play().map(|()| graph));
+        match recorded {
+            Ok(graph) => {
+                self.recordings.keep(rows, graph);
+                Ok(())
+            }
+            Err(_) => {
+                self.recordings.refuse();
+                self.compute(step)
+            }
+        }
+    }
+
+    /// Asks for all kernels of a step. Names nothing but buffers that stay, and numbers that steps of as many filled rows have in
+    /// common.
+    fn compute(&self, step: &Step) -> Result<()> {
         let (gpu, work, hidden) = (&self.gpu, self.work()?, self.shape.hidden);
-        let wanted = pack.wanted.len();
-        let mut h = States { at: work.h.place, tokens: pack.tokens(), hidden };
+        let (tokens, wanted) = (step.len(Section::Ids), step.len(Section::Wanted));
+        let mut h = States { at: work.h.place, tokens, hidden };
         let words = Words {
-            ids: self.table(&step, Section::Ids),
-            positions: self.table(&step, Section::Positions),
+            ids: self.table(step, Section::Ids),
+            positions: self.table(step, Section::Positions),
             words: self.embedding.values.place,
             table: place_of(self.positions.as_ref()),
         };
@@ -260,17 +268,17 @@ impl DeviceDecoder {
         for (index, layer) in self.layers.iter().enumerate() {
             gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &layer.before[0])?;
             gpu.multiply(&layer.qkv, work.x.place, h.tokens, Output::Rounded(work.qkv.place))?;
-            gpu.prepare(&self.prepare(index, layer, &step)?)?;
+            gpu.prepare(&self.prepare(index, layer, step)?)?;
             let mut context = work.context.place;
             let last = index + 1 == self.layers.len();
             if last && wanted == 0 {
-                return Ok(0);
+                return Ok(());
             }
             let tables = self.tables.place;
-            gpu.attend(self.attention(index, layer)?, self.shape.heads.head_dim, &step, tables)?;
+            gpu.attend(self.attention(index, layer)?, self.shape.heads.head_dim, step, tables)?;
             if last && wanted < h.tokens {
                 // After the last attention only the wanted tokens matter. The queries' place is free by then.
-                let rows = self.table(&step, Section::Wanted);
+                let rows = self.table(step, Section::Wanted);
                 gpu.gather(work.last.place, h.at, rows, [wanted, hidden * size_of::<f32>()])?;
                 gpu.gather(work.qkv.place, context, rows, [wanted, layer.out.inputs * size_of::<bf16>()])?;
                 (h, context) = (States { at: work.last.place, tokens: wanted, hidden }, work.qkv.place);
@@ -283,8 +291,7 @@ impl DeviceDecoder {
             gpu.activate(inner, work.up.place, place_of(layer.up.bias.as_ref()), function)?;
             self.add(h, &layer.down, work.inner.place, layer.after[1].as_ref())?;
         }
-        gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &self.norm)?;
-        Ok(wanted)
+        gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &self.norm)
     }
 
     /// `h += multiplier * norm(x · matrix + bias)`; in the product itself where it is only a sum.
@@ -377,14 +384,20 @@ impl DeviceDecoder {
         self.work.as_ref().ok_or_else(|| Error::internal("the GPU's buffers were not made"))
     }
 
-    /// Makes buffers for a step of so many tokens, where those that are there are too small.
-    fn fit(&mut self, step: &Step, tokens: usize) -> Result<()> {
+    /// Makes buffers for a step, where those that are there are too small.
+    fn fit(&mut self, step: &Step) -> Result<()> {
         if step.words.len() > self.tables.len {
+            self.recordings.forget();
             self.tables = self.gpu.buffer(step.words.len().next_power_of_two())?;
         }
+        self.fit_tokens(step.len(Section::Ids))
+    }
+
+    fn fit_tokens(&mut self, tokens: usize) -> Result<()> {
         if self.work.as_ref().is_some_and(|work| work.tokens >= tokens) {
             return Ok(());
         }
+        self.recordings.forget();
         let before = self.work.take().map_or(0, |work| work.tokens);
         let made = Work::new(&self.gpu, &self.shape, &self.layers, tokens.next_multiple_of(1024));
         let error = match made {
@@ -400,61 +413,4 @@ impl DeviceDecoder {
         }
         Err(error)
     }
-}
-
-impl Layer {
-    fn new(gpu: &Gpu, parts: &LayerParts<'_>) -> Result<Self> {
-        let [attention_before, attention_after, feed_before, feed_after] = parts.norms;
-        let needed = |host: Option<&HostNorm>| match host {
-            Some(host) => norm(gpu, host),
-            None => Err(Error::internal("a layer has no norm before its halves")),
-        };
-        let after = |host: Option<&HostNorm>| host.map(|host| norm(gpu, host)).transpose();
-        let matrix = |linear: &Linear| gpu.matrix(linear);
-        Ok(Self {
-            qkv: matrix(parts.qkv)?,
-            qk_norms: match parts.qk_norms {
-                Some(([q, k], _)) => Some([norm(gpu, q)?, norm(gpu, k)?]),
-                None => None,
-            },
-            whole: parts.qk_norms.is_some_and(|(_, whole)| whole),
-            out: matrix(parts.out)?,
-            up: matrix(&parts.feed.up)?,
-            down: matrix(&parts.feed.down)?,
-            gated: parts.feed.gated,
-            activation: match parts.feed.activation {
-                Activation::Silu => 0,
-                Activation::Gelu => 1,
-                Activation::GeluTanh => 2,
-                Activation::Relu => 3,
-            },
-            window: parts.shape.window.map_or(0, |window| u32::try_from(window).unwrap_or(0)),
-            rope: parts.shape.rope,
-            before: [needed(attention_before)?, needed(feed_before)?],
-            after: [after(attention_after)?, after(feed_after)?],
-        })
-    }
-}
-
-impl Work {
-    fn new(gpu: &Gpu, shape: &DecoderShape, layers: &[Layer], tokens: usize) -> Result<Self> {
-        let widest = |width: fn(&Layer) -> usize| layers.iter().map(width).max().unwrap_or(0);
-        Ok(Self {
-            tokens,
-            h: gpu.buffer(tokens * shape.hidden)?,
-            last: gpu.buffer(tokens * shape.hidden)?,
-            branch: gpu.buffer(tokens * shape.hidden)?,
-            x: gpu.buffer(tokens * shape.hidden)?,
-            qkv: gpu.buffer(tokens * widest(|layer| layer.qkv.outputs))?,
-            context: gpu.buffer(tokens * widest(|layer| layer.out.inputs))?,
-            up: gpu.buffer(tokens * widest(|layer| layer.up.outputs))?,
-            inner: gpu.buffer(tokens * widest(|layer| layer.down.inputs))?,
-        })
-    }
-}
-
-/// A norm's weights on a GPU.
-fn norm(gpu: &Gpu, host: &HostNorm) -> Result<Norm> {
-    let bias = host.bias.as_deref().map(|bias| gpu.upload(bias)).transpose()?;
-    Ok(Norm { weight: gpu.upload(&host.weight)?, bias, epsilon: host.epsilon })
 }

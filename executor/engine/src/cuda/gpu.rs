@@ -7,25 +7,29 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result::gemm_ex, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
+    CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
     ValidAsZeroBits, sys,
 };
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use half::bf16;
 use rowmill_jobs::{Error, Result};
 
+use super::staging::Staging;
 use crate::linear::{Linear, internal};
 
 /// Kernels, compiled by build.rs, with the names of those in them.
-const MODULES: [(&str, &[&str]); 3] = [
-    (include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")), &super::launch::ATTENTION),
-    (include_str!(concat!(env!("OUT_DIR"), "/layers.ptx")), &super::launch::LAYERS),
-    (include_str!(concat!(env!("OUT_DIR"), "/answers.ptx")), &super::launch::ANSWERS),
+const MODULES: [(&[u8], &[&str]); 3] = [
+    (include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")), &super::launch::ATTENTION),
+    (include_bytes!(concat!(env!("OUT_DIR"), "/layers.fatbin")), &super::launch::LAYERS),
+    (include_bytes!(concat!(env!("OUT_DIR"), "/answers.fatbin")), &super::launch::ANSWERS),
 ];
+/// What cuBLAS may write while it multiplies: as much as it takes for itself on Hopper.
+const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// GPUs that this process may use.
 pub(crate) fn count() -> Result<usize> {
@@ -37,6 +41,28 @@ pub(super) struct Gpu {
     stream: Arc<CudaStream>,
     blas: Arc<CudaBlas>,
     kernels: HashMap<&'static str, CudaFunction>,
+    staging: Mutex<Staging>,
+    /// cuBLAS's, as long as there is a GPU.
+    _workspace: CudaSlice<u8>,
+}
+
+/// Operations that were recorded, to be asked for as one.
+pub(super) struct Graph(CudaGraph);
+
+// SAFETY: a graph is the stream's that it was recorded on, which may be used from any thread; whoever has the graph has it alone.
+unsafe impl Send for Graph {}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Graph")
+    }
+}
+
+impl Graph {
+    /// Asks for the operations, behind all that was asked for before.
+    pub(super) fn play(&self) -> Result<()> {
+        self.0.launch().map_err(failed)
+    }
 }
 
 impl std::fmt::Debug for Gpu {
@@ -48,7 +74,8 @@ impl std::fmt::Debug for Gpu {
 /// Memory of a GPU for so many `T`; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Buffer<T> {
-    slice: CudaSlice<T>,
+    /// Gives the memory back.
+    _slice: CudaSlice<T>,
     /// Where it is.
     pub(super) place: Place,
     pub(super) len: usize,
@@ -110,9 +137,11 @@ impl Gpu {
         unsafe { device.disable_event_tracking() };
         let (stream, blas) = (device.cuda_stream(), device.cublas_handle());
         keep_freed_memory(stream.context())?;
+        let staging = Mutex::new(Staging::new(stream.context()).map_err(failed)?);
+        let workspace = workspace(&stream, &blas)?;
         let mut kernels = HashMap::new();
         for (code, names) in MODULES {
-            let module = stream.context().load_module(code.into()).map_err(|error| {
+            let module = stream.context().load_module(Ptx::from_binary(code.to_vec())).map_err(|error| {
                 failed(error).hint(
                     "the kernels of this build are for another kind of GPU, or for a newer driver: build with \
                      CUDA_COMPUTE_CAP as infra/cuda/README.md says",
@@ -122,12 +151,24 @@ impl Gpu {
                 kernels.insert(*name, module.load_function(name).map_err(failed)?);
             }
         }
-        Ok(Self { stream, blas, kernels })
+        Ok(Self { stream, blas, kernels, staging, _workspace: workspace })
     }
 
     /// Makes the calling thread one that may ask; whatever begins a computation calls it.
     pub(super) fn enter(&self) -> Result<()> {
         self.stream.context().bind_to_thread().map_err(failed)
+    }
+
+    /// Records what `ask` asks for, without doing it. What it names (buffers, sizes) is named again whenever it is played.
+    pub(super) fn record(&self, ask: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        // Other threads may go on with GPUs of their own.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed)?;
+        let asked = ask();
+        // Whatever came of it, the stream must not go on recording.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(failed);
+        asked?;
+        graph?.map(Graph).ok_or_else(|| Error::internal("the GPU recorded nothing"))
     }
 
     /// Free memory, in bytes.
@@ -162,22 +203,22 @@ impl Gpu {
         if values.len() > buffer.len {
             return Err(Error::internal("a copy to the GPU does not fit its buffer"));
         }
-        if values.is_empty() { Ok(()) } else { self.stream.memcpy_htod(values, &mut buffer.slice).map_err(failed) }
+        self.staging().write(&self.stream, buffer.place.0, values).map_err(failed)
     }
 
     /// The first `len` numbers of a buffer, when everything asked for before is done.
     pub(super) fn read<T: DeviceRepr>(&self, buffer: &Buffer<T>, len: usize) -> Result<Vec<T>> {
-        if len == 0 {
-            return Ok(Vec::new());
-        }
-        let values = self.stream.clone_dtoh(&buffer.slice.slice(..len.min(buffer.len))).map_err(failed)?;
-        self.stream.synchronize().map_err(failed)?;
-        Ok(values)
+        self.staging().read(&self.stream, buffer.place.0, len.min(buffer.len)).map_err(failed)
+    }
+
+    fn staging(&self) -> MutexGuard<'_, Staging> {
+        // What a panic may have left in a buffer is written over.
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn owned<T>(&self, slice: CudaSlice<T>, len: usize) -> Buffer<T> {
         let place = Place(slice.device_ptr(&self.stream).0);
-        Buffer { slice, place, len }
+        Buffer { _slice: slice, place, len }
     }
 
     /// A matrix that was held for a device.
@@ -271,6 +312,16 @@ impl Gpu {
 
 fn shape_of([x, y]: [usize; 2], threads: usize) -> LaunchConfig {
     LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (threads as u32, 1, 1), shared_mem_bytes: 0 }
+}
+
+/// Gives cuBLAS memory to work with: what it takes for itself when it finds out that it needs some cannot be recorded.
+fn workspace(stream: &Arc<CudaStream>, products: &CudaBlas) -> Result<CudaSlice<u8>> {
+    // SAFETY: cuBLAS writes there before it reads.
+    let workspace = unsafe { stream.alloc::<u8>(WORKSPACE_BYTES) }.map_err(failed)?;
+    let place = workspace.device_ptr(stream).0 as *mut c_void;
+    // SAFETY: the memory lives as long as the handle is used, and on the same stream.
+    unsafe { blas::cublasSetWorkspace_v2(*products.handle(), place, WORKSPACE_BYTES).result() }.map_err(failed)?;
+    Ok(workspace)
 }
 
 /// Has the driver keep memory that is freed for the next buffer: by default it gives it back whenever somebody waits.

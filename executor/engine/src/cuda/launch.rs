@@ -11,15 +11,17 @@ use crate::attention::BLOCK;
 use crate::device::step::{Section, Step};
 
 /// Kernels of attention.cu.
-pub(super) const ATTENTION: [&str; 8] = [
+pub(super) const ATTENTION: [&str; 10] = [
     "attend_prompt_32",
     "attend_prompt_64",
     "attend_prompt_96",
     "attend_prompt_128",
+    "attend_prompt_256",
     "attend_step_32",
     "attend_step_64",
     "attend_step_96",
     "attend_step_128",
+    "attend_step_256",
 ];
 /// Kernels of layers.cu.
 pub(super) const LAYERS: [&str; 9] =
@@ -206,14 +208,18 @@ impl Gpu {
     pub(super) fn attend(&self, arguments: AttentionArguments, size: usize, step: &Step, tables: Place) -> Result<()> {
         let at = |section| tables.behind::<u32>(step.place(section).start).address();
         let kv_heads = (arguments.heads / arguments.group) as usize;
-        for (section, kind) in [(Section::PromptTiles, "prompt"), (Section::StepTiles, "step")] {
+        // As STEP_WARPS in attention.cu.
+        let step_threads = if size > 128 { THREADS / 2 } else { THREADS };
+        for (section, kind, threads) in
+            [(Section::PromptTiles, "prompt", THREADS), (Section::StepTiles, "step", step_threads)]
+        {
             let own = AttentionArguments {
                 tiles: at(section),
                 rows: at(Section::Rows),
                 tables: at(Section::Pages),
                 ..arguments
             };
-            self.launch_with(&format!("attend_{kind}_{size}"), [step.len(section) / 2, kv_heads], THREADS, &own)?;
+            self.launch_with(&format!("attend_{kind}_{size}"), [step.len(section) / 2, kv_heads], threads, &own)?;
         }
         Ok(())
     }

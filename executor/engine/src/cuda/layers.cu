@@ -237,10 +237,13 @@ struct Prepare {
 };
 static_assert(sizeof(Prepare) == 112, "launch.rs has another layout");
 
+// Numbers of a head, at most.
+#define HEAD_MAX 256
+
 // Bias, norm and rotation of queries, in place, and of keys and values on their way into the pages: [kv_heads, 32, size] each.
 // Grid [tokens + written]; 128 threads, each warp takes every fourth head.
 __global__ void prepare(Prepare p) {
-  __shared__ float turning[WARPS][128];
+  __shared__ float turning[WARPS][HEAD_MAX];
   __shared__ float parts[WARPS];
   const bool writes = blockIdx.x >= p.tokens;
   const uint32_t write = blockIdx.x - p.tokens;

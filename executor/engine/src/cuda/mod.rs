@@ -8,6 +8,8 @@ mod embedder;
 mod encoder;
 mod gpu;
 mod launch;
+mod layer;
+mod staging;
 
 pub(crate) use self::decoder::DeviceDecoder;
 pub(crate) use self::embedder::DeviceEmbedder;

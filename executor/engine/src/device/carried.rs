@@ -8,7 +8,7 @@ use crate::descriptor::Descriptor;
 use crate::encoder::shape::{Activation, EncoderShape, NormPlace, Relation};
 
 /// Head sizes that attention is compiled for.
-const HEAD_SIZES: [usize; 4] = [32, 64, 96, 128];
+const HEAD_SIZES: [usize; 5] = [32, 64, 96, 128, 256];
 /// Heads that may share a key: those of one token fill a tile at most.
 const GROUP_MAX: usize = 16;
 /// Longest vector of an encoder's token: its norm keeps it in registers.
@@ -46,7 +46,7 @@ fn check_decoder(architecture: &str, shape: &DecoderShape) -> Result<()> {
     } else if shape.residual == Residual::Parallel {
         "its attention and feed-forward stand side by side"
     } else if !HEAD_SIZES.contains(&heads.head_dim) {
-        "its heads are not of 32, 64, 96 or 128 numbers"
+        "its heads are not of 32, 64, 96, 128 or 256 numbers"
     } else if heads.heads / heads.kv_heads > GROUP_MAX {
         "more than 16 of its heads share a key"
     } else if !normed(shape.names.attention_before) || !normed(shape.names.feed_before) {
@@ -71,7 +71,7 @@ fn check_encoder(architecture: &str, shape: &EncoderShape) -> Result<()> {
     } else if shape.layers.iter().any(|layer| layer.rope.is_some()) {
         "it rotates queries and keys"
     } else if !HEAD_SIZES.contains(&(shape.hidden / shape.heads)) {
-        "its heads are not of 32, 64, 96 or 128 numbers"
+        "its heads are not of 32, 64, 96, 128 or 256 numbers"
     } else if matches!(shape.activation, Activation::Tanh | Activation::Identity) {
         "it has an activation that was not expected"
     } else if shape.hidden > ENCODER_HIDDEN_MAX {

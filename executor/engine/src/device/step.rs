@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use crate::attention::BLOCK;
+use crate::kv::PageId;
 use crate::pack::Pack;
 
 /// Queries in a tile of attention's kernel for prompts, those of heads that share a key among them.
@@ -23,17 +24,17 @@ pub(crate) enum Section {
     Writes,
     /// `[rows, 4]`: first token, tokens, tokens before, place of the row's first page in the pages.
     Rows,
-    /// The rows' pages, behind each other.
-    Pages,
     /// Tiles of the kernel for prompts, `[tiles, 2]`: row, its first token in the tile.
     PromptTiles,
     /// Tiles of the kernel for short steps, likewise.
     StepTiles,
     /// Tokens whose hidden state is asked for, `[wanted]`.
     Wanted,
+    /// The rows' pages, behind each other: last, so that all else stands still from step to step while rows grow.
+    Pages,
 }
 
-const SECTIONS: usize = Section::Wanted as usize + 1;
+const SECTIONS: usize = Section::Pages as usize + 1;
 
 /// A step's tables.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -47,7 +48,15 @@ pub(crate) struct Step {
 impl Step {
     /// The tables of a decoder's batch. `group`: heads that share a key.
     pub(crate) fn of(pack: &Pack, group: usize) -> Self {
-        let writes = pack.writes.iter().flat_map(|write| [write.token, write.page * BLOCK + write.slot]).collect();
+        Self::filled(pack, group, 0, 0)
+    }
+
+    /// The same of a batch whose rows have one token each, filled up to `rows_min` rows: all such steps are alike, but for what
+    /// the tables say. The rows that fill it write and read nothing but `spare`, a page of nobody's.
+    pub(crate) fn filled(pack: &Pack, group: usize, rows_min: usize, spare: PageId) -> Self {
+        let (tokens, more) = (pack.tokens(), rows_min.saturating_sub(pack.tables.len()));
+        let mut writes: Vec<usize> =
+            pack.writes.iter().flat_map(|write| [write.token, write.page * BLOCK + write.slot]).collect();
         let mut rows = Vec::with_capacity(4 * pack.tables.len());
         let mut pages = Vec::new();
         for ((span, before), table) in pack.starts.windows(2).zip(&pack.before).zip(&pack.tables) {
@@ -55,9 +64,19 @@ impl Step {
             rows.extend([span[0], tokens, *before, pages.len()]);
             pages.extend_from_slice(&table[..(before + tokens).div_ceil(BLOCK).min(table.len())]);
         }
+        let (mut ids, mut positions) =
+            (pack.ids.iter().map(|id| *id as usize).collect::<Vec<_>>(), pack.positions.clone());
+        let mut wanted = pack.wanted.clone();
+        for token in tokens..tokens + more {
+            ids.push(0);
+            positions.push(0);
+            writes.extend([token, spare * BLOCK]);
+            rows.extend([token, 1, 0, pages.len()]);
+            wanted.push(token);
+        }
+        pages.extend((more > 0).then_some(spare));
         let [prompts, steps] = tiles(&rows, group);
-        let ids = pack.ids.iter().map(|id| *id as usize).collect();
-        Self::from_tables([ids, pack.positions.clone(), writes, rows, pages, prompts, steps, pack.wanted.clone()])
+        Self::from_tables([ids, positions, writes, rows, prompts, steps, wanted, pages])
     }
 
     fn from_tables(tables: [Vec<usize>; SECTIONS]) -> Self {
@@ -90,7 +109,7 @@ pub(crate) fn texts(rows: &[&[u32]]) -> Step {
         positions.extend(0..row.len());
     }
     let [prompts, steps] = tiles(&spans, 1);
-    Step::from_tables([ids, positions, Vec::new(), spans, Vec::new(), prompts, steps, Vec::new()])
+    Step::from_tables([ids, positions, Vec::new(), spans, prompts, steps, Vec::new(), Vec::new()])
 }
 
 /// Rows of so many states behind each other, as [`Section::Rows`] has them.
@@ -147,6 +166,46 @@ mod tests {
         assert_eq!(table(&step, Section::Wanted), [2, 3]);
         assert_eq!(step.len(Section::PromptTiles), 0);
         assert_eq!(table(&step, Section::StepTiles), [1, 0, 0, 0], "the longer row is first");
+    }
+
+    #[test]
+    fn steps_of_as_many_filled_rows_differ_in_numbers_only() {
+        let step_of = |lengths: &[usize]| {
+            let mut pack = Pack::new();
+            for (row, before) in lengths.iter().enumerate() {
+                let pages: Vec<usize> = (0..=before / BLOCK).map(|page| 10 * row + page).collect();
+                pack.push(&[5], *before, &pages);
+                pack.want_last();
+            }
+            pack.finish();
+            (Step::filled(&pack, 4, 4, 99), pack)
+        };
+        let ((three, pack), (four, _)) = (step_of(&[40, 3, 64]), step_of(&[1, 200, 31, 32]));
+        let sections = [
+            Section::Ids,
+            Section::Positions,
+            Section::Writes,
+            Section::Rows,
+            Section::PromptTiles,
+            Section::StepTiles,
+            Section::Wanted,
+        ];
+        for section in sections {
+            assert_eq!(three.place(section), four.place(section), "{section:?}");
+        }
+        assert_eq!(three.place(Section::Pages).start, four.place(Section::Pages).start);
+        assert_eq!(table(&three, Section::Ids), [5, 5, 5, 0]);
+        assert_eq!(table(&three, Section::Positions), [40, 3, 64, 0]);
+        assert_eq!(table(&three, Section::Writes), [0, 32 + 8, 1, 320 + 3, 2, 22 * 32, 3, 99 * 32]);
+        assert_eq!(
+            table(&three, Section::Rows)[12..],
+            [3, 1, 0, 6],
+            "a row of one token, on the page behind all others"
+        );
+        assert_eq!(table(&three, Section::Pages), [0, 1, 10, 20, 21, 22, 99]);
+        assert_eq!(table(&three, Section::Wanted), [0, 1, 2, 3]);
+        assert_eq!(table(&three, Section::StepTiles).len(), 8);
+        assert_eq!(Step::of(&pack, 4), Step::filled(&pack, 4, 3, 99), "what is full is not filled");
     }
 
     #[test]

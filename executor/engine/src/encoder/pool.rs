@@ -1,6 +1,7 @@
 //! From a row's token vectors to its one vector: pooling, a dense layer where sentence-transformers has one, and length 1.
 
 use crate::linear::Precision;
+use rayon::prelude::*;
 use rowmill_jobs::Result;
 use rowmill_jobs::spec::Pooling;
 use serde_json::Value;
@@ -119,7 +120,7 @@ pub(crate) fn finish(mut pooled: Vec<f32>, mut width: usize, dense: Option<&Dens
         let mut vector = vector.to_vec();
         normalise(&mut vector).then_some(vector)
     };
-    Ok(pooled.chunks_exact(width).map(unit).collect())
+    Ok(pooled.par_chunks_exact(width).map(unit).collect())
 }
 
 impl Embedder {

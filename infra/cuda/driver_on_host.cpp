@@ -1,0 +1,222 @@
+// A driver for a GPU that is not there: what the engine asks of CUDA's driver, of cuBLAS and of cuRAND, done on the host by the engine's
+// own kernels (on_host.h) and by plain loops. So a whole program of the build for GPUs can be run, slowly, on any machine: `emulate`
+// does. Memory that nobody has written is NaN, and what lies behind a buffer cannot be touched; a recorded graph knows nothing but
+// the arguments that its kernels had. It says nothing of speed or of races, and refuses what the engine does not use.
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "answers.cu"
+#include "attention.cu"
+#include "layers.cu"
+
+// cuda.h.
+enum Status { DONE = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, CAPTURE_INVALIDATED = 901, NOT_FOUND = 500 };
+enum { COMPUTE_MAJOR = 75, MEMORY_POOLS = 115 };
+static const size_t MEMORY = size_t(2) << 30;
+
+typedef std::function<void()> Work;
+
+struct Stream {
+  bool recording = false, broken = false;
+  std::vector<Work> recorded;
+};
+
+static std::mutex lock;
+static size_t taken = 0;
+static unsigned long launches = 0, played = 0;
+
+// Does it now, or when the graph is played that is being recorded.
+static int ask(Stream* stream, Work work) {
+  std::lock_guard<std::mutex> held(lock);
+  if (stream != nullptr && stream->recording) stream->recorded.push_back(std::move(work));
+  else work();
+  return DONE;
+}
+
+// What must not be asked for while a graph is recorded.
+static int never_recorded(Stream* stream, Work work) {
+  if (stream == nullptr || !stream->recording) return ask(stream, std::move(work));
+  stream->broken = true;
+  return CAPTURE_INVALIDATED;
+}
+
+// ---- memory: each buffer ends where a page begins that nobody may touch ----
+
+static const size_t PAGE_BYTES = 4096;
+static std::unordered_map<char*, std::pair<char*, size_t>> buffers;
+
+static int take(void** out, size_t bytes) {
+  std::lock_guard<std::mutex> held(lock);
+  const size_t used = (bytes + 15) / 16 * 16, whole = (used + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES;
+  if (taken + whole > MEMORY) return OUT_OF_MEMORY;
+  char* begin = static_cast<char*>(mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (begin == MAP_FAILED) return OUT_OF_MEMORY;
+  mprotect(begin + whole - PAGE_BYTES, PAGE_BYTES, PROT_NONE);
+  char* buffer = begin + whole - PAGE_BYTES - used;
+  std::memset(buffer, 0xff, used);
+  buffers[buffer] = {begin, whole};
+  taken += whole;
+  *out = buffer;
+  return DONE;
+}
+
+static void give_back(void* buffer) {
+  const auto found = buffers.find(static_cast<char*>(buffer));
+  if (found == buffers.end()) std::abort();
+  munmap(found->second.first, found->second.second);
+  taken -= found->second.second;
+  buffers.erase(found);
+}
+
+// ---- kernels by name ----
+
+struct Kernel {
+  // Takes the arguments' addresses, gives what runs with their values.
+  std::function<Work(void**)> bind;
+};
+
+template <typename... Arguments, size_t... Places>
+static Work bound(void (*function)(Arguments...), void** from, std::index_sequence<Places...>) {
+  return std::bind(function, *static_cast<Arguments*>(from[Places])...);
+}
+
+template <typename... Arguments>
+static Kernel kernel(void (*function)(Arguments...)) {
+  return {[function](void** from) { return bound(function, from, std::index_sequence_for<Arguments...>()); }};
+}
+
+#define KERNEL(name) {#name, kernel(name)}
+static std::map<std::string, Kernel> kernels = {
+    KERNEL(attend_prompt_32), KERNEL(attend_prompt_64), KERNEL(attend_prompt_96), KERNEL(attend_prompt_128),
+    KERNEL(attend_prompt_256), KERNEL(attend_step_32), KERNEL(attend_step_64), KERNEL(attend_step_96),
+    KERNEL(attend_step_128), KERNEL(attend_step_256), KERNEL(embed), KERNEL(embed_normed), KERNEL(norm_rows),
+    KERNEL(add_branch), KERNEL(add_norm), KERNEL(activate), KERNEL(prepare), KERNEL(gather), KERNEL(copy_pages),
+    KERNEL(choose), KERNEL(pool)};
+
+extern "C" {
+
+// ---- the driver ----
+
+int cuInit(unsigned) { return DONE; }
+int cuDeviceGetCount(int* count) {
+  const char* gpus = std::getenv("EMULATED_GPUS");
+  return *count = gpus == nullptr ? 1 : std::atoi(gpus), DONE;
+}
+int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, DONE; }
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == MEMORY_POOLS ? 1 : attribute == COMPUTE_MAJOR ? 9 : 0;
+  return DONE;
+}
+int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &lock, DONE; }
+int cuDevicePrimaryCtxRelease_v2(int) { return DONE; }
+int cuCtxGetCurrent(void** context) { return *context = &lock, DONE; }
+int cuCtxSetCurrent(void*) { return DONE; }
+int cuCtxSynchronize() { return DONE; }
+int cuGetErrorString(int, const char** text) { return *text = "an error of the driver on the host", DONE; }
+int cuGetErrorName(int, const char** text) { return *text = "ERROR", DONE; }
+
+int cuStreamCreate(Stream** stream, unsigned) { return *stream = new Stream, DONE; }
+int cuStreamDestroy_v2(Stream* stream) { return delete stream, DONE; }
+int cuStreamSynchronize(Stream* stream) { return never_recorded(stream, [] {}); }
+int cuStreamWaitEvent(Stream*, void*, unsigned) { return DONE; }
+int cuEventCreate(void** event, unsigned) { return *event = new char, DONE; }
+int cuEventRecord(void*, Stream*) { return DONE; }
+int cuEventSynchronize(void*) { return DONE; }
+int cuEventQuery(void*) { return DONE; }
+int cuEventDestroy_v2(void* event) { return delete static_cast<char*>(event), DONE; }
+
+int cuMemGetInfo_v2(size_t* left, size_t* all) { return *left = MEMORY - taken, *all = MEMORY, DONE; }
+int cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &lock, DONE; }
+int cuMemPoolSetAttribute(void*, int, void*) { return DONE; }
+int cuMemAllocAsync(void** out, size_t bytes, Stream* stream) {
+  return stream != nullptr && stream->recording ? never_recorded(stream, {}) : take(out, bytes);
+}
+int cuMemFreeAsync(void* buffer, Stream* stream) { return ask(stream, [=] { give_back(buffer); }); }
+int cuMemHostAlloc(void** out, size_t bytes, unsigned) { return take(out, bytes); }
+int cuMemFreeHost(void* buffer) { return ask(nullptr, [=] { give_back(buffer); }); }
+int cuMemsetD8Async(char* to, unsigned char byte, size_t bytes, Stream* stream) {
+  return ask(stream, [=] { std::memset(to, byte, bytes); });
+}
+int cuMemcpyHtoDAsync_v2(char* to, const char* from, size_t bytes, Stream* stream) {
+  return never_recorded(stream, [=] { std::memcpy(to, from, bytes); });
+}
+int cuMemcpyDtoHAsync_v2(char* to, const char* from, size_t bytes, Stream* stream) {
+  return never_recorded(stream, [=] { std::memcpy(to, from, bytes); });
+}
+
+int cuModuleLoadData(void** module, const void*) { return *module = &lock, DONE; }
+int cuModuleUnload(void*) { return DONE; }
+int cuModuleGetFunction(Kernel** out, void*, const char* name) {
+  const auto found = kernels.find(name);
+  if (found == kernels.end()) return NOT_FOUND;
+  return *out = &found->second, DONE;
+}
+int cuLaunchKernel(Kernel* kernel, unsigned x, unsigned y, unsigned, unsigned threads, unsigned, unsigned, unsigned,
+                   Stream* stream, void** arguments, void**) {
+  const Work bound = kernel->bind(arguments);
+  ++launches;
+  return ask(stream, [=] { launch({x, y}, threads, bound); });
+}
+
+// ---- graphs ----
+
+int cuStreamBeginCapture_v2(Stream* stream, int) { return stream->recording = true, stream->broken = false, DONE; }
+int cuStreamEndCapture(Stream* stream, std::vector<Work>** graph) {
+  stream->recording = false;
+  *graph = stream->broken ? nullptr : new std::vector<Work>(std::move(stream->recorded));
+  stream->recorded.clear();
+  return stream->broken ? CAPTURE_INVALIDATED : DONE;
+}
+int cuGraphInstantiateWithFlags(std::vector<Work>** out, std::vector<Work>* graph, unsigned long long) {
+  return *out = new std::vector<Work>(*graph), DONE;
+}
+int cuGraphLaunch(std::vector<Work>* graph, Stream* stream) {
+  ++played;
+  return ask(stream, [=] { for (const Work& work : *graph) work(); });
+}
+int cuGraphDestroy(std::vector<Work>* graph) { return delete graph, DONE; }
+int cuGraphExecDestroy(std::vector<Work>* graph) { return delete graph, DONE; }
+
+// ---- cuBLAS and cuRAND: what candle's device and the engine call ----
+
+int cublasCreate_v2(Stream*** handle) { return *handle = new Stream*(nullptr), DONE; }
+int cublasDestroy_v2(Stream** handle) { return delete handle, DONE; }
+int cublasSetStream_v2(Stream** handle, Stream* stream) { return *handle = stream, DONE; }
+int cublasSetWorkspace_v2(Stream**, void*, size_t) { return DONE; }
+int cublasGemmEx(Stream** handle, int left, int right, int m, int n, int k, const float* alpha, const bf16* a, int,
+                 int lda, const bf16* b, int, int ldb, const float* beta, void* c, int kind, int ldc, int, int) {
+  enum { TRANSPOSED = 1, PLAIN = 0, FLOAT = 0 };
+  if (left != TRANSPOSED || right != PLAIN) return INVALID_VALUE;
+  const float times = *alpha, kept = *beta;
+  return ask(*handle, [=] {
+    for (int column = 0; column < n; ++column)
+      for (int row = 0; row < m; ++row) {
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+        for (int i = 0; i < k; ++i) sum += wide(a[size_t(row) * lda + i]) * wide(b[size_t(column) * ldb + i]);
+        const size_t at = size_t(column) * ldc + row;
+        if (kind == FLOAT) {
+          float* to = static_cast<float*>(c) + at;
+          *to = times * sum + (kept == 0.0f ? 0.0f : kept * *to);
+        } else {
+          static_cast<bf16*>(c)[at] = narrow(times * sum);
+        }
+      }
+  });
+}
+int curandCreateGenerator(void** generator, int) { return *generator = &lock, DONE; }
+int curandDestroyGenerator(void*) { return DONE; }
+int curandSetStream(void*, Stream*) { return DONE; }
+int curandSetPseudoRandomGeneratorSeed(void*, unsigned long long) { return DONE; }
+}
+
+__attribute__((destructor)) static void say() {
+  std::fprintf(stderr, "driver on the host: %lu kernels asked for, %lu recordings played\n", launches, played);
+}
