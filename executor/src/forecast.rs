@@ -90,6 +90,12 @@ impl Forecast {
         }
     }
 
+    /// Input rows whose parts are not there.
+    pub(crate) async fn open_rows(&self) -> Result<u64> {
+        let seen = self.look().await?;
+        Ok(seen.rows.saturating_sub(seen.rows_done))
+    }
+
     async fn look(&self) -> Result<Seen> {
         let mut known = self.seen.lock().await;
         if let Some((at, seen)) = *known
