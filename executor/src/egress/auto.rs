@@ -39,13 +39,14 @@ pub(super) fn offers(kind: &str, dimensions: Option<u32>) -> impl Iterator<Item 
 }
 
 /// The cheapest of the lanes, with what a request costs in each as far as that is known. Where online is to be had, another
-/// must be cheaper; of two that cost the same, batches, which take nothing of the account's limits.
+/// must be cheaper; of two that cost the same, batches, which take nothing of the account's limits. Price lists leave out
+/// many providers' batches, which all cost about half.
 fn cheapest(offers: &[(Lane, Option<u64>)]) -> Option<Lane> {
     let online = offers.iter().find(|(lane, _)| *lane == Lane::Online);
     let is_worth = |(lane, cost): &&(Lane, Option<u64>)| match (online, lane, cost) {
         (None, ..) | (_, Lane::Online, _) => true,
         (Some((_, Some(online))), _, Some(cost)) => cost < online,
-        // Batches are cheaper everywhere; which models have a flex tier is only known where it has a price.
+        // Which models have a flex tier is only known where it has a price.
         (Some(_), lane, _) => *lane == Lane::Batch,
     };
     offers.iter().filter(is_worth).min_by_key(|(lane, cost)| (*cost, Reverse(*lane))).map(|(lane, _)| *lane)
@@ -72,7 +73,15 @@ impl Egress {
                 Err(error) => drop(refused.get_or_insert(error)),
             }
         }
-        let cost = |permit: &Permit| Some(self.accounts.price(permit).ok()?.cost(REQUEST, permit.lane()));
+        let cost = |permit: &Permit| {
+            let price = self.accounts.price(permit).ok()?;
+            let has_own = match permit.lane() {
+                Lane::Online => true,
+                Lane::Flex => price.flex.is_some(),
+                Lane::Batch => price.batch.is_some(),
+            };
+            has_own.then(|| price.cost(REQUEST, permit.lane()))
+        };
         let priced: Vec<_> = permits.iter().map(|permit| (permit.lane(), cost(permit))).collect();
         let lane = cheapest(&priced);
         let permit = permits.into_iter().find(|permit| Some(permit.lane()) == lane);
@@ -173,8 +182,11 @@ mod tests {
             (&[(Online, Some(10)), (Flex, Some(5)), (Batch, Some(5))][..], Some(Batch)),
             (&[(Online, Some(10)), (Flex, Some(5))], Some(Flex)),
             (&[(Online, Some(10)), (Flex, Some(4)), (Batch, Some(5))], Some(Flex)),
-            // No price of its own: it is not known whether there is a flex tier, and batches save nothing.
+            // They save nothing.
             (&[(Online, Some(10)), (Flex, Some(10)), (Batch, Some(10))], Some(Online)),
+            // No prices of their own: it is not known whether there is a flex tier.
+            (&[(Online, Some(10)), (Flex, None), (Batch, None)], Some(Batch)),
+            (&[(Online, Some(10)), (Flex, None)], Some(Online)),
             // No price at all.
             (&[(Online, None), (Flex, None), (Batch, None)], Some(Batch)),
             (&[(Online, None), (Flex, None)], Some(Online)),
