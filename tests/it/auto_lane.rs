@@ -1,6 +1,7 @@
 //! `lane = 'auto'` through the user's boundary: half the price for what comes in time, the full price for the rest, every row
 //! once and paid once, whoever is killed; against providers that are simulated on this machine.
 
+use std::path::Path;
 use std::process::Child;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
@@ -11,7 +12,7 @@ use serde_json::Value;
 use crate::lanes::{
     SHARDS, audited, cost, created, in_batches, kill, ledger_out, online, quick, records, seen, start, wait_for,
 };
-use crate::managed::elsewhere::{Elsewhere, Providers, ROWS, SELECT};
+use crate::managed::elsewhere::{Elsewhere, Providers, ROWS, SELECT, holds};
 use crate::support::{Said, integers, read_table, strings};
 
 /// Answers of a whole job.
@@ -137,6 +138,10 @@ fn batches_that_are_too_slow_are_cancelled_and_only_the_rest_goes_online() {
         assert!(last_ms.is_some_and(|last_ms| last_ms <= deadline.timestamp_millis()), "{kind}: after the deadline");
         let (_, nano_usd) = audited(&away);
         assert!((cost(&summary) - nano_usd as f64 / 1e9).abs() < 1e-9, "{kind}: the audit says {nano_usd}: {summary}");
+        for lane in ["batch", "online"] {
+            let line = format!("\"lane\":\"{lane}\"");
+            assert!(holds(&away.audit(), &line, Path::new("")).is_some(), "{kind}: the audit names no {lane} request");
+        }
         println!("| {kind} | {ANSWERS} | {} | {asked} | {} |", ANSWERS - asked, cost(&summary));
     }
 }

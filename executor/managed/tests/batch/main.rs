@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub, missing_docs)]
 
 mod again;
+mod late;
 mod memory;
 mod seeds;
 mod stopped;

@@ -37,11 +37,12 @@ impl Until<'_> {
 pub(super) async fn until_done(lane: &BatchLane, patience: Patience, until: Option<Until<'_>>) -> Result<Vec<RowEnd>> {
     let now_ms = || Utc::now().timestamp_millis();
     let mut wanted = Wanted::Everything;
-    if let Some(until) = &until
-        && !lane.has_begun().await?
-        && now_ms() + least_ms(Lane::Batch, &patience) >= until.last_ms().await
-    {
-        wanted = Wanted::WhatIsDone;
+    if let Some(until) = &until {
+        // What is under way already costs nothing to wait for.
+        let least_ms = if lane.has_begun().await? { 0 } else { least_ms(Lane::Batch, &patience) };
+        if now_ms() + least_ms >= until.last_ms().await {
+            wanted = Wanted::WhatIsDone;
+        }
     }
     let mut failed = 0;
     loop {
