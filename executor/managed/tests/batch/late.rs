@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::Utc;
 use rowmill_jobs::infer::Outcome;
-use rowmill_managed::{Due, ManagedEngine, OnBehalf, Remaining};
+use rowmill_managed::{Due, Journal, ManagedEngine, OnBehalf, Remaining};
 use rowmill_provider_simulator::Provider;
 use rowmill_provider_simulator::config::{Batches, Faults};
 
@@ -28,15 +28,18 @@ impl Remaining for Open {
 }
 
 /// The model in a process, with so much time left.
-async fn engine(run: &Run, executor: &str, left_ms: i64) -> Arc<ManagedEngine> {
-    let (engine, _) = run.engine(executor).await;
+async fn engine(run: &Run, executor: &str, left_ms: i64) -> (Arc<ManagedEngine>, Arc<Journal>) {
+    let (engine, journal) = run.engine(executor).await;
     let online = engine.online().expect("the policy permits it");
-    Arc::new(engine.until(Due::new(online, Utc::now().timestamp_millis() + left_ms, 1, Arc::new(Open))))
+    let due = Due::new(online, Utc::now().timestamp_millis() + left_ms, 1, Arc::new(Open));
+    (Arc::new(engine.until(due)), journal)
 }
 
 async fn ask(run: &Run, executor: &str, left_ms: i64) -> Vec<Outcome> {
-    let engine = engine(run, executor, left_ms).await;
-    engine.infer(&OnBehalf::new(0, executor), &task(), requests()).await.expect("answers")
+    let (engine, journal) = engine(run, executor, left_ms).await;
+    let ends = engine.infer(&OnBehalf::new(0, executor), &task(), requests()).await.expect("answers");
+    journal.flush().await;
+    ends
 }
 
 /// A provider that does a row a minute.
@@ -47,7 +50,7 @@ async fn slow() -> Run {
 
 /// Asks, and dies as soon as the batch is created.
 async fn begin(run: &Run) {
-    let first = engine(run, "first", HOUR_MS).await;
+    let (first, _journal) = engine(run, "first", HOUR_MS).await;
     let asking =
         tokio::spawn(async move { first.infer(&OnBehalf::new(0, "first"), &task(), requests()).await.map(drop) });
     while run.simulator.journal().count(Provider::Openai, "/batches").answered == 0 {
