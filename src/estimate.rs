@@ -8,7 +8,7 @@ use futures::StreamExt;
 use rowmill_executor::estimate::{CallEstimate, Measure, Meter};
 use rowmill_executor::lane::Lane;
 use rowmill_executor::pricing::{ModelPrice, Tokens, local_cost};
-use rowmill_executor::{Egress, Engines, ResolvedModel, Watch};
+use rowmill_executor::{Egress, Engines, Outlook, ResolvedModel, Watch};
 use rowmill_jobs::infer::Engine;
 use rowmill_jobs::plan::{Shard, Slice};
 use rowmill_jobs::progress::Counters;
@@ -30,6 +30,8 @@ pub(crate) struct Estimate {
     sampled: u64,
     rows: u64,
     calls: Vec<PricedCall>,
+    /// Of models that choose their lanes.
+    outlooks: Vec<Outlook>,
     here: Option<Here>,
 }
 
@@ -83,8 +85,9 @@ pub(crate) async fn estimate(
         answer(&draft.compiled, &slices, &meter).await?;
     }
     let calls = meter.estimate(draft.compiled.calls(), sampled, rows);
+    let outlooks = egress.outlook(job, draft.compiled.calls(), &calls)?;
     let priced = |call: CallEstimate| PricedCall { quote: egress.quote(job, &call.model), call };
-    Ok(Some(Estimate { sampled, rows, calls: calls.into_iter().map(priced).collect(), here }))
+    Ok(Some(Estimate { sampled, rows, calls: calls.into_iter().map(priced).collect(), outlooks, here }))
 }
 
 /// Runs rows through a meter, for what it sees.
@@ -121,6 +124,11 @@ impl Estimate {
         self.calls.iter().map(|call| call.cost(lane)).sum()
     }
 
+    /// What the calls that name a model cost in a lane.
+    fn cost_of(&self, model: &str, lane: Lane) -> Option<u64> {
+        self.calls.iter().filter(|priced| priced.call.model == model).map(|priced| priced.cost(lane)).sum()
+    }
+
     /// As JSON.
     pub(crate) fn to_json(&self) -> Value {
         let lanes = |cost: &dyn Fn(Lane) -> Option<u64>| -> Value {
@@ -144,6 +152,13 @@ impl Estimate {
             "rows": self.rows,
             "calls": calls.collect::<Vec<_>>(),
             "cost_usd": lanes(&|lane| self.cost(lane)),
+            "auto": self.outlooks.iter().map(|outlook| json!({
+                "model": outlook.model,
+                "lane": outlook.lane.as_str(),
+                "cost_usd": usd(self.cost_of(&outlook.model, outlook.lane)),
+                "online_from": outlook.online_from,
+                "online_cost_usd": usd(self.cost_of(&outlook.model, Lane::Online)),
+            })).collect::<Vec<_>>(),
             "local": self.here.as_ref().map(|here| json!({
                 "seconds": here.time.as_secs_f64(),
                 "rows_per_second": self.rows as f64 / here.time.as_secs_f64().max(1e-9),
@@ -183,7 +198,18 @@ impl Estimate {
             ),
             None => "this machine alone: --measure lets its models answer the sample".to_owned(),
         };
-        format!("estimated from {} of {} rows\n{}\n{here}", self.sampled, self.rows, table(&rows))
+        let autos: String = self.outlooks.iter().map(|outlook| self.auto_text(outlook)).collect();
+        format!("estimated from {} of {} rows\n{}\n{autos}{here}", self.sampled, self.rows, table(&rows))
+    }
+
+    /// Which lane a model takes, and what that costs.
+    fn auto_text(&self, outlook: &Outlook) -> String {
+        let Outlook { model, lane, online_from } = outlook;
+        let cost = |lane| dollars(self.cost_of(model, lane));
+        let rest = online_from.as_ref().map_or_else(String::new, |moment| {
+            format!("; what has no answer by {moment} goes online, {} for all", cost(Lane::Online))
+        });
+        format!("model {model} takes lane {lane}, {}{rest}\n", cost(*lane))
     }
 }
 

@@ -1,6 +1,7 @@
 //! [`Egress`]: what this process may send to models elsewhere. It asks the operator's policy about a job's calls, and gives a
 //! run what its managed models need: permits, audit, money, redaction. Local models have no business here.
 
+mod auto;
 mod batches;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rowmill_jobs::capability::Capabilities;
+use rowmill_jobs::lane::LaneChoice;
 use rowmill_jobs::plan::Plan;
 use rowmill_jobs::spec::{EngineSpec, JobSpec, ModelSpec, SpillSpec};
 use rowmill_jobs::spend::Ledger;
@@ -21,6 +23,8 @@ use rowmill_managed::pricing::ModelPrice;
 use rowmill_managed::redaction::Redactor;
 use rowmill_managed::{Accounts, Books, Budget, Journal, ManagedEngine, Question, RunGuard};
 use rowmill_sql::Call;
+
+pub use auto::Outlook;
 
 /// What this process may send.
 #[derive(Debug)]
@@ -75,42 +79,53 @@ impl Egress {
     pub fn permits(&self, job: &JobSpec, calls: &[Call]) -> Result<BTreeMap<String, Permit>> {
         let mut permits = BTreeMap::new();
         for model in &job.models {
-            let EngineSpec::Managed { kind, provider, name, dimensions, lane, capabilities } = &model.engine else {
-                continue;
-            };
+            let EngineSpec::Managed { kind, provider, dimensions, lane, .. } = &model.engine else { continue };
             let own: Vec<&Call> = calls.iter().filter(|call| asks(job, call, &model.name)).collect();
             if own.is_empty() {
                 continue;
             }
             self.check_kind(kind, provider).map_err(|error| error.with("model", &model.name))?;
-            let columns: BTreeSet<&String> = own.iter().flat_map(|call| &call.origins).collect();
-            let asked = EgressRequest {
-                provider: provider.clone(),
-                model: name.clone(),
-                lane: *lane,
-                datasets: job.tables.iter().map(|table| table.location.clone()).collect(),
-                columns: columns.into_iter().cloned().collect(),
-                never_send: job.never_send.clone(),
-                data_class: job.data_class.as_deref().map(data_class).transpose()?,
-                require: Terms::default(),
-                redacts: self.accounts.policy().config().redaction.key.is_some(),
-                expected: Amounts::default(),
+            let ask = |lane| self.permit(job, model, &own, lane);
+            let permit = match lane {
+                LaneChoice::Fixed(lane) => ask(*lane)?,
+                LaneChoice::Auto => self.cheapest(auto::offers(kind, *dimensions).map(ask))?,
             };
-            let permit = self.accounts.policy().decide(&asked).map_err(|refusal| {
-                let columns: Vec<&str> = own.iter().map(|call| call.column.as_str()).collect();
-                Error::from(refusal).with("model", &model.name).with("for", columns.join(", "))
-            })?;
-            let days = self.days()?;
-            let books = Books { run: None, days: days.as_ref(), executor: &self.executor };
-            Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), books)?;
-            let target = self.accounts.target(&permit, (*dimensions, capabilities))?;
-            for call in own {
-                let asked = Question::new(&target, &call.task);
-                asked.map_err(|error| error.with("model", &model.name).with("for", &call.column))?;
-            }
             permits.insert(model.name.clone(), permit);
         }
         Ok(permits)
+    }
+
+    /// The permit that a model's calls need in a lane.
+    fn permit(&self, job: &JobSpec, model: &ModelSpec, own: &[&Call], lane: Lane) -> Result<Permit> {
+        let EngineSpec::Managed { provider, name, dimensions, capabilities, .. } = &model.engine else {
+            return Err(Error::internal("a model of this machine needs no permit"));
+        };
+        let columns: BTreeSet<&String> = own.iter().flat_map(|call| &call.origins).collect();
+        let asked = EgressRequest {
+            provider: provider.clone(),
+            model: name.clone(),
+            lane,
+            datasets: job.tables.iter().map(|table| table.location.clone()).collect(),
+            columns: columns.into_iter().cloned().collect(),
+            never_send: job.never_send.clone(),
+            data_class: job.data_class.as_deref().map(data_class).transpose()?,
+            require: Terms::default(),
+            redacts: self.accounts.policy().config().redaction.key.is_some(),
+            expected: Amounts::default(),
+        };
+        let permit = self.accounts.policy().decide(&asked).map_err(|refusal| {
+            let columns: Vec<&str> = own.iter().map(|call| call.column.as_str()).collect();
+            Error::from(refusal).with("model", &model.name).with("for", columns.join(", "))
+        })?;
+        let days = self.days()?;
+        let books = Books { run: None, days: days.as_ref(), executor: &self.executor };
+        Budget::new().with_rule(permit.rule(), &permit.per_run(), &permit.per_day(), books)?;
+        let target = self.accounts.target(&permit, (*dimensions, capabilities))?;
+        for call in own {
+            let asked = Question::new(&target, &call.task);
+            asked.map_err(|error| error.with("model", &model.name).with("for", &call.column))?;
+        }
+        Ok(permit)
     }
 
     /// A managed model of a job that could answer calls of `model`, with its prices: itself, the first that the job spills to,
@@ -178,6 +193,14 @@ impl Egress {
     }
 
     async fn engine(&self, run: Sending<'_>, name: &str, permit: Permit, means: &Means<'_>) -> Result<ManagedEngine> {
+        if run.job.models.iter().any(|model| model.name == name && model.chooses_lane()) {
+            return self.choosing(run, name, permit, means).await;
+        }
+        self.in_lane(run, name, permit, means).await
+    }
+
+    /// An engine in its permit's lane.
+    async fn in_lane(&self, run: Sending<'_>, name: &str, permit: Permit, means: &Means<'_>) -> Result<ManagedEngine> {
         let lane = permit.lane();
         let engine = self.calling(run, name, permit, means).await?;
         if lane == Lane::Batch { self.in_batches(engine, run, name, means).await } else { Ok(engine) }

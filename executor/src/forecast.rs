@@ -113,6 +113,12 @@ impl Forecast {
         }
     }
 
+    /// Input rows whose parts are not there.
+    pub(crate) async fn open_rows(&self) -> Result<u64> {
+        let seen = self.look().await?;
+        Ok(seen.iter().filter(|shard| shard.ended_ms.is_none()).map(|shard| shard.rows).sum())
+    }
+
     async fn look(&self) -> Result<Arc<[ShardSeen]>> {
         let mut known = self.seen.lock().await;
         if let Some((at, seen)) = &*known

@@ -20,7 +20,7 @@ mod spill;
 pub mod worker;
 
 pub use attempt::{Who, attempt};
-pub use egress::{Egress, Sending};
+pub use egress::{Egress, Outlook, Sending};
 pub use engines::{EngineLimits, Engines};
 pub use models::{ResolvedModel, resolve};
 pub use router::{AtShard, Models, Router};

@@ -3,6 +3,7 @@
 
 use chrono::{DateTime, Days, FixedOffset, NaiveTime, TimeZone};
 
+use crate::spec::JobSpec;
 use crate::{Error, Result};
 
 /// When a run has to be finished.
@@ -47,6 +48,17 @@ impl Deadline {
         let next = moments.map(|moment| moment.timestamp_millis()).find(|moment| *moment > now.timestamp_millis());
         // The calendar does not end within three days.
         next.unwrap_or_else(|| now.timestamp_millis())
+    }
+}
+
+impl JobSpec {
+    /// The moment of the job's deadline at `now`, in milliseconds since 1970, if it has one.
+    ///
+    /// # Errors
+    /// As [`Deadline::parse`].
+    pub fn deadline_ms<Zone: TimeZone>(&self, now: &DateTime<Zone>) -> Result<Option<i64>> {
+        let deadline = self.deadline.as_deref().map(Deadline::parse).transpose()?;
+        Ok(deadline.map(|deadline| deadline.after(now)))
     }
 }
 

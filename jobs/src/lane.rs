@@ -53,6 +53,55 @@ impl Lane {
     }
 }
 
+/// What a job says of a model's lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum LaneChoice {
+    /// This one.
+    Fixed(Lane),
+    /// The cheapest that the provider has, the operator permits and the deadline leaves time for.
+    Auto,
+}
+
+impl LaneChoice {
+    /// All of them.
+    pub const ALL: [Self; 4] =
+        [Self::Fixed(Lane::Online), Self::Fixed(Lane::Flex), Self::Fixed(Lane::Batch), Self::Auto];
+
+    /// The word for it in job files and plans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fixed(lane) => lane.as_str(),
+            Self::Auto => "auto",
+        }
+    }
+
+    /// Whether it is the usual one, which records leave out.
+    pub fn is_online(&self) -> bool {
+        *self == Self::Fixed(Lane::Online)
+    }
+}
+
+impl Default for LaneChoice {
+    fn default() -> Self {
+        Self::Fixed(Lane::default())
+    }
+}
+
+impl From<LaneChoice> for String {
+    fn from(choice: LaneChoice) -> Self {
+        choice.as_str().to_owned()
+    }
+}
+
+impl TryFrom<String> for LaneChoice {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|choice| choice.as_str() == word).ok_or_else(|| format!("there is no lane {word:?}"))
+    }
+}
+
 impl fmt::Display for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -62,6 +111,16 @@ impl fmt::Display for Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_choice_is_written_as_the_lane_that_it_is() {
+        for choice in LaneChoice::ALL {
+            let text = serde_json::to_string(&choice).unwrap();
+            assert_eq!(text, format!("\"{}\"", choice.as_str()));
+            assert_eq!(serde_json::from_str::<LaneChoice>(&text).unwrap(), choice);
+        }
+        assert!(serde_json::from_str::<LaneChoice>("\"soon\"").is_err());
+    }
 
     #[test]
     fn every_kind_is_one_of_those_that_job_files_may_name() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability::Capabilities;
 use crate::infer::{Task, TaskKind};
-use crate::lane::Lane;
+use crate::lane::LaneChoice;
 
 /// Everything a `CREATE JOB` and the statements before it define.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,7 +48,7 @@ pub struct JobSpec {
     /// When work of models of this machine goes to models elsewhere, and to which.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spill: Option<SpillSpec>,
-    /// When it has to be finished, for [`SpillWhen::Late`]: `06:00`, the next such moment in the planner's time zone, or RFC 3339.
+    /// When it has to be finished, for [`SpillWhen::Late`] and [`LaneChoice::Auto`]: `06:00`, the next such moment in the planner's time zone, or RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<String>,
     /// Most that managed models may cost in a run, in nano-dollars.
@@ -166,6 +166,13 @@ pub struct ModelSpec {
     pub engine: EngineSpec,
 }
 
+impl ModelSpec {
+    /// Whether its requests take the cheapest lane that makes the deadline.
+    pub fn chooses_lane(&self) -> bool {
+        matches!(self.engine, EngineSpec::Managed { lane: LaneChoice::Auto, .. })
+    }
+}
+
 /// What answers a model's prompts, with that engine's own options.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "engine", rename_all = "lowercase", deny_unknown_fields)]
@@ -201,8 +208,8 @@ pub enum EngineSpec {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         dimensions: Option<u32>,
         /// How its requests are sent.
-        #[serde(default, skip_serializing_if = "Lane::is_online")]
-        lane: Lane,
+        #[serde(default, skip_serializing_if = "LaneChoice::is_online")]
+        lane: LaneChoice,
         /// What it can do, over what is known of it.
         #[serde(default, skip_serializing_if = "Capabilities::is_empty")]
         capabilities: Capabilities,

@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use rowmill_jobs::deadline::Deadline;
 use rowmill_jobs::infer::TaskKind;
 use rowmill_jobs::plan::{ModelPin, PLAN_VERSION, Plan, Shard, TableInput};
 use rowmill_jobs::record::StagingFate;
@@ -89,17 +88,12 @@ pub async fn pin(
         models: models.to_vec(),
         output_schema: compiled.output_schema(),
         shards,
-        deadline_ms: deadline_ms(job)?,
+        // By this machine's clock and time zone.
+        deadline_ms: job.deadline_ms(&chrono::Local::now())?,
         policy_hash: run.policy_hash.map(str::to_owned),
     };
     let stored = pin_plan(store, &plan, run.supersede).await?;
     if stored == plan { Ok(Planned { plan, compiled }) } else { adopt(stored).await }
-}
-
-/// The moment of the job's deadline, by this machine's clock and time zone.
-fn deadline_ms(job: &JobSpec) -> Result<Option<i64>> {
-    let deadline = job.deadline.as_deref().map(Deadline::parse).transpose()?;
-    Ok(deadline.map(|deadline| deadline.after(&chrono::Local::now())))
 }
 
 /// Claims the plan's date for its run and makes it the run's plan, unless the run has one. Returns the plan that counts.

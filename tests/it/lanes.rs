@@ -18,12 +18,12 @@ use crate::managed::elsewhere::{Elsewhere, Providers, ROWS, SELECT, holds, provi
 use crate::support::{Said, integers, read_table, say, strings};
 
 /// Shards of a job: 20 rows each.
-const SHARDS: u64 = 3;
+pub const SHARDS: u64 = 3;
 /// Longest that anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Simulators that keep what they are sent.
-fn seen() -> Config {
+pub fn seen() -> Config {
     Config { keep_bodies: Keep::Everything, ..Config::default() }
 }
 
@@ -37,7 +37,7 @@ pub const BATCHES: &str = "[providers.away.facts]\nasserted_by = \"test\"\nbatch
                        [providers.away.batches]\nlook_seconds_min = 1\nlook_seconds_max = 1\n";
 
 /// A provider whose batches are allowed, and online calls, too, unless `lanes` says otherwise.
-fn in_batches(providers: &Providers, kind: &str, simulated: Provider, lanes: &str) -> String {
+pub fn in_batches(providers: &Providers, kind: &str, simulated: Provider, lanes: &str) -> String {
     format!("{}{lanes}{BATCHES}", provider(providers, kind, simulated))
 }
 
@@ -54,7 +54,7 @@ pub fn created(providers: &Providers, of: Provider) -> u64 {
 }
 
 /// Requests that asked a model online.
-fn online(providers: &Providers, of: Provider) -> u64 {
+pub fn online(providers: &Providers, of: Provider) -> u64 {
     let ends = ["/chat/completions", "/messages", ":generateContent", "/embeddings", ":batchEmbedContents"];
     let entries = providers.simulator.journal().entries();
     let asks = |entry: &&Entry| entry.provider == of && ends.iter().any(|end| entry.path.ends_with(end));
@@ -67,7 +67,7 @@ fn command(job: &Elsewhere) -> Command {
 }
 
 /// Records of a run's batches with this name.
-fn records(job: &Elsewhere, name: &str) -> Vec<PathBuf> {
+pub fn records(job: &Elsewhere, name: &str) -> Vec<PathBuf> {
     fn look(folder: &Path, name: &str, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             if entry.path().is_dir() {
@@ -84,7 +84,7 @@ fn records(job: &Elsewhere, name: &str) -> Vec<PathBuf> {
 
 /// What all audits of a job, whose processes ended by themselves, say: sums of the intents' rows, and of the endings' cost in
 /// nano-dollars.
-fn audited(job: &Elsewhere) -> (u64, u64) {
+pub fn audited(job: &Elsewhere) -> (u64, u64) {
     let folder = job.audit();
     let report = say(&["audit", "verify", folder.to_str().expect("UTF-8"), "--json"]).ok().summary();
     assert_eq!(report["status"], "whole", "{report}");
@@ -110,7 +110,7 @@ fn audits(job: &Elsewhere) -> usize {
     runs.map(|run| std::fs::read_dir(run.path()).expect("a run's audits").count()).sum()
 }
 
-fn cost(summary: &Value) -> f64 {
+pub fn cost(summary: &Value) -> f64 {
     summary["cost_usd"].as_f64().expect("a cost")
 }
 
@@ -441,7 +441,7 @@ fn a_preview_does_not_wait_for_batches_and_sends_nothing_though_a_run_may() {
     assert_eq!(created(&providers, Provider::Openai), 3 * SHARDS);
 }
 
-fn start(job: &Elsewhere) -> Child {
+pub fn start(job: &Elsewhere) -> Child {
     command(job)
         .args(["--slots", "3"])
         .stdout(Stdio::piped())
@@ -451,7 +451,7 @@ fn start(job: &Elsewhere) -> Child {
 }
 
 /// Waits for a condition while a process lives.
-fn wait_for(process: &mut Child, what: &str, condition: impl Fn() -> bool) {
+pub fn wait_for(process: &mut Child, what: &str, condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
         if process.try_wait().expect("a process").is_some() {
@@ -466,13 +466,13 @@ fn wait_for(process: &mut Child, what: &str, condition: impl Fn() -> bool) {
 }
 
 /// `kill -9`.
-fn kill(mut process: Child) {
+pub fn kill(mut process: Child) {
     process.kill().expect("it can be killed");
     process.wait().expect("it ended");
 }
 
 /// What is out by the last entry of the run's ledger, in nano-dollars.
-fn ledger_out(job: &Elsewhere) -> f64 {
+pub fn ledger_out(job: &Elsewhere) -> f64 {
     let run = std::fs::read_dir(job.job.output()).expect("an output").flatten();
     let run = run.map(|entry| entry.path()).find(|path| path.join("_spend").is_dir()).expect("a ledger");
     let mut entries: Vec<PathBuf> =

@@ -6,6 +6,7 @@
 // Feature `services`: these tests need Redis and a Python environment with an S3 server, a hub and readers of tables.
 // infra/test makes both and turns the feature on; a test that lacks its service is not compiled in, so it cannot pass.
 
+mod auto_lane;
 mod bad_input;
 mod cli;
 #[cfg(feature = "services")]

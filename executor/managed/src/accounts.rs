@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::batch::Patience;
 use crate::lane::Lane;
+use crate::pace::Pace;
 use crate::policy::config::{self, Batches, Limits, Provider};
 use crate::policy::{BaseUrl, Permit, Policy, Storage};
 use crate::pricing::{Catalogue, ModelPrice, Prices};
@@ -129,13 +130,15 @@ impl Accounts {
     }
 
     /// How batches are waited for.
-    pub(crate) fn patience(&self, permit: &Permit) -> Patience {
+    pub fn patience(&self, permit: &Permit) -> Patience {
         let set = self.batches(permit);
         let ms = |seconds: Option<u32>| seconds.map(|seconds| i64::from(seconds) * 1_000);
         let usual = Patience::default();
         let poll_least_ms = ms(set.look_seconds_min).unwrap_or(usual.poll_least_ms);
         let poll_most_ms = ms(set.look_seconds_max).unwrap_or(usual.poll_most_ms).max(poll_least_ms);
-        Patience { poll_least_ms, poll_most_ms, rounds_max: set.rounds_max.unwrap_or(usual.rounds_max), ..usual }
+        let rounds_max = set.rounds_max.unwrap_or(usual.rounds_max);
+        let cancel_ms = ms(set.cancel_seconds_max).unwrap_or(usual.cancel_ms);
+        Patience { poll_least_ms, poll_most_ms, rounds_max, cancel_ms, ..usual }
     }
 
     /// How batches are cut, by what is known of the provider and by what the operator says.
@@ -153,6 +156,12 @@ impl Accounts {
     pub fn concurrency(&self, permit: &Permit) -> usize {
         let limit = self.policy.provider(permit.provider()).and_then(|provider| provider.limits.concurrency);
         limit.map_or(TransportOptions::CONCURRENCY, |limit| limit.max(1) as usize)
+    }
+
+    /// How fast a model can be asked online, as far as the operator's limits tell before it is measured.
+    pub fn pace(&self, permit: &Permit) -> Pace {
+        let limits = self.policy.provider(permit.provider()).map_or_else(Limits::default, |provider| provider.limits);
+        Pace::new(limits, self.concurrency(permit))
     }
 
     /// The connection to a target, opened when it is first asked for.

@@ -5,6 +5,7 @@
 //! A call that has left is paid for: it is waited for and kept, also when its shard fails meanwhile.
 
 mod answering;
+pub mod due;
 mod in_batches;
 mod under_way;
 
@@ -22,6 +23,7 @@ use crate::call::{Call, Spent, Witness};
 use crate::conversation::{Conversation, Step};
 use crate::journal::{Fingerprints, Journal};
 use crate::on_behalf::{OnBehalf, Unwanted};
+use crate::pace::Pace;
 use crate::payment::Payment;
 use crate::policy::Permit;
 use crate::pricing::ModelPrice;
@@ -31,6 +33,7 @@ use crate::target::Target;
 use crate::tokens::Estimates;
 use crate::transport::Transport;
 
+pub use due::{Due, Remaining};
 use in_batches::Batches;
 pub use in_batches::BatchesOfRun;
 use under_way::{all, to_its_end, unwanted};
@@ -65,6 +68,10 @@ pub struct ManagedEngine {
     questions: Mutex<HashMap<usize, Arc<Asked>>>,
     /// How it sends in batches, if that is its lane.
     batches: Option<Arc<Batches>>,
+    /// Until when it may be waited for, if its lane was chosen among several.
+    due: Option<Due>,
+    /// How fast it answers, one call at a time.
+    pace: Pace,
 }
 
 /// A task, made ready, with what was learned of it. It keeps the task, whose address is its name here.
@@ -113,6 +120,7 @@ impl ManagedEngine {
         let host = url.as_ref().and_then(url::Url::host_str).unwrap_or_default().to_owned();
         let region = target.holes.get("region").cloned();
         let concurrency = accounts.concurrency(&permit);
+        let pace = accounts.pace(&permit);
         let (budget, questions) = (Arc::new(budget), Mutex::default());
         Ok(Self {
             permit,
@@ -126,6 +134,8 @@ impl ManagedEngine {
             guard,
             questions,
             batches: None,
+            due: None,
+            pace,
         })
     }
 
@@ -143,7 +153,9 @@ impl ManagedEngine {
     /// As [`Budget::give_back`].
     pub async fn give_back(&self) -> Result<()> {
         self.budget.give_back().await?;
-        match self.batches.as_deref().and_then(Batches::online) {
+        let batches = self.batches.as_deref();
+        let online = batches.and_then(Batches::online).or(self.due.as_ref().map(|due| &**due.online()));
+        match online {
             Some(online) => online.budget.give_back().await,
             None => Ok(()),
         }
@@ -198,7 +210,9 @@ impl ManagedEngine {
         };
         let redactions = vault.counts().clone();
         let talk = Talk { engine: self, asked, who, unwanted, rows: rows.len() as u64, redactions };
+        let asking = self.pace.begin();
         let outcomes = talk.run(Conversation::of_texts(&asked.question, texts)).await?;
+        asking.answered(talk.rows);
         Ok(match &self.guard.redactor {
             None => outcomes,
             Some(redactor) => {
@@ -212,7 +226,7 @@ impl Talk<'_> {
     async fn run(&self, mut conversation: Conversation) -> Result<Vec<Outcome>> {
         let step = conversation.first();
         // They leave with the first call; a further one about them takes none of what a rule allows.
-        self.go_on(conversation, step, (self.rows, 0)).await
+        self.go_on(conversation, step, (self.who.first_of(self.rows), 0)).await
     }
 
     /// Goes on with a conversation of which so many rows have not left yet, and which has cost something already.

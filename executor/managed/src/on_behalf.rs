@@ -16,18 +16,47 @@ pub struct OnBehalf {
     pub shard: u32,
     /// The attempt.
     pub attempt: String,
-    known: OnceCell<Known>,
+    known: Arc<OnceCell<Known>>,
     /// Held by calls under way.
     calls: Arc<RwLock<()>>,
     /// Nano-dollars for rows that have no answer to count them with.
-    unanswered_nano_usd: AtomicU64,
+    unanswered_nano_usd: Arc<AtomicU64>,
+    /// Whether its rows have left before.
+    leaving: Leaving,
+}
+
+/// Whether rows leave for the first time: only those are taken from what a rule allows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// They do.
+    #[default]
+    First,
+    /// They have left with a batch.
+    Again,
 }
 
 impl OnBehalf {
     /// An attempt at a shard.
     pub fn new(shard: u32, attempt: &str) -> Arc<Self> {
-        let (known, calls, unanswered_nano_usd) = Default::default();
-        Arc::new(Self { shard, attempt: attempt.to_owned(), known, calls, unanswered_nano_usd })
+        let (known, calls, unanswered_nano_usd, leaving) = Default::default();
+        Arc::new(Self { shard, attempt: attempt.to_owned(), known, calls, unanswered_nano_usd, leaving })
+    }
+
+    /// The same attempt, on behalf of rows that leave so.
+    pub(crate) fn leaving(&self, leaving: Leaving) -> Arc<Self> {
+        Arc::new(Self {
+            shard: self.shard,
+            attempt: self.attempt.clone(),
+            known: Arc::clone(&self.known),
+            calls: Arc::clone(&self.calls),
+            unanswered_nano_usd: Arc::clone(&self.unanswered_nano_usd),
+            leaving,
+        })
+    }
+
+    /// How many of so many rows leave for the first time.
+    pub(crate) fn first_of(&self, rows: u64) -> u64 {
+        if self.leaving == Leaving::First { rows } else { 0 }
     }
 
     /// Counts what was paid for rows that ended in errors.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use rowmill_jobs::lane::Lane;
+use rowmill_jobs::lane::{Lane, LaneChoice};
 use rowmill_jobs::spec::EngineSpec;
 use rowmill_jobs::{Error, Result};
 use rowmill_managed::policy::Permit;
@@ -24,26 +24,32 @@ impl Egress {
             return Err(Error::invalid("a preview does not wait for batches, which take up to a day")
                 .hint("write lane = 'online' for the preview, and lane = 'batch' again for the run"));
         };
-        let online = match self.online_permit(run, model) {
-            None => None,
-            Some(permit) => {
-                // A name of its own in ledgers that both may have.
-                let executor = format!("{}-again", means.books.executor);
-                let means = Means { books: Books { executor: &executor, ..means.books }, ..*means };
-                Some(Arc::new(self.calling(run, model, permit, &means).await?))
-            }
-        };
+        let online = self.again(run, model, means).await?;
         let (run_key, executor) = (run.run_key.to_owned(), self.executor.clone());
         engine.in_batches(&self.accounts, BatchesOfRun { store: Arc::clone(store), run_key, executor }, online)
     }
 
+    /// What asks a model online beside another lane, if the policy permits that.
+    pub(super) async fn again(
+        &self,
+        run: Sending<'_>,
+        model: &str,
+        means: &Means<'_>,
+    ) -> Result<Option<Arc<ManagedEngine>>> {
+        let Some(permit) = self.online_permit(run, model) else { return Ok(None) };
+        // A name of its own in ledgers that both may have.
+        let executor = format!("{}-again", means.books.executor);
+        let means = Means { books: Books { executor: &executor, ..means.books }, ..*means };
+        Ok(Some(Arc::new(self.calling(run, model, permit, &means).await?)))
+    }
+
     /// The permit to send a model's rows online, if the policy gives one. The job stays what it is but for that model's lane:
     /// what a model is asked depends on those that spill to it.
-    fn online_permit(&self, run: Sending<'_>, model: &str) -> Option<Permit> {
+    pub(super) fn online_permit(&self, run: Sending<'_>, model: &str) -> Option<Permit> {
         let mut job = run.job.clone();
         for known in job.models.iter_mut().filter(|known| known.name == model) {
             if let EngineSpec::Managed { lane, .. } = &mut known.engine {
-                *lane = Lane::Online;
+                *lane = LaneChoice::Fixed(Lane::Online);
             }
         }
         self.permits(&job, run.calls).ok()?.remove(model)

@@ -7,7 +7,7 @@ mod s3;
 use std::path::{Path, PathBuf};
 
 use rowmill_engine::inspect_adapted;
-use rowmill_jobs::lane::Lane;
+use rowmill_jobs::lane::{Lane, LaneChoice};
 use rowmill_jobs::plan::{Ability, FilePin, ModelPin};
 use rowmill_jobs::spec::{EngineSpec, ModelSpec};
 use rowmill_jobs::{Error, Result};
@@ -92,14 +92,19 @@ fn echo(spec: &ModelSpec, dimensions: u32) -> ResolvedModel {
 }
 
 /// A model elsewhere has no files: its pin says what it is called and what it can be asked for.
-fn managed(spec: &ModelSpec, (kind, name): (&str, &str), dimensions: Option<u32>, lane: Lane) -> Result<ResolvedModel> {
+fn managed(
+    spec: &ModelSpec,
+    (kind, name): (&str, &str),
+    dimensions: Option<u32>,
+    lane: LaneChoice,
+) -> Result<ResolvedModel> {
     let can = Target::can(kind, name)?;
     let mut abilities = Vec::new();
     if can.completes {
         abilities.extend([Ability::Complete, Ability::Choose]);
     }
     // No provider has a flex tier for embeddings.
-    if can.embeds && dimensions.is_some() && lane != Lane::Flex {
+    if can.embeds && dimensions.is_some() && lane != LaneChoice::Fixed(Lane::Flex) {
         abilities.push(Ability::Embed);
     }
     if abilities.is_empty() {

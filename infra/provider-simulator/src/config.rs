@@ -137,6 +137,8 @@ pub struct Batches {
     pub stalled: f64,
     /// Batches that fail whole.
     pub failed: f64,
+    /// Batches that go on as if they were not cancelled.
+    pub cancel_ignored: f64,
     /// Rows that end in an error of the provider.
     pub row_error: f64,
     /// Rows that the provider refuses.
@@ -201,6 +203,7 @@ impl Default for Batches {
             retention_ms: 30 * 24 * 3_600_000,
             stalled: 0.0,
             failed: 0.0,
+            cancel_ignored: 0.0,
             row_error: 0.0,
             row_refused: 0.0,
             row_invalid: 0.0,

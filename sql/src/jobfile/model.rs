@@ -5,7 +5,7 @@ use std::path::Path;
 use rowmill_jobs::Result;
 use rowmill_jobs::capability::{Capabilities, SchemaSubset, StructuredMode};
 use rowmill_jobs::error::closest;
-use rowmill_jobs::lane::Lane;
+use rowmill_jobs::lane::{Lane, LaneChoice};
 use rowmill_jobs::spec::{Dtype, EngineSpec, ModelSpec, PROVIDER_KINDS, Pooling};
 
 use super::absolute_url;
@@ -158,12 +158,21 @@ fn capabilities(options: &mut Options<'_>) -> Result<Capabilities> {
 }
 
 /// How a model's requests are sent: a lane that its kind of provider has.
-fn lane(options: &mut Options<'_>, kind: &str) -> Result<Lane> {
-    let words = Lane::ALL.map(|lane| (lane.as_str(), lane));
-    let Some((lane, at)) = options.word_at("lane", &words)? else { return Ok(Lane::default()) };
-    if lane.kinds().contains(&kind) {
-        return Ok(lane);
-    }
+fn lane(options: &mut Options<'_>, kind: &str) -> Result<LaneChoice> {
+    let words = LaneChoice::ALL.map(|choice| (choice.as_str(), choice));
+    let Some((choice, at)) = options.word_at("lane", &words)? else { return Ok(LaneChoice::default()) };
+    let lane = match choice {
+        LaneChoice::Fixed(lane) if lane.kinds().contains(&kind) => return Ok(choice),
+        LaneChoice::Fixed(lane) => lane,
+        LaneChoice::Auto if [Lane::Flex, Lane::Batch].iter().any(|lane| lane.kinds().contains(&kind)) => {
+            return Ok(choice);
+        }
+        LaneChoice::Auto => {
+            return Err(options
+                .error(at, format!("engine '{kind}' has the online lane only: there is nothing to choose"))
+                .hint("leave `lane` out"));
+        }
+    };
     let what = if lane == Lane::Batch { "batch interface that Rowmill speaks" } else { "flex tier" };
     Err(options
         .error(at, format!("engine '{kind}' has no {what}"))

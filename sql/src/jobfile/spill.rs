@@ -1,10 +1,10 @@
 //! `spill_to`, `spill_when`, `min_confidence` and `deadline` of `CREATE JOB`: when work of the job's own models goes to
-//! managed ones. Whether it may is the operator's policy's to say.
+//! managed ones, and until when cheap lanes may be waited for. Whether it may is the operator's policy's to say.
 
 use rowmill_jobs::Result;
 use rowmill_jobs::deadline::Deadline;
 use rowmill_jobs::error::closest;
-use rowmill_jobs::lane::Lane;
+use rowmill_jobs::lane::{Lane, LaneChoice};
 use rowmill_jobs::spec::{EngineSpec, ModelSpec, SpillSpec, SpillWhen};
 
 use super::job::names;
@@ -26,20 +26,30 @@ pub(super) fn read(options: &mut Options<'_>, models: &[ModelSpec]) -> Result<(O
     let min_confidence = options.ratio("min_confidence")?;
     let deadline = options.text("deadline")?;
     let needs = |case: SpillWhen| when.contains(&case);
+    let choosing = models.iter().find(|model| model.chooses_lane());
     if let Some((text, at)) = &deadline {
         Deadline::parse(text).map_err(|error| place(options, *at, error))?;
-        if !needs(SpillWhen::Late) {
-            let message = "a deadline changes nothing unless the job spills when it is late";
-            return Err(options
-                .error(*at, message)
-                .hint("add spill_to = 'MODEL', spill_when = 'late', or drop the deadline"));
+        if !needs(SpillWhen::Late) && choosing.is_none() {
+            let message =
+                "a deadline changes nothing unless the job spills when it is late, or a model chooses its lane";
+            return Err(options.error(*at, message).hint(
+                "add spill_to = 'MODEL', spill_when = 'late', or lane = 'auto' in CREATE MODEL, or drop the deadline",
+            ));
         }
+    }
+    if let Some(model) = choosing.filter(|_| deadline.is_none()) {
+        let hint = format!(
+            "model {} has lane = 'auto', which waits as long as the deadline allows: deadline = '06:00', or a moment: \
+             '2026-11-21T06:00:00+01:00'",
+            model.name
+        );
+        return Err(options.missing("deadline", &hint));
     }
     let Some(at) = when_at else {
         if min_confidence.is_some() {
             return Err(options.missing("spill_when", "spill_when = 'low_confidence', which min_confidence belongs to"));
         }
-        return Ok((to.map(|(to, _)| never(to)), None));
+        return Ok((to.map(|(to, _)| never(to)), deadline.map(|(text, _)| text)));
     };
     let lacks = |what: &str, hint: &str| Err(options.error(at, format!("this needs {what}")).hint(hint.to_owned()));
     if needs(SpillWhen::Late) && deadline.is_none() {
@@ -60,13 +70,13 @@ pub(super) fn read(options: &mut Options<'_>, models: &[ModelSpec]) -> Result<(O
     }
     match to {
         Some((to, _)) => Ok((Some(SpillSpec { to, when, min_confidence }), deadline.map(|(text, _)| text))),
-        None if when.is_empty() => Ok((None, None)),
+        None if when.is_empty() => Ok((None, deadline.map(|(text, _)| text))),
         None => lacks("a model to spill to", "spill_to = 'MODEL', a managed model of this file"),
     }
 }
 
 fn is_batch(model: &ModelSpec) -> bool {
-    matches!(model.engine, EngineSpec::Managed { lane: Lane::Batch, .. })
+    matches!(model.engine, EngineSpec::Managed { lane: LaneChoice::Fixed(Lane::Batch), .. })
 }
 
 fn never(to: Vec<String>) -> SpillSpec {

@@ -48,8 +48,8 @@ const CASES: [(&str, &str, &str, &str); 10] = [
     (
         "spill_to = 'away', deadline = '06:00'",
         "'06:00'",
-        "a deadline changes nothing unless the job spills when it is late",
-        "add spill_to = 'MODEL', spill_when = 'late', or drop the deadline",
+        "a deadline changes nothing unless the job spills when it is late, or a model chooses its lane",
+        "add spill_to = 'MODEL', spill_when = 'late', or lane = 'auto' in CREATE MODEL, or drop the deadline",
     ),
     (
         "spill_to = 'away, slow', spill_when = 'overflow, late', deadline = '06:00'",

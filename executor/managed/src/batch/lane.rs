@@ -2,7 +2,9 @@
 //! records what came of it; between visits it holds nothing, so any process may make the next one.
 
 mod create;
+mod rounds;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,10 +13,10 @@ use rowmill_jobs::{Error, Kind, Result};
 
 use super::api::{BatchProvider, Status};
 use super::find;
-use super::machine::{Action, BatchMachine, Fact, Patience, Wanted};
-use super::reconcile::{Again, Ended, Reason, RowEnd, RowResult, reconcile, strangers};
+use super::machine::{Action, BatchMachine, Fact, Patience};
+use super::reconcile::{Again, Ended, Failed, Reason, RowEnd, RowResult, reconcile, strangers};
 use super::record::{Created, Records, Round, Settled, Void};
-use super::rows::{BatchJob, Limits, cut, ranges, row_name, rows_of};
+use super::rows::{BatchJob, Limits, rows_of};
 use super::seam::{BatchCall, BatchRef, BatchWire, Part};
 use crate::call::{CallError, Class};
 
@@ -30,6 +32,15 @@ pub struct BatchLane {
     executor: String,
     patience: Patience,
     limits: Limits,
+}
+
+/// What the job wants of its batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// All rows.
+    Everything,
+    /// No more than what is paid for already: batches are cancelled, what they did is kept. From then on for all who come.
+    WhatIsDone,
 }
 
 /// What a visit came to.
@@ -87,7 +98,8 @@ impl BatchLane {
         self
     }
 
-    /// Does everything that can be done now. `now_ms` tells the time: milliseconds since 1970.
+    /// Does everything that can be done now. `now_ms` tells the time: milliseconds since 1970. Once no more is wanted, a row
+    /// that was never sent ends with [`Reason::Stopped`], any other with what became of it last.
     ///
     /// # Errors
     /// The store does not answer ([`Kind::Temporary`]); the provider refuses the lane itself: keys, money, a model that it
@@ -95,13 +107,28 @@ impl BatchLane {
     pub async fn advance(&self, wanted: Wanted, now_ms: &(dyn Fn() -> i64 + Sync)) -> Result<Progress> {
         let mut ends: Vec<Option<RowEnd>> = vec![None; self.job.rows.len()];
         let mut rows: Vec<u32> = (0..u32::try_from(self.job.rows.len()).unwrap_or(u32::MAX)).collect();
+        // Why those that are left have no answer yet.
+        let mut reasons: HashMap<u32, Reason> = HashMap::new();
         let mut not_before_ms = 0;
         for round in 0.. {
             if rows.is_empty() {
                 break;
             }
-            let plan = self.plan(round, &rows, not_before_ms).await?;
-            if let Some(until_ms) = self.visit_round(round, &plan, wanted, now_ms).await? {
+            let plan = match wanted {
+                Wanted::Everything => self.plan(round, &rows, not_before_ms).await?,
+                Wanted::WhatIsDone => self.stop(round, now_ms()).await?,
+            };
+            if plan.stopped_ms.is_some() {
+                for row in rows {
+                    let reason = reasons.get(&row).copied().unwrap_or(Reason::Stopped);
+                    *slot(&mut ends, row)? = Some(RowEnd::Failed(Failed::of(reason)));
+                }
+                break;
+            }
+            if wanted == Wanted::WhatIsDone {
+                self.stop(round + 1, now_ms()).await?;
+            }
+            if let Some(until_ms) = self.visit_round(round, &plan, now_ms).await? {
                 return Ok(Progress::Wait(until_ms));
             }
             rows.clear();
@@ -109,10 +136,13 @@ impl BatchLane {
                 let results = self.records.results(round, index).await?;
                 self.settle((round, index), rows_of(ranges).collect(), &results, now_ms()).await?;
                 for result in results {
-                    let row = result.row;
+                    let (row, reason) = (result.row, result.resubmitted);
                     match result.into_end() {
+                        Some(RowEnd::Failed(Failed { reason: Reason::Stopped, .. })) | None => {
+                            reasons.extend(reason.map(|reason| (row, reason)));
+                            rows.push(row);
+                        }
                         Some(end) => *slot(&mut ends, row)? = Some(end),
-                        None => rows.push(row),
                     }
                 }
             }
@@ -131,6 +161,9 @@ impl BatchLane {
         results: &[RowResult],
         at_ms: i64,
     ) -> Result<()> {
+        if results.iter().all(RowResult::is_unsent) {
+            return Ok(());
+        }
         let settled = Settled { executor: self.executor.clone(), at_ms };
         if self.records.write(round, index, "settled.json", &settled).await? == Put::Exists {
             return Ok(());
@@ -143,51 +176,13 @@ impl BatchLane {
         Ok(())
     }
 
-    /// How a round is cut: as recorded, or now.
-    async fn plan(&self, round: u32, rows: &[u32], not_before_ms: i64) -> Result<Round> {
-        let plan = match self.records.round(round).await? {
-            Some(plan) => plan,
-            None => {
-                let api = self.provider.api();
-                // What surrounds a row in the provider's format is about as long for all rows.
-                let around = api.line(&row_name("", 0), self.job.asks, b"{}")?.len() + 1;
-                let bytes_of = |row: u32| self.body(row).map_or(0, Bytes::len) + around;
-                let batches = cut(rows, self.limits, bytes_of);
-                let planned = Round {
-                    provider: self.provider.name().into(),
-                    model: self.job.model.clone(),
-                    input_sha256: self.digest.clone(),
-                    not_before_ms,
-                    batches: batches.iter().map(|batch| ranges(batch)).collect(),
-                };
-                self.records.plan(round, planned).await?
-            }
-        };
-        if plan.input_sha256 != self.digest || plan.provider != self.provider.name() {
-            return Err(Error::new(
-                Kind::InputChanged,
-                "the rows of a shard are not those that its batches were made of",
-            )
-            .with("run", &self.job.run_key)
-            .with("shard", self.job.shard)
-            .hint("a shard that was sent as a batch is finished with the same input, prompt, model and provider"));
-        }
-        Ok(plan)
-    }
-
     /// Visits all batches of a round; returns when to come again, unless all are finished.
-    async fn visit_round(
-        &self,
-        round: u32,
-        plan: &Round,
-        wanted: Wanted,
-        now_ms: &(dyn Fn() -> i64 + Sync),
-    ) -> Result<Option<i64>> {
+    async fn visit_round(&self, round: u32, plan: &Round, now_ms: &(dyn Fn() -> i64 + Sync)) -> Result<Option<i64>> {
         let mut until_ms: Option<i64> = None;
         for (index, rows) in plan.batches.iter().enumerate() {
             let rows = rows_of(rows).collect();
             let batch = Batch { round, index, name: self.job.batch_name(round, index), rows, plan };
-            if let Some(wait_ms) = self.visit(&batch, wanted, now_ms).await? {
+            if let Some(wait_ms) = self.visit(&batch, now_ms).await? {
                 until_ms = Some(until_ms.map_or(wait_ms, |until_ms| until_ms.min(wait_ms)));
             }
         }
@@ -195,10 +190,11 @@ impl BatchLane {
     }
 
     /// Visits a batch; returns when to come again, unless it is finished.
-    async fn visit(&self, batch: &Batch<'_>, wanted: Wanted, now_ms: &(dyn Fn() -> i64 + Sync)) -> Result<Option<i64>> {
+    async fn visit(&self, batch: &Batch<'_>, now_ms: &(dyn Fn() -> i64 + Sync)) -> Result<Option<i64>> {
         let steps = self.records.steps(batch.round, batch.index).await?;
         let needs_upload = self.provider.api().needs_upload();
-        let mut machine = BatchMachine::new(self.patience, wanted, needs_upload, batch.plan.not_before_ms, steps);
+        let mut machine = BatchMachine::new(self.patience, needs_upload, batch.plan.not_before_ms, steps);
+        self.learn_stop(batch.round, &mut machine).await?;
         loop {
             let action = machine.next(now_ms());
             match action {
@@ -206,7 +202,7 @@ impl BatchLane {
                 Action::Wait(until_ms) => return Ok(Some(until_ms)),
                 action => {
                     tracing::debug!(batch = batch.name, ?action, "batch");
-                    if let Err(error) = self.perform(batch, &mut machine, action, (wanted, now_ms)).await? {
+                    if let Err(error) = self.perform(batch, &mut machine, action, now_ms).await? {
                         return Ok(Some(now_ms() + self.pause_after(&error)?));
                     }
                 }
@@ -244,7 +240,7 @@ impl BatchLane {
         batch: &Batch<'_>,
         machine: &mut BatchMachine,
         action: Action,
-        (wanted, now_ms): (Wanted, &(dyn Fn() -> i64 + Sync)),
+        now_ms: &(dyn Fn() -> i64 + Sync),
     ) -> Result<std::result::Result<(), CallError>> {
         let api = self.provider.api();
         match action {
@@ -252,6 +248,8 @@ impl BatchLane {
                 let intent = self.intent(batch, now_ms());
                 if self.write(batch, &format!("intent-{number}.json"), &intent).await? == Put::Created {
                     machine.learn(Fact::Permitted(number));
+                    // Whoever stopped before this either finds the permission, or is found here.
+                    self.learn_stop(batch.round, machine).await?;
                 }
             }
             Action::Upload(number) => {
@@ -270,7 +268,7 @@ impl BatchLane {
             }
             Action::GiveUp(number) => {
                 machine.learn(Fact::Used);
-                self.give_up(batch, number, now_ms(), ("the permission was too old", false)).await?;
+                self.give_up(batch, number, now_ms(), ("the permission was not used in time", false)).await?;
             }
             Action::Find(number) => {
                 let Some(sought) = machine.sought(number) else { return Ok(Ok(())) };
@@ -297,13 +295,15 @@ impl BatchLane {
             }
             Action::Fetch(_) => {
                 let status = machine.status().cloned().unwrap_or_else(Status::failed);
-                if let Err(error) = self.fetch(batch, &status, wanted).await? {
+                let again = if machine.has_stopped() { Again::No } else { self.again(batch) };
+                if let Err(error) = self.fetch(batch, &status, again).await? {
                     return Ok(Err(error));
                 }
             }
-            Action::Forgo => {
-                let results: Vec<_> = batch.rows.iter().map(|row| RowResult::failed(*row, Reason::Stopped)).collect();
-                self.records.write_results(batch.round, batch.index, &results).await?;
+            Action::Forgo => self.end_all(batch, Reason::Stopped).await?,
+            Action::Abandon => {
+                tracing::warn!(batch = batch.name, "the provider does not end a batch that was cancelled");
+                self.end_all(batch, Reason::NotEnded).await?;
             }
             Action::Wait(_) | Action::Finished => {}
         }
@@ -316,21 +316,26 @@ impl BatchLane {
         &self,
         batch: &Batch<'_>,
         status: &Status,
-        wanted: Wanted,
+        again: Again,
     ) -> Result<std::result::Result<(), CallError>> {
         let lines = match find::fetch(self.wire.as_ref(), self.provider.api(), status).await? {
             Ok(lines) => lines,
             Err(error) => return Ok(Err(error)),
         };
-        let again = if batch.round + 1 < self.patience.rounds_max { Again::Yes } else { Again::No };
         let nobodys = lines.nameless + strangers(&batch.name, &batch.rows, &lines.lines);
         if nobodys > 0 {
             tracing::warn!(batch = batch.name, lines = nobodys, "lines of a batch's results are of none of its rows");
         }
         let (lines, whole_failed) = (lines.lines, status.has_failed());
         let ended = Ended { name: &batch.name, rows: &batch.rows, lines, whole_failed };
-        let results = reconcile(ended, wanted, again);
+        let results = reconcile(ended, again);
         self.records.write_results(batch.round, batch.index, &results).await.map(|_| Ok(()))
+    }
+
+    /// Records the same end for every row.
+    async fn end_all(&self, batch: &Batch<'_>, reason: Reason) -> Result<()> {
+        let results: Vec<_> = batch.rows.iter().map(|row| RowResult::failed(*row, reason)).collect();
+        self.records.write_results(batch.round, batch.index, &results).await.map(drop)
     }
 
     async fn reload(&self, batch: &Batch<'_>, machine: &mut BatchMachine) -> Result<()> {

@@ -7,6 +7,9 @@
 //! the creation could still arrive has passed. Only then is a further permission recorded. A creation begins within one
 //! call's time of its permission and ends within another, so it has arrived before that: [`Patience::settle_ms`] is
 //! longer than both, and what it is longer by is how much clocks may differ.
+//!
+//! A batch that is not wanted any more is cancelled, and its end waited for: rows that were under way are computed, paid and
+//! among its results all the same. A provider that does not end it in [`Patience::cancel_ms`] is waited for no longer.
 
 use super::api::{Listed, Status};
 use super::record::Steps;
@@ -27,6 +30,8 @@ pub struct Patience {
     pub poll_most_ms: i64,
     /// Rounds in all: a row that got no answer is sent again in the next one.
     pub rounds_max: u32,
+    /// Longest time that the end of a batch is waited for which is not wanted any more.
+    pub cancel_ms: i64,
 }
 
 impl Default for Patience {
@@ -37,6 +42,8 @@ impl Default for Patience {
             poll_least_ms: 30_000,
             poll_most_ms: 10 * 60_000,
             rounds_max: 3,
+            // OpenAI says up to 10 minutes.
+            cancel_ms: 15 * 60_000,
         }
     }
 }
@@ -52,15 +59,6 @@ impl Patience {
         let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX).min(20);
         self.poll_least_ms.saturating_mul(1 << doublings).min(self.poll_most_ms)
     }
-}
-
-/// What the job wants of its batches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// All rows.
-    Everything,
-    /// No more than what is paid for already: batches are cancelled, what they did is kept.
-    WhatIsDone,
 }
 
 /// What looking for a batch at the provider showed.
@@ -79,7 +77,8 @@ pub enum Found {
 pub struct BatchMachine {
     patience: Patience,
     needs_upload: bool,
-    wanted: Wanted,
+    /// Since when no more is wanted, if so.
+    stopped_ms: Option<i64>,
     not_before_ms: i64,
     steps: Steps,
     /// The permission that this process recorded in this visit and has not used.
@@ -103,7 +102,8 @@ pub enum Action {
         /// The provider's name for the input.
         file: Option<String>,
     },
-    /// Give this permission up: it is too old for a creation to arrive before others believe that there is none.
+    /// Give this permission up: it is too old for a creation to arrive before others believe that there is none, or no more
+    /// is wanted.
     GiveUp(u32),
     /// Look for the batch at the provider: created after the permission with this number was given.
     Find(u32),
@@ -117,6 +117,8 @@ pub enum Action {
     Fetch(String),
     /// Nothing was sent and nothing shall be: record so for every row.
     Forgo,
+    /// The batch has not ended, and is waited for no longer: record so for every row.
+    Abandon,
     /// Nothing to do before this time.
     Wait(i64),
     /// Every row's end is recorded.
@@ -138,21 +140,17 @@ pub enum Fact {
     Status(Status),
     /// The provider was asked to end it.
     CancelSent,
+    /// Since this time, no more is wanted.
+    Stopped(i64),
 }
 
 impl BatchMachine {
     /// What is known from the records alone. Nothing is created before `not_before_ms`.
-    pub fn new(
-        patience: Patience,
-        wanted: Wanted,
-        needs_upload: NeedsUpload,
-        not_before_ms: i64,
-        steps: Steps,
-    ) -> Self {
+    pub fn new(patience: Patience, needs_upload: NeedsUpload, not_before_ms: i64, steps: Steps) -> Self {
         Self {
             patience,
             needs_upload: needs_upload == NeedsUpload::Yes,
-            wanted,
+            stopped_ms: None,
             not_before_ms,
             steps,
             ours: None,
@@ -171,6 +169,7 @@ impl BatchMachine {
             Fact::Found(found) => self.found = Some(found),
             Fact::Status(status) => self.status = Some(status),
             Fact::CancelSent => self.cancel_sent = true,
+            Fact::Stopped(at_ms) => self.stopped_ms = Some(at_ms),
         }
     }
 
@@ -184,6 +183,11 @@ impl BatchMachine {
             from_ms: first - CLOCKS_DIFFER_MS,
             to_ms: intent.at_ms + self.patience.settle_ms + CLOCKS_DIFFER_MS,
         })
+    }
+
+    /// Whether no more is wanted.
+    pub fn has_stopped(&self) -> bool {
+        self.stopped_ms.is_some()
     }
 
     /// How the batch was when it was last looked at, in this visit.
@@ -207,8 +211,20 @@ impl BatchMachine {
         match &self.status {
             None => Action::Poll(remote.to_owned()),
             Some(status) if status.has_ended() => Action::Fetch(remote.to_owned()),
-            Some(_) if self.wanted == Wanted::WhatIsDone && !self.cancel_sent => Action::Cancel(remote.to_owned()),
-            Some(_) => Action::Wait(now_ms + self.patience.interval_ms(now_ms - created_ms)),
+            Some(status) => match self.stopped_ms {
+                None => Action::Wait(now_ms + self.patience.interval_ms(now_ms - created_ms)),
+                Some(_) if !status.is_ending() && !self.cancel_sent => Action::Cancel(remote.to_owned()),
+                Some(stopped_ms) => self.wait(now_ms + self.patience.interval_ms(now_ms - stopped_ms), now_ms),
+            },
+        }
+    }
+
+    /// Waits for what the provider does, unless no more is wanted for too long already.
+    fn wait(&self, until_ms: i64, now_ms: i64) -> Action {
+        match self.stopped_ms.map(|stopped_ms| stopped_ms + self.patience.cancel_ms) {
+            None => Action::Wait(until_ms),
+            Some(last_ms) if now_ms >= last_ms => Action::Abandon,
+            Some(last_ms) => Action::Wait(until_ms.min(last_ms)),
         }
     }
 
@@ -222,25 +238,29 @@ impl BatchMachine {
         }
         if self.ours == Some(count) {
             let is_late = now_ms > intent.at_ms + self.patience.call_ms;
-            return if is_late { Action::GiveUp(count) } else { self.use_permission(count) };
+            return if is_late || self.stopped_ms.is_some() {
+                Action::GiveUp(count)
+            } else {
+                self.use_permission(count)
+            };
         }
         let settled_ms = intent.at_ms + self.patience.settle_ms;
         match &self.found {
             None => Action::Find(count),
             Some(Found::Batch(remote)) => Action::Adopt(remote.clone()),
-            Some(Found::Perhaps) => Action::Wait(now_ms + self.patience.interval_ms(now_ms - intent.at_ms)),
+            Some(Found::Perhaps) => self.wait(now_ms + self.patience.interval_ms(now_ms - intent.at_ms), now_ms),
             Some(Found::Nothing) if now_ms < settled_ms => {
-                Action::Wait(settled_ms.min(now_ms + self.patience.interval_ms(now_ms - intent.at_ms)))
+                self.wait(settled_ms.min(now_ms + self.patience.interval_ms(now_ms - intent.at_ms)), now_ms)
             }
             Some(Found::Nothing) => self.intend(count + 1, now_ms, now_ms),
         }
     }
 
     fn intend(&self, number: u32, not_before_ms: i64, now_ms: i64) -> Action {
-        match self.wanted {
-            Wanted::WhatIsDone => Action::Forgo,
-            Wanted::Everything if now_ms < not_before_ms => Action::Wait(not_before_ms),
-            Wanted::Everything => Action::Intend(number),
+        match self.stopped_ms {
+            Some(_) => Action::Forgo,
+            None if now_ms < not_before_ms => Action::Wait(not_before_ms),
+            None => Action::Intend(number),
         }
     }
 
@@ -292,95 +312,5 @@ pub enum NeedsUpload {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::record::{Created, Intent, Uploaded, Void};
-    use super::*;
-
-    fn intent(at_ms: i64) -> Intent {
-        Intent { name: "n".into(), executor: "e".into(), at_ms, rows: 1, bytes: 1 }
-    }
-
-    fn machine(steps: Steps) -> BatchMachine {
-        BatchMachine::new(Patience::default(), Wanted::Everything, NeedsUpload::Yes, 0, steps)
-    }
-
-    #[test]
-    fn a_batch_goes_its_way_when_nothing_goes_wrong() {
-        let mut machine = machine(Steps::default());
-        assert_eq!(machine.next(0), Action::Intend(1));
-        let mut steps = Steps { intents: vec![(intent(0), None)], ..Steps::default() };
-        machine.learn(Fact::Permitted(1));
-        machine.learn(Fact::Steps(steps.clone()));
-        assert_eq!(machine.next(0), Action::Upload(1));
-        steps.uploaded = Some((1, Uploaded { file: "f".into(), at_ms: 1 }));
-        machine.learn(Fact::Steps(steps.clone()));
-        assert_eq!(machine.next(0), Action::Create { intent: 1, file: Some("f".into()) });
-        machine.learn(Fact::Used);
-        steps.created = Some(Created { remote: "r".into(), at_ms: 2 });
-        machine.learn(Fact::Steps(steps.clone()));
-        assert_eq!(machine.next(3), Action::Poll("r".into()));
-        machine.learn(Fact::Status(Status::running()));
-        assert_eq!(machine.next(3), Action::Wait(3 + 30_000));
-        machine.learn(Fact::Status(Status::ended(Vec::new())));
-        assert_eq!(machine.next(3), Action::Fetch("r".into()));
-        steps.has_results = true;
-        machine.learn(Fact::Steps(steps));
-        assert_eq!(machine.next(3), Action::Finished);
-    }
-
-    #[test]
-    fn a_permission_of_another_is_never_used_and_followed_by_looking_until_it_settled() {
-        let steps = Steps { intents: vec![(intent(1_000), None)], ..Steps::default() };
-        let mut machine = machine(steps);
-        assert_eq!(machine.next(1_000), Action::Find(1));
-        machine.learn(Fact::Found(Found::Nothing));
-        let settled_ms = 1_000 + Patience::default().settle_ms;
-        assert!(matches!(machine.next(settled_ms - 1), Action::Wait(until) if until <= settled_ms));
-        assert_eq!(machine.next(settled_ms), Action::Intend(2));
-        machine.learn(Fact::Found(Found::Batch("r".into())));
-        assert_eq!(machine.next(1_000), Action::Adopt("r".into()));
-        machine.learn(Fact::Found(Found::Perhaps));
-        assert!(matches!(machine.next(settled_ms + 1), Action::Wait(_)), "what may be ours is waited for");
-    }
-
-    #[test]
-    fn a_permission_that_is_too_old_is_given_up_and_not_used() {
-        let mut machine = machine(Steps { intents: vec![(intent(1_000), None)], ..Steps::default() });
-        machine.learn(Fact::Permitted(1));
-        let late_ms = 1_001 + Patience::default().call_ms;
-        assert_eq!((machine.next(late_ms - 1), machine.next(late_ms)), (Action::Upload(1), Action::GiveUp(1)));
-        let patience = Patience::default();
-        assert!(patience.settle_ms > 2 * patience.call_ms);
-    }
-
-    #[test]
-    fn a_permission_that_was_given_up_is_followed_by_another_after_a_pause_that_grows() {
-        let void = Void { at_ms: 500, why: "full".into(), input_refused: false };
-        let mut steps = Steps { intents: vec![(intent(0), Some(void.clone()))], ..Steps::default() };
-        assert_eq!(machine(steps.clone()).next(500), Action::Wait(30_500));
-        assert_eq!(machine(steps.clone()).next(30_500), Action::Intend(2));
-        steps.intents.push((intent(0), Some(void)));
-        assert_eq!(machine(steps).next(30_500), Action::Wait(60_500));
-    }
-
-    #[test]
-    fn a_job_that_wants_no_more_cancels_what_runs_and_sends_nothing_new() {
-        let machine = |steps| BatchMachine::new(Patience::default(), Wanted::WhatIsDone, NeedsUpload::No, 0, steps);
-        assert_eq!(machine(Steps::default()).next(0), Action::Forgo);
-        let created = Created { remote: "r".into(), at_ms: 2 };
-        let mut running = machine(Steps { created: Some(created), ..Steps::default() });
-        running.learn(Fact::Status(Status::running()));
-        assert_eq!(running.next(0), Action::Cancel("r".into()));
-        running.learn(Fact::CancelSent);
-        assert!(matches!(running.next(0), Action::Wait(_)));
-        // Whether a creation was done is not known: it is looked for first.
-        let unsure = machine(Steps { intents: vec![(intent(0), None)], ..Steps::default() });
-        assert_eq!(unsure.next(0), Action::Find(1));
-    }
-
-    #[test]
-    fn looks_are_30_seconds_to_10_minutes_apart() {
-        let intervals = [0, 60_000, 600_000, 3_600_000, 86_400_000].map(|age| Patience::default().interval_ms(age));
-        assert_eq!(intervals, [30_000, 30_000, 150_000, 600_000, 600_000]);
-    }
-}
+#[path = "machine_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! round planned → intended → uploaded → created → (polled) → ended, fetched → reconciled → next round, or done
+//!                                                    ↑ cancelled, once it is recorded that there is no next round
 //! ```
 //!
 //! [`machine`] decides from the records and the time alone; [`lane`] does what it says and holds no policy. Requests and
@@ -20,8 +21,8 @@ pub mod rows;
 pub mod seam;
 
 pub use self::api::BatchProvider;
-pub use self::lane::{BatchLane, Progress};
-pub use self::machine::{Patience, Wanted};
+pub use self::lane::{BatchLane, Progress, Wanted};
+pub use self::machine::Patience;
 pub use self::reconcile::{Failed, Reason, RowEnd, RowResult};
 pub use self::rows::{Asks, BatchJob, BatchRow, Limits};
 pub(crate) use self::seam::did_nothing;

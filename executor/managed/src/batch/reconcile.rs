@@ -6,7 +6,6 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::machine::Wanted;
 use super::rows::row_name;
 use crate::call::Class;
 
@@ -89,13 +88,24 @@ pub enum RowEnd {
 impl RowResult {
     /// The end of a row that got no answer and goes nowhere else.
     pub fn failed(row: u32, reason: Reason) -> Self {
-        let failed = Failed { reason, status: None, code: None };
-        Self { row, answered: None, failed: Some(failed), resubmitted: None }
+        Self { row, answered: None, failed: Some(Failed::of(reason)), resubmitted: None }
+    }
+
+    /// Whether the row was not sent.
+    pub fn is_unsent(&self) -> bool {
+        self.failed.as_ref().is_some_and(|failed| failed.reason == Reason::Stopped)
     }
 
     /// The row's last end; `None` if it goes into another round.
     pub fn into_end(self) -> Option<RowEnd> {
         self.answered.map(RowEnd::Answered).or_else(|| self.failed.map(RowEnd::Failed))
+    }
+}
+
+impl Failed {
+    /// For a reason of which there is no more to say.
+    pub fn of(reason: Reason) -> Self {
+        Self { reason, status: None, code: None }
     }
 }
 
@@ -118,7 +128,9 @@ pub enum Reason {
     NoLine,
     /// The batch failed as a whole.
     BatchFailed,
-    /// The job wants no more.
+    /// The batch was given up and did not end in time: the provider may compute the row still, and bill it.
+    NotEnded,
+    /// It was never sent: the job wanted no more of batches.
     Stopped,
 }
 
@@ -129,7 +141,9 @@ impl Reason {
             Reason::Refused => Class::Refused,
             Reason::TooLong => Class::TooLong,
             Reason::Unreadable => Class::InvalidOutput,
-            Reason::ProviderError | Reason::NotDone | Reason::NoLine | Reason::BatchFailed => Class::Transient,
+            Reason::ProviderError | Reason::NotDone | Reason::NoLine | Reason::BatchFailed | Reason::NotEnded => {
+                Class::Transient
+            }
             Reason::Stopped => Class::Stopped,
         }
     }
@@ -140,7 +154,7 @@ impl Reason {
 pub enum Again {
     /// It goes into the next round.
     Yes,
-    /// This was the last round.
+    /// This was the last round, or the job wants no more.
     No,
 }
 
@@ -159,7 +173,7 @@ pub struct Ended<'a> {
 
 /// One end for every row of a batch, in the rows' order. Of several lines for a row an answer counts, else the first. Lines
 /// of rows that are not the batch's own count for nothing.
-pub fn reconcile(ended: Ended<'_>, wanted: Wanted, again: Again) -> Vec<RowResult> {
+pub fn reconcile(ended: Ended<'_>, again: Again) -> Vec<RowResult> {
     let names: HashMap<String, usize> =
         ended.rows.iter().enumerate().map(|(i, row)| (row_name(ended.name, *row), i)).collect();
     // Order tells only where every row has a line; otherwise nothing tells.
@@ -177,7 +191,7 @@ pub fn reconcile(ended: Ended<'_>, wanted: Wanted, again: Again) -> Vec<RowResul
         }
     }
     let ends = said.into_iter().zip(ended.rows);
-    ends.map(|(says, row)| end(*row, says, ended.whole_failed, (wanted, again))).collect()
+    ends.map(|(says, row)| end(*row, says, ended.whole_failed, again)).collect()
 }
 
 /// How many lines are of no row of a batch.
@@ -186,7 +200,7 @@ pub fn strangers(name: &str, rows: &[u32], lines: &[Line]) -> usize {
     lines.iter().filter_map(|line| line.name.as_ref()).filter(|name| !names.contains(*name)).count()
 }
 
-fn end(row: u32, says: Option<Says>, whole_failed: bool, (wanted, again): (Wanted, Again)) -> RowResult {
+fn end(row: u32, says: Option<Says>, whole_failed: bool, again: Again) -> RowResult {
     let (reason, status, code) = match says {
         Some(Says::Answer(body)) => {
             return RowResult { row, answered: Some(body), failed: None, resubmitted: None };
@@ -203,13 +217,9 @@ fn end(row: u32, says: Option<Says>, whole_failed: bool, (wanted, again): (Wante
         failed: Some(Failed { reason, status, code: code.clone() }),
         resubmitted: None,
     };
-    match (reason, wanted, again) {
-        (Reason::Refused | Reason::TooLong | Reason::Unreadable, ..) => failed(reason),
-        (_, Wanted::WhatIsDone, _) => failed(Reason::Stopped),
-        (_, Wanted::Everything, Again::No) => failed(reason),
-        (_, Wanted::Everything, Again::Yes) => {
-            RowResult { row, answered: None, failed: None, resubmitted: Some(reason) }
-        }
+    match (reason, again) {
+        (Reason::Refused | Reason::TooLong | Reason::Unreadable, _) | (_, Again::No) => failed(reason),
+        (_, Again::Yes) => RowResult { row, answered: None, failed: None, resubmitted: Some(reason) },
     }
 }
 
@@ -247,7 +257,7 @@ mod tests {
         Says::Error { status: Some(status), code: None }
     }
 
-    fn ends(lines: Vec<Line>, wanted: Wanted, again: Again) -> Vec<String> {
+    fn ends(lines: Vec<Line>, again: Again) -> Vec<String> {
         let ended = Ended { name: "b", rows: &[4, 5, 9], lines, whole_failed: false };
         let told = |result: &RowResult| match (&result.answered, &result.failed, &result.resubmitted) {
             (Some(body), None, None) => format!("{} {}", result.row, body.get()),
@@ -255,7 +265,7 @@ mod tests {
             (None, None, Some(reason)) => format!("{} again: {reason:?}", result.row),
             _ => panic!("not one end: {result:?}"),
         };
-        reconcile(ended, wanted, again).iter().map(told).collect()
+        reconcile(ended, again).iter().map(told).collect()
     }
 
     #[test]
@@ -270,9 +280,8 @@ mod tests {
             line(&five, error(400)),
         ];
         let expected = ["4 1", "5 2", "9 again: NoLine"];
-        assert_eq!(ends(lines.clone(), Wanted::Everything, Again::Yes), expected);
-        assert_eq!(ends(lines.clone(), Wanted::Everything, Again::No)[2], "9 NoLine");
-        assert_eq!(ends(lines, Wanted::WhatIsDone, Again::Yes)[2], "9 Stopped");
+        assert_eq!(ends(lines.clone(), Again::Yes), expected);
+        assert_eq!(ends(lines, Again::No)[2], "9 NoLine");
     }
 
     #[test]
@@ -281,16 +290,16 @@ mod tests {
         let too_long = Says::Error { status: Some(400), code: Some("context_length_exceeded".into()) };
         let lines = vec![line(&four, error(400)), line(&five, error(429)), line(&nine, too_long)];
         let expected = ["4 Refused", "5 again: ProviderError", "9 TooLong"];
-        assert_eq!(ends(lines, Wanted::Everything, Again::Yes), expected);
+        assert_eq!(ends(lines, Again::Yes), expected);
     }
 
     #[test]
     fn order_tells_where_names_do_not_but_only_if_every_row_has_its_line() {
         let unnamed = |text: &str| Line { name: None, says: answer(text) };
         let lines = vec![unnamed("1"), unnamed("2"), unnamed("3")];
-        assert_eq!(ends(lines, Wanted::Everything, Again::Yes), ["4 1", "5 2", "9 3"]);
+        assert_eq!(ends(lines, Again::Yes), ["4 1", "5 2", "9 3"]);
         let lines = vec![unnamed("1"), unnamed("2")];
-        assert!(ends(lines, Wanted::Everything, Again::Yes).iter().all(|end| end.ends_with("again: NoLine")));
+        assert!(ends(lines, Again::Yes).iter().all(|end| end.ends_with("again: NoLine")));
     }
 
     #[test]
@@ -304,7 +313,7 @@ mod tests {
         ];
         assert_eq!(strangers("b", &[4, 5, 9], &lines), 1);
         let expected = ["4 Unreadable", "5 2", "9 again: NoLine"];
-        assert_eq!(ends(lines, Wanted::Everything, Again::Yes), expected);
+        assert_eq!(ends(lines, Again::Yes), expected);
     }
 
     #[test]
@@ -315,7 +324,7 @@ mod tests {
             lines: vec![line(&row_name("b", 1), answer(r#"{"a":[1.50]}"#)), line(&row_name("b", 2), error(422))],
             whole_failed: false,
         };
-        let results = reconcile(ended, Wanted::Everything, Again::No);
+        let results = reconcile(ended, Again::No);
         let text = serde_json::to_string(&results).unwrap();
         let read: Vec<RowResult> = serde_json::from_str(&text).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), text);

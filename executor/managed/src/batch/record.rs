@@ -1,7 +1,8 @@
 //! What the batch lane must not forget, as objects in the run's store:
 //!
 //! ```text
-//! run=<key>/_batches/<shard>/<chunk>/round-<r>.json    how rows were cut; the loser of a race adopts the winner's
+//! run=<key>/_batches/<shard>/<chunk>/round-<r>.json    how rows were cut, or that no more of them go into batches; the
+//!                                                      loser of a race adopts the winner's
 //! …/<chunk>/<r>-<n>/intent-<k>.json    the k-th permission to create batch n: one creation may be sent
 //!                   void-<k>.json      that permission was given up, and surely nothing was created
 //!                   uploaded-<k>.json  the input's file at the provider
@@ -24,7 +25,8 @@ use serde::{Deserialize, Serialize};
 use super::reconcile::RowResult;
 use super::rows::Range;
 
-/// How the rows of one round were cut.
+/// How the rows of one round were cut; or that there is no such round: rows without an answer go into no batch any more, and
+/// the batches of the round before are cancelled. That is decided once, by whoever is the first to record one or the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Round {
@@ -38,6 +40,9 @@ pub struct Round {
     pub not_before_ms: i64,
     /// The rows of each batch.
     pub batches: Vec<Vec<Range>>,
+    /// Since when no more is wanted of batches, if so: milliseconds since 1970. Then it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_ms: Option<i64>,
 }
 
 /// A permission to send one creation.

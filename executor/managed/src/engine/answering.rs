@@ -43,6 +43,11 @@ impl ManagedEngine {
                 Err(error) => stopped(error),
             };
         }
+        if let Some(due) = &self.due
+            && !due.leaves_time(&asked, &requests).await
+        {
+            return Box::pin(due.online().infer_some(who, task, requests)).await;
+        }
         let (engine, on_behalf) = (Arc::clone(self), Arc::clone(who));
         let answering =
             |unwanted: Unwanted| async move { Ok(engine.answer(&on_behalf, &asked, requests, &unwanted).await) };

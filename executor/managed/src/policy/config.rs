@@ -195,6 +195,8 @@ pub struct Batches {
     pub look_seconds_max: Option<u32>,
     /// Batches in all that a row is sent in before it ends without an answer.
     pub rounds_max: Option<u32>,
+    /// Longest time that a cancelled batch's end is waited for, before its rows are asked online.
+    pub cancel_seconds_max: Option<u32>,
 }
 
 impl Batches {

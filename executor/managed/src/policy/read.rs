@@ -266,6 +266,7 @@ fn check_batches<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong
         ("look_seconds_min", batches.look_seconds_min),
         ("look_seconds_max", batches.look_seconds_max),
         ("rounds_max", batches.rounds_max),
+        ("cancel_seconds_max", batches.cancel_seconds_max),
     ];
     if let Some((key, _)) = set.iter().find(|(_, value)| *value == Some(0)) {
         return Err(wrong(&["providers", alias, "batches", *key], format!("`{key}` is 0"), "give 1 or more"));

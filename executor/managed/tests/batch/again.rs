@@ -17,13 +17,13 @@ use rowmill_provider_simulator::{Config, Provider, Simulator};
 use serde_json::json;
 
 /// Rows of the shard.
-const ROWS: usize = 4;
+pub const ROWS: usize = 4;
 /// How long an answer online takes: long enough to be stopped in.
 const SLOW_MS: u64 = 1_500;
 
 /// A run at a provider whose batches answer everything in the wrong form, and which is slow online.
-struct Run {
-    simulator: Simulator,
+pub struct Run {
+    pub simulator: Simulator,
     folder: tempfile::TempDir,
     accounts: Accounts,
 }
@@ -31,7 +31,10 @@ struct Run {
 impl Run {
     async fn new(faults: Faults) -> Self {
         let batches = Batches { validating_ms: 0, row_ms: 1, finalizing_ms: 0, row_invalid: 1.0, ..Batches::default() };
-        let faults = Faults { slow_ms: SLOW_MS, ..faults };
+        Self::with(batches, Faults { slow_ms: SLOW_MS, ..faults }).await
+    }
+
+    pub async fn with(batches: Batches, faults: Faults) -> Self {
         let simulator = Simulator::start(Config { batches, faults, ..Config::default() }).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let key = folder.path().join("key");
@@ -49,7 +52,7 @@ impl Run {
     }
 
     /// The model as a process has it, and what that keeps of answers.
-    async fn engine(&self, executor: &str) -> (Arc<ManagedEngine>, Arc<Journal>) {
+    pub async fn engine(&self, executor: &str) -> (ManagedEngine, Arc<Journal>) {
         let store: Arc<dyn Store> = Arc::new(LocalStore::new(self.folder.path().join("output")));
         let audit = Audit::open(&self.folder.path().join("audit"), "run", executor, None).await.unwrap();
         let journal = Journal::open(Arc::clone(&store), "run", None);
@@ -69,21 +72,21 @@ impl Run {
         };
         let online = Some(Arc::new(open(Lane::Online).await));
         let batches = BatchesOfRun { store, run_key: "run".into(), executor: executor.into() };
-        (Arc::new(open(Lane::Batch).await.in_batches(&self.accounts, batches, online).unwrap()), journal)
+        (open(Lane::Batch).await.in_batches(&self.accounts, batches, online).unwrap(), journal)
     }
 
     /// What a process is answered that asks for the shard, to its end.
     async fn finish(&self, executor: &str) -> rowmill_jobs::Result<Vec<Outcome>> {
-        self.engine(executor).await.0.infer(&OnBehalf::new(0, executor), &task(), requests()).await
+        Arc::new(self.engine(executor).await.0).infer(&OnBehalf::new(0, executor), &task(), requests()).await
     }
 
     /// Calls that came online.
-    fn online(&self) -> u64 {
+    pub fn online(&self) -> u64 {
         self.simulator.journal().count(Provider::Openai, "/chat/completions").requests
     }
 }
 
-fn task() -> Arc<Task> {
+pub fn task() -> Arc<Task> {
     let schema = json!({
         "type": "object",
         "properties": {"product": {"type": "string"}},
@@ -99,7 +102,7 @@ fn task() -> Arc<Task> {
     })
 }
 
-fn requests() -> Vec<Request> {
+pub fn requests() -> Vec<Request> {
     (0..ROWS).map(|row| Request { values: [format!("row {row}")].into_iter().collect() }).collect()
 }
 
@@ -107,6 +110,7 @@ fn requests() -> Vec<Request> {
 async fn rows_that_are_asked_again_are_kept_though_nobody_waits_for_them() {
     let run = Run::new(Faults { slow: 1.0, ..Faults::default() }).await;
     let ((engine, journal), who) = (run.engine("first").await, OnBehalf::new(0, "first"));
+    let engine = Arc::new(engine);
     let asking = tokio::spawn({
         let who = Arc::clone(&who);
         async move { engine.infer(&who, &task(), requests()).await }

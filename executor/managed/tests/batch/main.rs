@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub, missing_docs)]
 
 mod again;
+mod late;
 mod memory;
 mod seeds;
+mod stopped;
 mod world;
 
 use std::time::Duration;
@@ -164,24 +166,6 @@ async fn a_shard_is_cut_into_batches_of_the_size_that_is_allowed() {
         world.check(&ends).await;
         assert_eq!((answered(&ends), world.remote_batches().await), (25, 3));
     }
-}
-
-#[tokio::test]
-async fn a_job_that_wants_no_more_keeps_what_is_done_and_sends_nothing_new() {
-    for provider in [BatchProvider::Openai, BatchProvider::Anthropic, BatchProvider::Mistral] {
-        let behaviour = Batches { row_ms: 60_000, ..Batches::default() };
-        let world = World::new(provider, 40, Config { batches: behaviour, ..Config::default() }).await;
-        let life = Life::endless();
-        assert!(matches!(world.visit("first", Wanted::Everything, &life).await, Some(Ok(Progress::Wait(_)))));
-        world.pass(Duration::from_secs(10 * 60 + 5));
-        let ends = world.finish(Wanted::WhatIsDone, &life).await;
-        world.check(&ends).await;
-        assert_eq!((answered(&ends), reasons(&ends)[&Reason::Stopped]), (10, 30), "{provider:?}");
-        assert_eq!(world.remote_batches().await, 1);
-    }
-    let world = World::new(BatchProvider::Openai, 4, Config::default()).await;
-    let ends = world.finish(Wanted::WhatIsDone, &Life::endless()).await;
-    assert_eq!((reasons(&ends)[&Reason::Stopped], world.simulator.journal().requests()), (4, 0));
 }
 
 #[tokio::test]

@@ -40,15 +40,14 @@ pub(super) fn look(job: &Job, behaviour: &Batches, seed: u64, now_ms: i64) -> Lo
         if at_ms < started_ms { 0 } else { reachable.min(usize::try_from(count).unwrap_or(usize::MAX)) }
     };
     let computed_ms = started_ms + behaviour.row_ms * i64::try_from(rows).unwrap_or(i64::MAX);
+    // Rows under way when it is cancelled are done before it ends.
+    let is_deaf = random::happens(drawn(103), behaviour.cancel_ignored);
+    let cancelled_ms = job.cancelled_ms.filter(|_| !is_deaf).map(|at_ms| at_ms + behaviour.finalizing_ms);
     let ends = [
         (fails.then_some(started_ms), Phase::Failed, 0),
         ((!stands_still).then_some(computed_ms + behaviour.finalizing_ms), Phase::Completed, rows),
         (Some(job.created_ms + behaviour.window_ms), Phase::Expired, done_at(job.created_ms + behaviour.window_ms)),
-        (
-            job.cancelled_ms.map(|at_ms| at_ms + behaviour.finalizing_ms),
-            Phase::Cancelled,
-            job.cancelled_ms.map_or(0, done_at),
-        ),
+        (cancelled_ms, Phase::Cancelled, cancelled_ms.map_or(0, done_at)),
     ];
     let first = ends.iter().filter_map(|(at_ms, phase, done)| at_ms.map(|at_ms| (at_ms, *phase, *done)));
     let end = first.min_by_key(|(at_ms, ..)| *at_ms).filter(|(at_ms, ..)| *at_ms <= now_ms);

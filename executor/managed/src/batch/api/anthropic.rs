@@ -95,8 +95,10 @@ impl BatchApi for Anthropic {
 
     fn status(&self, remote: &str, answer: &[u8]) -> Result<Status> {
         let batch: Batch = read("the state of a batch", answer)?;
-        if batch.processing_status != "ended" {
-            return Ok(Status::running());
+        match batch.processing_status.as_str() {
+            "ended" => {}
+            "canceling" => return Ok(Status::ending()),
+            _ => return Ok(Status::running()),
         }
         // The URL that is told leads to the provider's public host; the path is the same at any base.
         let results = Source::Path(format!("/v1/messages/batches/{remote}/results"));

@@ -108,6 +108,7 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Running,
+    Ending,
     Ended,
     Failed,
 }
@@ -127,6 +128,11 @@ impl Status {
         Self { phase: Phase::Running, sources: Vec::new() }
     }
 
+    /// It has not ended, and the provider is about to end it, as it was asked.
+    pub(crate) fn ending() -> Self {
+        Self { phase: Phase::Ending, sources: Vec::new() }
+    }
+
     /// It has ended, and what it did is in these places.
     pub(crate) fn ended(sources: Vec<Source>) -> Self {
         Self { phase: Phase::Ended, sources }
@@ -138,7 +144,11 @@ impl Status {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        self.phase != Phase::Running
+        matches!(self.phase, Phase::Ended | Phase::Failed)
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.phase == Phase::Ending
     }
 
     pub(crate) fn has_failed(&self) -> bool {

@@ -100,6 +100,11 @@ fn has_ended(status: &str) -> bool {
     ends.contains(&status.to_lowercase().as_str())
 }
 
+/// Whether a job that has not ended was asked to. Together does not say.
+fn is_ending(status: &str) -> bool {
+    ["cancelling", "cancellation_requested"].contains(&status.to_lowercase().as_str())
+}
+
 impl BatchApi for OpenAiLike {
     fn limits(&self) -> Limits {
         self.limits
@@ -214,6 +219,7 @@ impl BatchApi for OpenAiLike {
             .map(|id| Source::Path(format!("/files/{id}/content")))
             .collect();
         Ok(match has_ended(&status) {
+            false if is_ending(&status) => Status::ending(),
             false => Status::running(),
             true if files.is_empty() && status.eq_ignore_ascii_case("failed") => Status::failed(),
             true => Status::ended(files),

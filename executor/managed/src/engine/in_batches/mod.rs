@@ -1,12 +1,14 @@
 //! The batch lane of a managed model: all requests of a call go to the provider as batches, are waited for, and are read by the
 //! same dialects as answers that come online. What must not be forgotten is in the run's store (see [`crate::batch`]), so
 //! that whichever process asks the same again finds the batches and pays nothing twice. A row whose answer has not the form
-//! that was asked for is asked again online, where the policy permits that, and nowhere else.
+//! that was asked for is asked again online, where the policy permits that, and nowhere else; where batches are one lane of
+//! several, so is one without an answer.
 
+mod rest;
 mod wait;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use rowmill_jobs::infer::{Outcome, Portion, Request, RowError, RowErrorCode};
 use rowmill_jobs::store::Store;
 use rowmill_jobs::{Error, Result};
 
+use super::due::mean;
 use super::{Asked, ManagedEngine, OnBehalf, TEMPLATE_TOKENS_MAX, Talk, all, restore, to_its_end, unsearchable};
 use crate::accounts::Accounts;
 use crate::batch::{Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, Limits, Patience, Reason, RowEnd};
@@ -95,6 +98,11 @@ impl ManagedEngine {
         Ok(Self { batches: Some(Arc::new(Batches { provider, run, patience, limits, online })), ..self })
     }
 
+    /// What asks online what batches leave, if the policy permits that.
+    pub fn online(&self) -> Option<Arc<ManagedEngine>> {
+        self.batches.as_ref()?.online.clone()
+    }
+
     /// How many requests it wants at once.
     pub fn portion(&self) -> Portion {
         if self.batches.is_some() { Portion::Large } else { Portion::Usual }
@@ -116,7 +124,7 @@ impl Batches {
         requests: Vec<Request>,
     ) -> Result<Vec<Outcome>> {
         let (mut standings, mut rows) = (Vec::new(), Vec::new());
-        let (mut facts, mut sent) = (Vec::new(), Vec::new());
+        let (mut facts, mut sent, mut to_send) = (Vec::new(), Vec::new(), Vec::new());
         for request in &requests {
             match prepare(engine, asked, request)? {
                 Prepared::Ended(outcome) => standings.push(Standing::Ended(outcome)),
@@ -126,23 +134,33 @@ impl Batches {
                     facts.push(RowFacts { estimate, tokens_max: row.tokens_max, redactions });
                     sent.push(BatchRow { body, estimate });
                     rows.push(*row);
+                    to_send.push(request.clone());
                 }
             }
         }
-        let ends = if sent.is_empty() { Vec::new() } else { self.send(engine, asked, who, (sent, facts)).await? };
+        let ends = match sent.is_empty() {
+            true => Vec::new(),
+            false => self.send(engine, asked, who, (sent, facts, mean(asked, &to_send))).await?,
+        };
+        let mut outcomes = match &engine.due {
+            Some(due) => rest::ask(due, asked, who, &to_send, &ends).await?,
+            None => HashMap::new(),
+        };
+        let in_batches = rows.into_iter().zip(ends).enumerate();
+        let ended: Vec<_> = in_batches.filter(|(place, _)| !outcomes.contains_key(place)).collect();
         let (batches, engine, asked, on_behalf) =
             (Arc::clone(self), Arc::clone(engine), Arc::clone(asked), Arc::clone(who));
         let reading = |unwanted| async move {
             let (batches, engine, asked, who, unwanted) = (&*batches, &*engine, &*asked, &*on_behalf, &unwanted);
-            let read = |(row, end)| batches.read(engine, asked, who, unwanted, (row, end));
-            all(rows.into_iter().zip(ends).map(read), engine.concurrency, unwanted).await.whole()
+            let read =
+                |(place, row)| async move { Ok((place, batches.read(engine, asked, who, unwanted, row).await?)) };
+            all(ended.into_iter().map(read), engine.concurrency, unwanted).await.whole()
         };
-        let outcomes = to_its_end(who, reading).await?;
-        let mut outcomes: Vec<Option<Outcome>> = outcomes.into_iter().map(Some).collect();
+        outcomes.extend(to_its_end(who, reading).await?);
         let lost = || Error::internal("a row of a batch has no end");
         let end = |standing| match standing {
             Standing::Ended(outcome) => Ok(outcome),
-            Standing::Sent(place) => outcomes.get_mut(place).and_then(Option::take).ok_or_else(lost),
+            Standing::Sent(place) => outcomes.remove(&place).ok_or_else(lost),
         };
         standings.into_iter().map(end).collect()
     }
@@ -153,7 +171,7 @@ impl Batches {
         engine: &ManagedEngine,
         asked: &Asked,
         who: &OnBehalf,
-        (rows, facts): (Vec<BatchRow>, Vec<RowFacts>),
+        (rows, facts, tokens): (Vec<BatchRow>, Vec<RowFacts>, Estimate),
     ) -> Result<Vec<RowEnd>> {
         let asks = if asked.question.form.is_some() { Asks::Text } else { Asks::Vectors };
         let job = BatchJob {
@@ -168,7 +186,8 @@ impl Batches {
         let wire = Arc::new(GuardedWire::new(engine, asked, who, (self, facts)));
         let (store, executor) = (Arc::clone(&self.run.store), self.run.executor.as_str());
         let lane = BatchLane::new(self.provider, wire.clone(), store, job, executor, self.patience);
-        let ended = wait::until_done(&lane.with_limits(self.limits), self.patience).await;
+        let until = engine.due.as_ref().map(|due| wait::Until { due, tokens, patience: self.patience });
+        let ended = wait::until_done(&lane.with_limits(self.limits), self.patience, until).await;
         // What held a call back says more than that it was held back.
         ended.map_err(|error| wire.take_refusal().unwrap_or_else(|| error.with("provider", engine.permit.provider())))
     }

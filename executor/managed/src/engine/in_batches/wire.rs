@@ -153,7 +153,9 @@ impl GuardedWire {
         let failed = result.failed.as_ref().map(|failed| failed.reason).or(result.resubmitted);
         let is_lost = matches!(failed, Some(Reason::NoLine | Reason::BatchFailed | Reason::NotDone));
         let Some(answer) = &result.answered else {
-            let may_be_billed = failed == Some(Reason::Unreadable) || (is_lost && self.provider.may_bill_lost_rows());
+            // What cannot be read may have been computed, and a batch that goes on though it was cancelled may do so still.
+            let is_unsure = matches!(failed, Some(Reason::Unreadable | Reason::NotEnded));
+            let may_be_billed = is_unsure || (is_lost && self.provider.may_bill_lost_rows());
             let nano_usd = if may_be_billed { most } else { 0 };
             return Spent { nano_usd, ..Spent::default() };
         };
