@@ -60,7 +60,7 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "CREATE MODEL m WITH (engine = 'openai', name = 'x', lane = 'bulk')",
-        "error: option `lane` cannot be 'bulk'\n  at job.sql:1:60\n  hint: it is one of 'online', 'flex', 'batch'",
+        "error: option `lane` cannot be 'bulk'\n  at job.sql:1:60\n  hint: it is one of 'online', 'flex', 'batch', 'auto'",
     ),
     (
         "CREATE MODEL m WITH (engine = 'bedrock', name = 'x', lane = 'batch')",

@@ -114,8 +114,11 @@ mod tests {
         let mut unwanted = pack(&[1, 1]);
         unwanted.push(&[7], 3, &[2]);
         assert_eq!(filled(&unwanted), None, "of a beginning nothing is wanted");
-        let mut copied = pack(&[1, 1]);
-        copied.mirror(1, 8, 9);
+        let mut copied = Pack::new();
+        copied.push(&[7], 3, &[0]);
+        copied.want_last();
+        copied.mirror(0, 8, 9);
+        copied.finish();
         assert_eq!(filled(&copied), None, "a token goes to two pages");
     }
 
