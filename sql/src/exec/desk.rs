@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::hash::BuildHasher as _;
 use std::hash::{BuildHasherDefault, Hasher, RandomState};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use arrow::array::{Array, StringArray};
+use arrow::array::{Array, BooleanArray, StringArray};
 use rowmill_jobs::infer::{Request, Values};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128_with_seed};
 
@@ -81,33 +82,50 @@ impl Desk {
         self.requests.len()
     }
 
-    /// Where the answer for one row will be. `values` has the row's values by position.
-    pub(super) fn place(&mut self, values: &[&StringArray], row: usize) -> Place {
-        for value in values {
-            if value.is_null(row) {
-                return Place::Nothing;
+    /// Appends to `places` where the answer of each of these rows will be. `values` has the rows' values by position; rows where
+    /// `only` is not true are not asked. In three passes: a table of this size is not in the processor's cache, and lookups
+    /// that follow each other closely wait for memory together.
+    pub(super) fn place(
+        &mut self,
+        values: &[&StringArray],
+        rows: Range<usize>,
+        only: Option<&BooleanArray>,
+        places: &mut Vec<Place>,
+    ) {
+        let mut keys = Vec::with_capacity(rows.len());
+        for row in rows {
+            let place =
+                if only.is_some_and(|only| !only.value(row)) { Some(Place::Nothing) } else { unasked(values, row) };
+            if place.is_none() {
+                keys.push((places.len(), row, self.key(values, row)));
             }
-            if value.value_length(row) as usize > VALUE_BYTES_MAX {
-                return Place::TooLarge;
+            places.push(place.unwrap_or(Place::Nothing));
+        }
+        let mut fresh = Vec::with_capacity(keys.len());
+        for (at, row, key) in keys {
+            let next = u32::try_from(self.requests.len() + fresh.len()).unwrap_or(u32::MAX);
+            let (window, index) = self.find(key, next);
+            if (window, index) == (self.window, next) {
+                fresh.push(row);
             }
+            places[at] = Place::At { window, index };
         }
-        let key = self.key(values, row);
-        if let Some((window, index)) = self.kept.get(&key) {
-            return Place::At { window: *window, index: *index };
+        for row in fresh {
+            let values: Values = values.iter().map(|value| value.value(row).to_owned()).collect();
+            self.text_bytes += values.iter().map(String::len).sum::<usize>();
+            self.requests.push(Request { values });
         }
-        if let Some(index) = self.fleeting.get(&key) {
-            return Place::At { window: self.window, index: *index };
-        }
-        let index = u32::try_from(self.requests.len()).unwrap_or(u32::MAX);
+    }
+
+    /// Where the answer to a question is; the next of this window if it is new.
+    fn find(&mut self, key: u128, next: u32) -> (u32, u32) {
         if self.keeps {
-            self.kept.insert(key, (self.window, index));
-        } else {
-            self.fleeting.insert(key, index);
+            return *self.kept.entry(key).or_insert((self.window, next));
         }
-        let values: Values = values.iter().map(|value| value.value(row).to_owned()).collect();
-        self.text_bytes += values.iter().map(String::len).sum::<usize>();
-        self.requests.push(Request { values });
-        Place::At { window: self.window, index }
+        match self.kept.get(&key) {
+            Some(known) => *known,
+            None => (self.window, *self.fleeting.entry(key).or_insert(next)),
+        }
     }
 
     fn key(&self, values: &[&StringArray], row: usize) -> u128 {
@@ -122,6 +140,15 @@ impl Desk {
         }
         hash.digest128()
     }
+}
+
+/// Why a row's values are not sent to a model, if they are not.
+fn unasked(values: &[&StringArray], row: usize) -> Option<Place> {
+    let reason = |value: &&StringArray| match value.is_null(row) {
+        true => Some(Place::Nothing),
+        false => (value.value_length(row) as usize > VALUE_BYTES_MAX).then_some(Place::TooLarge),
+    };
+    values.iter().find_map(reason)
 }
 
 /// Takes the low half of a key that is a hash already.
@@ -150,18 +177,35 @@ impl Hasher for Folded {
 mod tests {
     use super::*;
 
+    fn place(desk: &mut Desk, values: &[&StringArray]) -> Vec<Place> {
+        let mut places = Vec::new();
+        desk.place(values, 0..values[0].len(), None, &mut places);
+        places
+    }
+
     #[test]
     fn repeated_values_are_asked_once_across_windows() {
         let mut desk = Desk::new();
         let values = StringArray::from(vec![Some("a"), None, Some("a"), Some("b")]);
         desk.open(1);
-        let places: Vec<Place> = (0..4).map(|row| desk.place(&[&values], row)).collect();
         let at = |window, index| Place::At { window, index };
-        assert_eq!(places, [at(1, 0), Place::Nothing, at(1, 0), at(1, 1)]);
-        assert_eq!(desk.close().0.len(), 2);
+        assert_eq!(place(&mut desk, &[&values]), [at(1, 0), Place::Nothing, at(1, 0), at(1, 1)]);
+        assert_eq!(desk.close().0, ["a", "b"].map(|value| Request { values: [value.to_owned()].into() }));
         desk.open(2);
-        assert_eq!(desk.place(&[&values], 3), at(1, 1));
-        assert_eq!(desk.len(), 0);
+        let values = StringArray::from(vec!["b", "c"]);
+        assert_eq!(place(&mut desk, &[&values]), [at(1, 1), at(2, 0)]);
+        assert_eq!(desk.len(), 1);
+    }
+
+    #[test]
+    fn rows_that_are_not_to_be_asked_are_not() {
+        let mut desk = Desk::new();
+        let (values, only) = (StringArray::from(vec!["a", "b", "a"]), BooleanArray::from(vec![false, true, true]));
+        desk.open(1);
+        let mut places = vec![Place::TooLarge];
+        desk.place(&[&values], 0..3, Some(&only), &mut places);
+        let at = |index| Place::At { window: 1, index };
+        assert_eq!(places, [Place::TooLarge, Place::Nothing, at(0), at(1)]);
     }
 
     #[test]
@@ -170,10 +214,10 @@ mod tests {
         desk.kept_bytes.store(MEMORY_MAX, Ordering::Relaxed);
         let values = StringArray::from(vec!["a", "a"]);
         desk.open(1);
-        assert_eq!(desk.place(&[&values], 0), desk.place(&[&values], 1));
+        assert_eq!(place(&mut desk, &[&values]), [Place::At { window: 1, index: 0 }; 2]);
         assert_eq!(desk.close(), (vec![Request { values: ["a".to_owned()].into() }], false));
         desk.open(2);
-        assert_eq!(desk.place(&[&values], 0), Place::At { window: 2, index: 0 });
+        assert_eq!(place(&mut desk, &[&values]), [Place::At { window: 2, index: 0 }; 2]);
     }
 
     #[test]
@@ -181,7 +225,8 @@ mod tests {
         let mut desk = Desk::new();
         let (a, b) = (StringArray::from(vec!["ab", "a"]), StringArray::from(vec!["c", "bc"]));
         desk.open(1);
-        assert_ne!(desk.place(&[&a, &b], 0), desk.place(&[&a, &b], 1));
+        let places = place(&mut desk, &[&a, &b]);
+        assert_ne!(places[0], places[1]);
     }
 
     #[test]
@@ -189,6 +234,6 @@ mod tests {
         let mut desk = Desk::new();
         let values = StringArray::from(vec!["x".repeat(VALUE_BYTES_MAX + 1)]);
         desk.open(1);
-        assert_eq!(desk.place(&[&values], 0), Place::TooLarge);
+        assert_eq!(place(&mut desk, &[&values]), [Place::TooLarge]);
     }
 }

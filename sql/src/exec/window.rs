@@ -177,11 +177,7 @@ impl Planner {
         for (index, call) in self.setup.calls.iter().enumerate() {
             let desk = &mut self.desks[call.desk];
             let values: Vec<&StringArray> = open.values[index].iter().collect();
-            let only = open.only[index].as_ref();
-            places[index].extend(rows.clone().map(|row| match only {
-                Some(only) if !only.value(row) => Place::Nothing,
-                _ => desk.place(&values, row),
-            }));
+            desk.place(&values, rows.clone(), open.only[index].as_ref(), &mut places[index]);
         }
     }
 }
