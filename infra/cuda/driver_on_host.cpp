@@ -15,10 +15,11 @@
 #include "answers.cu"
 #include "attention.cu"
 #include "layers.cu"
+#include "stored.cu"
 
 // cuda.h.
 enum Status { DONE = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, CAPTURE_INVALIDATED = 901, NOT_FOUND = 500 };
-enum { COMPUTE_MAJOR = 75, MEMORY_POOLS = 115 };
+enum { WARP = 10, MULTIPROCESSORS = 16, COMPUTE_MAJOR = 75, SHARED_BYTES = 97, MEMORY_POOLS = 115 };
 static const size_t MEMORY = size_t(2) << 30;
 
 typedef std::function<void()> Work;
@@ -98,7 +99,7 @@ static std::map<std::string, Kernel> kernels = {
     KERNEL(attend_prompt_256), KERNEL(attend_step_32), KERNEL(attend_step_64), KERNEL(attend_step_96),
     KERNEL(attend_step_128), KERNEL(attend_step_256), KERNEL(embed), KERNEL(embed_normed), KERNEL(norm_rows),
     KERNEL(add_branch), KERNEL(add_norm), KERNEL(activate), KERNEL(prepare), KERNEL(gather), KERNEL(copy_pages),
-    KERNEL(choose), KERNEL(pool)};
+    KERNEL(choose), KERNEL(pool), KERNEL(widen), KERNEL(settle), KERNEL(gather_blocks)};
 
 extern "C" {
 
@@ -111,8 +112,11 @@ int cuDeviceGetCount(int* count) {
 }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, DONE; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
-  *value = attribute == MEMORY_POOLS ? 1 : attribute == COMPUTE_MAJOR ? 9 : 0;
-  return DONE;
+  // As an H200 has it.
+  static const std::map<int, int> known = {
+      {MEMORY_POOLS, 1}, {COMPUTE_MAJOR, 9}, {MULTIPROCESSORS, 132}, {WARP, 32}, {SHARED_BYTES, 232448}};
+  const auto found = known.find(attribute);
+  return *value = found == known.end() ? 0 : found->second, DONE;
 }
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &lock, DONE; }
 int cuDevicePrimaryCtxRelease_v2(int) { return DONE; }
@@ -135,6 +139,7 @@ int cuEventDestroy_v2(void* event) { return delete static_cast<char*>(event), DO
 int cuMemGetInfo_v2(size_t* left, size_t* all) { return *left = MEMORY - taken, *all = MEMORY, DONE; }
 int cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &lock, DONE; }
 int cuMemPoolSetAttribute(void*, int, void*) { return DONE; }
+int cuMemPoolGetAttribute(void*, int, size_t* bytes) { return *bytes = taken, DONE; }
 int cuMemAllocAsync(void** out, size_t bytes, Stream* stream) {
   return stream != nullptr && stream->recording ? never_recorded(stream, {}) : take(out, bytes);
 }

@@ -215,6 +215,8 @@ impl Model {
         check_tensors(&opened)?;
         if let Weights::Gguf { file, kept } = &mut opened.weights {
             *kept = match options.dtype {
+                #[cfg(feature = "cuda")]
+                Dtype::Auto if place.holds() => Kept::Carried,
                 _ if place.holds() => Kept::None,
                 Dtype::F32 | Dtype::F16 => Kept::None,
                 Dtype::Auto | Dtype::Bf16 if file.f32_bytes() > WIDENED_BYTES_MAX => Kept::All,

@@ -19,17 +19,19 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use half::bf16;
 use rowmill_jobs::{Error, Result};
 
+use super::memory;
 use super::staging::Staging;
+use super::stored::{Bench, Blocks};
+use crate::device::stored::Room;
 use crate::linear::{Linear, internal};
 
 /// Kernels, compiled by build.rs, with the names of those in them.
-const MODULES: [(&[u8], &[&str]); 3] = [
+const MODULES: [(&[u8], &[&str]); 4] = [
     (include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")), &super::launch::ATTENTION),
     (include_bytes!(concat!(env!("OUT_DIR"), "/layers.fatbin")), &super::launch::LAYERS),
     (include_bytes!(concat!(env!("OUT_DIR"), "/answers.fatbin")), &super::launch::ANSWERS),
+    (include_bytes!(concat!(env!("OUT_DIR"), "/stored.fatbin")), &super::stored::STORED),
 ];
-/// What cuBLAS may write while it multiplies: as much as it takes for itself on Hopper.
-const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// GPUs that this process may use.
 pub(crate) fn count() -> Result<usize> {
@@ -42,6 +44,8 @@ pub(super) struct Gpu {
     blas: Arc<CudaBlas>,
     kernels: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
+    /// Where matrices are multiplied that stay as GGUF stores them.
+    bench: Option<Bench>,
     /// cuBLAS's, as long as there is a GPU.
     _workspace: CudaSlice<u8>,
 }
@@ -102,10 +106,19 @@ impl Place {
 /// A matrix `[outputs, inputs]` in a GPU's memory, and its bias.
 #[derive(Debug)]
 pub(super) struct Matrix {
-    pub(super) values: Buffer<bf16>,
+    pub(super) values: Values,
     pub(super) bias: Option<Buffer<f32>>,
     pub(super) outputs: usize,
     pub(super) inputs: usize,
+}
+
+/// A matrix's numbers.
+#[derive(Debug)]
+pub(super) enum Values {
+    /// `bf16`, row by row.
+    Rounded(Buffer<bf16>),
+    /// As GGUF stores them, in pieces below each other.
+    Blocks(Vec<Blocks>),
 }
 
 /// Where a product goes, and in which form.
@@ -117,6 +130,17 @@ pub(super) enum Output {
     Floats(Place, f32),
     /// Added to `f32` that are there, times a factor.
     Added(Place, f32),
+}
+
+impl Output {
+    /// The same, so many numbers behind it.
+    pub(super) fn behind(self, count: usize) -> Self {
+        match self {
+            Self::Rounded(to) => Self::Rounded(to.behind::<bf16>(count)),
+            Self::Floats(to, factor) => Self::Floats(to.behind::<f32>(count), factor),
+            Self::Added(to, factor) => Self::Added(to.behind::<f32>(count), factor),
+        }
+    }
 }
 
 /// One argument of a kernel.
@@ -136,9 +160,9 @@ impl Gpu {
         // SAFETY: everything is done on this one stream, in order; no event has to say that something is done.
         unsafe { device.disable_event_tracking() };
         let (stream, blas) = (device.cuda_stream(), device.cublas_handle());
-        keep_freed_memory(stream.context())?;
+        memory::keep_freed(stream.context())?;
         let staging = Mutex::new(Staging::new(stream.context()).map_err(failed)?);
-        let workspace = workspace(&stream, &blas)?;
+        let workspace = memory::workspace(&stream, &blas)?;
         let mut kernels = HashMap::new();
         for (code, names) in MODULES {
             let module = stream.context().load_module(Ptx::from_binary(code.to_vec())).map_err(|error| {
@@ -151,7 +175,7 @@ impl Gpu {
                 kernels.insert(*name, module.load_function(name).map_err(failed)?);
             }
         }
-        Ok(Self { stream, blas, kernels, staging, _workspace: workspace })
+        Ok(Self { stream, blas, kernels, staging, bench: None, _workspace: workspace })
     }
 
     /// Makes the calling thread one that may ask; whatever begins a computation calls it.
@@ -171,10 +195,30 @@ impl Gpu {
         graph?.map(Graph).ok_or_else(|| Error::internal("the GPU recorded nothing"))
     }
 
-    /// Free memory, in bytes.
+    /// Free memory, in bytes, with what was freed and is kept for the next buffer.
     pub(super) fn free_bytes(&self) -> Result<usize> {
         self.stream.synchronize().map_err(failed)?;
-        self.stream.context().mem_get_info().map(|(free, _)| free).map_err(failed)
+        memory::free_bytes(self.stream.context())
+    }
+
+    /// Takes the room that products of stored matrices need, if there are any.
+    pub(super) fn make_room(&mut self, room: Room) -> Result<()> {
+        self.bench = if room.is_needed() { Some(Bench::new(self, room)?) } else { None };
+        Ok(())
+    }
+
+    pub(super) fn bench(&self) -> Option<&Bench> {
+        self.bench.as_ref()
+    }
+
+    /// What the driver says of the GPU.
+    pub(super) fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<i32> {
+        self.stream.context().attribute(attribute).map_err(failed)
+    }
+
+    /// The stream, for C.
+    pub(super) fn raw_stream(&self) -> *mut c_void {
+        self.stream.cu_stream().cast()
     }
 
     /// Memory for so many numbers, whatever is in it.
@@ -223,8 +267,20 @@ impl Gpu {
 
     /// A matrix that was held for a device.
     pub(super) fn matrix(&self, linear: &Linear) -> Result<Matrix> {
+        match linear.blocks() {
+            Some(tensors) => self.matrix_of(Values::Blocks(self.blocks(&tensors)?), linear),
+            None => self.rounded(linear),
+        }
+    }
+
+    /// The same, rounded to `bf16` whatever it was stored as.
+    pub(super) fn rounded(&self, linear: &Linear) -> Result<Matrix> {
+        self.matrix_of(Values::Rounded(self.upload(&linear.held()?)?), linear)
+    }
+
+    fn matrix_of(&self, values: Values, linear: &Linear) -> Result<Matrix> {
         Ok(Matrix {
-            values: self.upload(&linear.held()?)?,
+            values,
             bias: linear.bias.as_deref().map(|bias| self.upload(bias)).transpose()?,
             outputs: linear.outputs,
             inputs: linear.inputs,
@@ -236,6 +292,10 @@ impl Gpu {
         if rows == 0 {
             return Ok(());
         }
+        let values = match &matrix.values {
+            Values::Rounded(values) => values.place,
+            Values::Blocks(pieces) => return self.multiply_blocks(pieces, matrix.inputs, (x, rows), output),
+        };
         let (to, kind, alpha, beta) = match output {
             Output::Rounded(to) => (to, blas::cudaDataType_t::CUDA_R_16BF, 1f32, 0f32),
             Output::Floats(to, factor) => (to, blas::cudaDataType_t::CUDA_R_32F, factor, 0.0),
@@ -253,7 +313,7 @@ impl Gpu {
                 rows as i32,
                 inputs,
                 (&raw const alpha).cast::<c_void>(),
-                matrix.values.place.0 as *const c_void,
+                values.0 as *const c_void,
                 blas::cudaDataType_t::CUDA_R_16BF,
                 inputs,
                 x.0 as *const c_void,
@@ -314,29 +374,7 @@ fn shape_of([x, y]: [usize; 2], threads: usize) -> LaunchConfig {
     LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (threads as u32, 1, 1), shared_mem_bytes: 0 }
 }
 
-/// Gives cuBLAS memory to work with: what it takes for itself when it finds out that it needs some cannot be recorded.
-fn workspace(stream: &Arc<CudaStream>, products: &CudaBlas) -> Result<CudaSlice<u8>> {
-    // SAFETY: cuBLAS writes there before it reads.
-    let workspace = unsafe { stream.alloc::<u8>(WORKSPACE_BYTES) }.map_err(failed)?;
-    let place = workspace.device_ptr(stream).0 as *mut c_void;
-    // SAFETY: the memory lives as long as the handle is used, and on the same stream.
-    unsafe { blas::cublasSetWorkspace_v2(*products.handle(), place, WORKSPACE_BYTES).result() }.map_err(failed)?;
-    Ok(workspace)
-}
-
-/// Has the driver keep memory that is freed for the next buffer: by default it gives it back whenever somebody waits.
-fn keep_freed_memory(context: &CudaContext) -> Result<()> {
-    let mut pool: sys::CUmemoryPool = std::ptr::null_mut();
-    let mut threshold = u64::MAX;
-    // SAFETY: the device is the context's, which lives; both places are written and read during the calls only.
-    unsafe {
-        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().map_err(failed)?;
-        let release = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        sys::cuMemPoolSetAttribute(pool, release, (&raw mut threshold).cast::<c_void>()).result().map_err(failed)
-    }
-}
-
 /// An error of the driver's or of cuBLAS; its words say when memory ran out.
-fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(super) fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::internal("the GPU refused an operation").caused_by(error)
 }
