@@ -1,5 +1,5 @@
-// A driver for a GPU that is not there: what the engine asks of CUDA's driver, of cuBLAS and of cuRAND, done on the host by the engine's
-// own kernels (on_host.h) and by plain loops. So a whole program of the build for GPUs can be run, slowly, on any machine: `emulate`
+// A driver for a GPU that is not there: what the engine asks of CUDA's driver, of cuBLAS, of cuRAND and of candle's kernels for GGUF's
+// blocks (blocks_on_host.h), done on the host by the engine's own kernels (on_host.h) and by plain loops. So a whole program of the build for GPUs can be run, slowly, on any machine: `emulate`
 // does. Memory that nobody has written is NaN, and what lies behind a buffer cannot be touched; a recorded graph knows nothing but
 // the arguments that its kernels had. It says nothing of speed or of races, and refuses what the engine does not use.
 #include <sys/mman.h>
@@ -17,6 +17,8 @@
 #include "layers.cu"
 #include "stored.cu"
 
+#include "blocks_on_host.h"
+
 // cuda.h.
 enum Status { DONE = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, CAPTURE_INVALIDATED = 901, NOT_FOUND = 500 };
 enum { WARP = 10, MULTIPROCESSORS = 16, COMPUTE_MAJOR = 75, SHARED_BYTES = 97, MEMORY_POOLS = 115 };
@@ -31,7 +33,9 @@ struct Stream {
 
 static std::mutex lock;
 static size_t taken = 0;
-static unsigned long launches = 0, played = 0;
+static unsigned long launches = 0, played = 0, multiplied = 0;
+// Where a kernel of the runtime's is about to be started.
+static thread_local Stream* called_on = nullptr;
 
 // Does it now, or when the graph is played that is being recorded.
 static int ask(Stream* stream, Work work) {
@@ -189,6 +193,43 @@ int cuGraphLaunch(std::vector<Work>* graph, Stream* stream) {
 int cuGraphDestroy(std::vector<Work>* graph) { return delete graph, DONE; }
 int cuGraphExecDestroy(std::vector<Work>* graph) { return delete graph, DONE; }
 
+// ---- the CUDA runtime, as far as it starts candle's kernels for blocks ----
+
+static int last_error = DONE;
+static thread_local std::vector<std::pair<dim3, dim3>> called;
+
+void* __cudaRegisterFatBinary(void*) {
+  static void* handle;
+  return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void*) {}
+void __cudaUnregisterFatBinary(void*) {}
+void __cudaRegisterFunction(void*, const void* place, void*, const char* name) { blocks::names()[place] = name; }
+void __cudaRegisterVar() {}
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t, void* stream) {
+  called.push_back({grid, block});
+  called_on = static_cast<Stream*>(stream);
+  return 0;
+}
+int __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void** stream) {
+  *grid = called.back().first;
+  *block = called.back().second;
+  *shared = 0;
+  *stream = called_on;
+  return called.pop_back(), DONE;
+}
+int __cudaGetKernel(const void** kernel, const void* place) { return *kernel = place, DONE; }
+int __cudaLaunchKernel_ptsz(const void* kernel, dim3 grid, dim3, void** arguments, size_t, Stream* stream) {
+  const Work bound = blocks::bind(blocks::names()[kernel], grid, arguments);
+  if (!bound) return last_error = NOT_FOUND;
+  ++launches;
+  ++multiplied;
+  return ask(stream, bound);
+}
+int cudaGetDevice(int* device) { return *device = 0, DONE; }
+int cudaFuncSetAttribute(const void*, int, int) { return DONE; }
+int cudaGetLastError() { return std::exchange(last_error, DONE); }
+
 // ---- cuBLAS and cuRAND: what candle's device and the engine call ----
 
 int cublasCreate_v2(Stream*** handle) { return *handle = new Stream*(nullptr), DONE; }
@@ -223,5 +264,6 @@ int curandSetPseudoRandomGeneratorSeed(void*, unsigned long long) { return DONE;
 }
 
 __attribute__((destructor)) static void say() {
-  std::fprintf(stderr, "driver on the host: %lu kernels asked for, %lu recordings played\n", launches, played);
+  std::fprintf(stderr, "driver on the host: %lu kernels asked for (%lu of them candle's), %lu recordings played\n", launches, multiplied,
+               played);
 }
