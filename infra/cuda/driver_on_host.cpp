@@ -1,4 +1,4 @@
-// A driver for a GPU that is not there: what the engine asks of CUDA's driver, of cuBLAS, of cuRAND and of candle's kernels for GGUF's
+// A driver for a GPU that is not there: what the engine asks of CUDA's driver, of cuBLAS, of cuBLASLt, of cuRAND and of candle's kernels for GGUF's
 // blocks (blocks_on_host.h), done on the host by the engine's own kernels (on_host.h) and by plain loops. So a whole program of the build for GPUs can be run, slowly, on any machine: `emulate`
 // does. Memory that nobody has written is NaN, and what lies behind a buffer cannot be touched; a recorded graph knows nothing but
 // the arguments that its kernels had. It says nothing of speed or of races, and refuses what the engine does not use.
@@ -14,6 +14,7 @@
 
 #include "answers.cu"
 #include "attention.cu"
+#include "eights.cu"
 #include "layers.cu"
 #include "stored.cu"
 
@@ -103,7 +104,7 @@ static std::map<std::string, Kernel> kernels = {
     KERNEL(attend_prompt_256), KERNEL(attend_step_32), KERNEL(attend_step_64), KERNEL(attend_step_96),
     KERNEL(attend_step_128), KERNEL(attend_step_256), KERNEL(embed), KERNEL(embed_normed), KERNEL(norm_rows),
     KERNEL(add_branch), KERNEL(add_norm), KERNEL(activate), KERNEL(prepare), KERNEL(gather), KERNEL(copy_pages),
-    KERNEL(choose), KERNEL(pool), KERNEL(widen), KERNEL(settle), KERNEL(gather_blocks)};
+    KERNEL(choose), KERNEL(pool), KERNEL(widen), KERNEL(settle), KERNEL(gather_blocks), KERNEL(eights)};
 
 extern "C" {
 
@@ -257,6 +258,58 @@ int cublasGemmEx(Stream** handle, int left, int right, int m, int n, int k, cons
       }
   });
 }
+
+// ---- cuBLASLt: the one product that the engine asks for, of 8-bit floats ----
+
+struct Layout {
+  int kind;
+  uint64_t rows, columns;
+  int64_t lead;
+};
+
+int cublasLtCreate(void** handle) { return *handle = &lock, DONE; }
+int cublasLtDestroy(void*) { return DONE; }
+int cublasLtMatrixLayoutCreate(Layout** layout, int kind, uint64_t rows, uint64_t columns, int64_t lead) {
+  return *layout = new Layout{kind, rows, columns, lead}, DONE;
+}
+int cublasLtMatrixLayoutDestroy(Layout* layout) { return delete layout, DONE; }
+int cublasLtMatmulDescCreate(int** product, int, int) { return *product = new int(0), DONE; }
+int cublasLtMatmulDescSetAttribute(int* product, int attribute, const int* value, size_t) {
+  enum { TRANSPOSE_LEFT = 3 };
+  return attribute == TRANSPOSE_LEFT ? *product = *value, DONE : INVALID_VALUE;
+}
+int cublasLtMatmulDescDestroy(int* product) { return delete product, DONE; }
+int cublasLtMatmulPreferenceCreate(void** preference) { return *preference = &lock, DONE; }
+int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return DONE; }
+int cublasLtMatmulPreferenceDestroy(void*) { return DONE; }
+int cublasLtMatmulAlgoGetHeuristic(void*, int*, Layout*, Layout*, Layout*, Layout*, void*, int, void* found, int* count) {
+  // cublasLtMatmulHeuristicResult_t: an algorithm, its workspace, and whether all is well.
+  return std::memset(found, 0, 96), *count = 1, DONE;
+}
+int cublasLtMatmul(void*, const int* product, const float* alpha, const uint8_t* a, const Layout* left, const uint8_t* b,
+                   const Layout* right, const float* beta, const void*, const Layout*, float* d, const Layout* to, const void*,
+                   void* workspace, size_t bytes, Stream* stream) {
+  enum { TRANSPOSED = 1, FLOAT = 0, EIGHT = 28 };
+  const size_t m = left->columns, n = right->columns, k = left->rows;
+  const bool fits = *product == TRANSPOSED && left->kind == EIGHT && right->kind == EIGHT && to->kind == FLOAT && right->rows == k &&
+                    to->rows == m && to->columns == n && m % 16 == 0 && k % 16 == 0 && *alpha == 1.0f && *beta == 0.0f;
+  if (!fits) return INVALID_VALUE;
+  std::vector<float> numbers(256);
+  for (int byte = 0; byte < 256; ++byte) {
+    const float size = (byte >> 3 & 15) == 0 ? std::ldexp(float(byte & 7), -9) : std::ldexp(float(8 + (byte & 7)), (byte >> 3 & 15) - 10);
+    numbers[byte] = (byte & 0x7f) == 0x7f ? NAN : byte & 0x80 ? -size : size;
+  }
+  return ask(stream, [=] {
+    std::memset(workspace, 0xff, bytes);
+    for (size_t column = 0; column < n; ++column)
+      for (size_t row = 0; row < m; ++row) {
+        float sum = 0.0f;
+        for (size_t i = 0; i < k; ++i) sum += numbers[a[row * k + i]] * numbers[b[column * k + i]];
+        d[column * m + row] = sum;
+      }
+  });
+}
+
 int curandCreateGenerator(void** generator, int) { return *generator = &lock, DONE; }
 int curandDestroyGenerator(void*) { return DONE; }
 int curandSetStream(void*, Stream*) { return DONE; }

@@ -7,8 +7,9 @@ use rowmill_jobs::spec::Pooling;
 use rowmill_jobs::{Error, Result};
 
 use super::decoder::{DeviceDecoder, LOGIT_ROWS};
-use super::gpu::{Buffer, Matrix, Output, Values};
+use super::gpu::Buffer;
 use super::launch::{NONE_ALLOWED, NOT_FINITE, States};
+use super::matrix::{Matrix, Output, Values};
 use crate::device::masks::Masks;
 use crate::device::step::spans;
 use crate::guide::Guide;
@@ -118,6 +119,7 @@ impl DeviceDecoder {
                 Values::Rounded(values)
             }
             Values::Blocks(from) => Values::Blocks(self.gpu.gather_blocks(from, hidden, &rows)?),
+            Values::Eights(_) => return Err(Error::internal("the output matrix is not one of a layer")),
         };
         let matrix = Matrix { values, bias: None, outputs: tokens.len(), inputs: hidden };
         self.subset = Some((tokens.to_vec(), matrix));

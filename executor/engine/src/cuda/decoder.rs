@@ -5,9 +5,10 @@
 use half::bf16;
 use rowmill_jobs::{Error, Result};
 
-use super::gpu::{Buffer, Gpu, Graph, Matrix, Output, Place, Values};
+use super::gpu::{Buffer, Gpu, Graph, Place};
 use super::launch::{AttentionArguments, Norm, PrepareArguments, States, Words, place_of};
 use super::layer::{Layer, Work, norm};
+use super::matrix::{Layers, Matrix, Output, Values};
 use super::stored;
 use crate::attention::BLOCK;
 use crate::decoder::Decoder;
@@ -23,6 +24,14 @@ use crate::pack::Pack;
 const TOKENS_FIRST: usize = 8192;
 /// Rows whose logits over the whole vocabulary are held at a time.
 pub(super) const LOGIT_ROWS: usize = 512;
+
+/// How a decoder uses a GPU's memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) layers: Layers,
+    /// What keys and values may take.
+    pub(crate) kv_bytes_max: Option<usize>,
+}
 
 /// A decoder whose weights, keys and values are on a GPU.
 #[derive(Debug)]
@@ -51,12 +60,12 @@ pub(crate) struct DeviceDecoder {
 
 impl DeviceDecoder {
     /// Copies a decoder, which was read to be held for a device, to the GPU of this number, and takes memory for its pages.
-    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape, kv_bytes_max: Option<usize>) -> Result<Self> {
+    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape, memory: Memory) -> Result<Self> {
         let mut gpu = Gpu::open(number)?;
         let parts = host.parts()?;
-        gpu.make_room(stored::room(&parts))?;
+        gpu.make_room(stored::room(&parts, memory.layers), memory.layers)?;
         let norm = norm(&gpu, parts.norm)?;
-        let layers = parts.layers.iter().map(|layer| Layer::new(&gpu, layer)).collect::<Result<_>>()?;
+        let layers = parts.layers.iter().map(|layer| Layer::new(&gpu, layer, memory.layers)).collect::<Result<_>>()?;
         let angles = parts.angles.iter().map(|angles| gpu.upload(angles)).collect::<Result<_>>()?;
         let positions = Some(parts.positions).filter(|positions| !positions.is_empty());
         let mut this = Self {
@@ -78,7 +87,7 @@ impl DeviceDecoder {
             gpu,
         };
         this.fit_tokens(TOKENS_FIRST)?;
-        this.pages = pages_that_fit(this.gpu.free_bytes()?, this.page_bytes(), kv_bytes_max);
+        this.pages = pages_that_fit(this.gpu.free_bytes()?, this.page_bytes(), memory.kv_bytes_max);
         // One more than are given away, for rows that fill a step.
         this.pool = this.gpu.zeros((this.pages + 1) * this.page_bytes() / size_of::<bf16>())?;
         Ok(this)
@@ -316,6 +325,6 @@ impl DeviceDecoder {
 fn words_of(embedding: &Matrix) -> Result<Place> {
     match &embedding.values {
         Values::Rounded(values) => Ok(values.place),
-        Values::Blocks(_) => Err(Error::internal("the embedding matrix was not rounded")),
+        Values::Blocks(_) | Values::Eights(_) => Err(Error::internal("the embedding matrix was not rounded")),
     }
 }

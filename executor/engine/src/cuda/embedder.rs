@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use rowmill_jobs::spec::Pooling;
 use rowmill_jobs::{Error, Result};
 
-use super::decoder::DeviceDecoder;
+use super::decoder::{DeviceDecoder, Memory};
+use super::matrix::Layers;
 use crate::attention::BLOCK;
 use crate::decoder::shape::DecoderShape;
 use crate::decoder::{Decoder, pack_texts};
@@ -26,12 +27,12 @@ pub(crate) struct DeviceEmbedder {
 
 impl DeviceEmbedder {
     /// Copies a decoder, which was read to be held for a device, to the GPU of this number.
-    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape) -> Result<Self> {
+    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape, layers: Layers) -> Result<Self> {
         // Pages for a batch of whole rows, of which each begins one, or for the longest row.
         let pages = (2 * TOKENS / BLOCK).max(shape.context.div_ceil(BLOCK));
         let bytes = pages * KvCache::page_bytes(shape.heads, shape.layers.len(), KvForm::Device);
-        let hidden = shape.hidden;
-        Ok(Self { decoder: Mutex::new(DeviceDecoder::new(number, host, shape, Some(bytes))?), hidden })
+        let (hidden, memory) = (shape.hidden, Memory { layers, kv_bytes_max: Some(bytes) });
+        Ok(Self { decoder: Mutex::new(DeviceDecoder::new(number, host, shape, memory)?), hidden })
     }
 
     /// Length of a vector.

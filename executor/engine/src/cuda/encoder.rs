@@ -8,8 +8,9 @@ use half::bf16;
 use rowmill_jobs::spec::Pooling;
 use rowmill_jobs::{Error, Result};
 
-use super::gpu::{Buffer, Gpu, Matrix, Output, Place};
+use super::gpu::{Buffer, Gpu, Place};
 use super::launch::{Activation, AttentionArguments, Norm, States, Words, place_of};
+use super::matrix::{Matrix, Output};
 use crate::device::step::{Section, Step, texts};
 use crate::encoder::shape::{Activation as HostActivation, Gate};
 use crate::encoder::{Encoder, LayerParts, neighbours};

@@ -1,5 +1,5 @@
-//! One GPU: its memory as typed buffers, copies to and from it, matrix products and kernel launches, all on one stream, so that
-//! they happen in the order they are asked for. Knows no model.
+//! One GPU: its memory as typed buffers, copies to and from it and kernel launches, all on one stream, so that they happen in the
+//! order they are asked for. Knows no model.
 #![expect(
     unsafe_code,
     reason = "launches and raw pointers are how a GPU is told anything; each use says why it is sound"
@@ -10,27 +10,30 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result::gemm_ex, sys as blas};
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
     ValidAsZeroBits, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
-use half::bf16;
 use rowmill_jobs::{Error, Result};
 
+use super::eights::Lt;
+use super::matrix::Layers;
 use super::memory;
 use super::staging::Staging;
-use super::stored::{Bench, Blocks};
+use super::stored::Bench;
+use crate::device::eights;
 use crate::device::stored::Room;
-use crate::linear::{Linear, internal};
+use crate::linear::internal;
 
 /// Kernels, compiled by build.rs, with the names of those in them.
-const MODULES: [(&[u8], &[&str]); 4] = [
+const MODULES: [(&[u8], &[&str]); 5] = [
     (include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")), &super::launch::ATTENTION),
     (include_bytes!(concat!(env!("OUT_DIR"), "/layers.fatbin")), &super::launch::LAYERS),
     (include_bytes!(concat!(env!("OUT_DIR"), "/answers.fatbin")), &super::launch::ANSWERS),
     (include_bytes!(concat!(env!("OUT_DIR"), "/stored.fatbin")), &super::stored::STORED),
+    (include_bytes!(concat!(env!("OUT_DIR"), "/eights.fatbin")), &super::eights::EIGHTS),
 ];
 
 /// GPUs that this process may use.
@@ -46,6 +49,8 @@ pub(super) struct Gpu {
     staging: Mutex<Staging>,
     /// Where matrices are multiplied that stay as GGUF stores them.
     bench: Option<Bench>,
+    /// What multiplies 8-bit floats.
+    lt: Option<Lt>,
     /// cuBLAS's, as long as there is a GPU.
     _workspace: CudaSlice<u8>,
 }
@@ -103,46 +108,6 @@ impl Place {
     }
 }
 
-/// A matrix `[outputs, inputs]` in a GPU's memory, and its bias.
-#[derive(Debug)]
-pub(super) struct Matrix {
-    pub(super) values: Values,
-    pub(super) bias: Option<Buffer<f32>>,
-    pub(super) outputs: usize,
-    pub(super) inputs: usize,
-}
-
-/// A matrix's numbers.
-#[derive(Debug)]
-pub(super) enum Values {
-    /// `bf16`, row by row.
-    Rounded(Buffer<bf16>),
-    /// As GGUF stores them, in pieces below each other.
-    Blocks(Vec<Blocks>),
-}
-
-/// Where a product goes, and in which form.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Output {
-    /// `bf16`.
-    Rounded(Place),
-    /// `f32`, times a factor.
-    Floats(Place, f32),
-    /// Added to `f32` that are there, times a factor.
-    Added(Place, f32),
-}
-
-impl Output {
-    /// The same, so many numbers behind it.
-    pub(super) fn behind(self, count: usize) -> Self {
-        match self {
-            Self::Rounded(to) => Self::Rounded(to.behind::<bf16>(count)),
-            Self::Floats(to, factor) => Self::Floats(to.behind::<f32>(count), factor),
-            Self::Added(to, factor) => Self::Added(to.behind::<f32>(count), factor),
-        }
-    }
-}
-
 /// One argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Argument {
@@ -175,7 +140,7 @@ impl Gpu {
                 kernels.insert(*name, module.load_function(name).map_err(failed)?);
             }
         }
-        Ok(Self { stream, blas, kernels, staging, bench: None, _workspace: workspace })
+        Ok(Self { stream, blas, kernels, staging, bench: None, lt: None, _workspace: workspace })
     }
 
     /// Makes the calling thread one that may ask; whatever begins a computation calls it.
@@ -201,14 +166,31 @@ impl Gpu {
         memory::free_bytes(self.stream.context())
     }
 
-    /// Takes the room that products of stored matrices need, if there are any.
-    pub(super) fn make_room(&mut self, room: Room) -> Result<()> {
+    /// Takes the room that products of stored matrices or of 8-bit floats need, if there are any.
+    pub(super) fn make_room(&mut self, room: Room, layers: Layers) -> Result<()> {
         self.bench = if room.is_needed() { Some(Bench::new(self, room)?) } else { None };
+        if layers == Layers::Eights {
+            let capability = [
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            ];
+            eights::check_capability([self.attribute(capability[0])?, self.attribute(capability[1])?])?;
+            self.lt = Some(Lt::new(self)?);
+        }
         Ok(())
     }
 
-    pub(super) fn bench(&self) -> Option<&Bench> {
-        self.bench.as_ref()
+    pub(super) fn bench(&self) -> Result<&Bench> {
+        self.bench.as_ref().ok_or_else(|| Error::internal("no room was made for a product"))
+    }
+
+    pub(super) fn lt(&self) -> Result<&Lt> {
+        self.lt.as_ref().ok_or_else(|| Error::internal("nothing multiplies 8-bit floats"))
+    }
+
+    /// cuBLAS, for C.
+    pub(super) fn blas_handle(&self) -> blas::cublasHandle_t {
+        *self.blas.handle()
     }
 
     /// What the driver says of the GPU.
@@ -263,71 +245,6 @@ impl Gpu {
     fn owned<T>(&self, slice: CudaSlice<T>, len: usize) -> Buffer<T> {
         let place = Place(slice.device_ptr(&self.stream).0);
         Buffer { _slice: slice, place, len }
-    }
-
-    /// A matrix that was held for a device.
-    pub(super) fn matrix(&self, linear: &Linear) -> Result<Matrix> {
-        match linear.blocks() {
-            Some(tensors) => self.matrix_of(Values::Blocks(self.blocks(&tensors)?), linear),
-            None => self.rounded(linear),
-        }
-    }
-
-    /// The same, rounded to `bf16` whatever it was stored as.
-    pub(super) fn rounded(&self, linear: &Linear) -> Result<Matrix> {
-        self.matrix_of(Values::Rounded(self.upload(&linear.held()?)?), linear)
-    }
-
-    fn matrix_of(&self, values: Values, linear: &Linear) -> Result<Matrix> {
-        Ok(Matrix {
-            values,
-            bias: linear.bias.as_deref().map(|bias| self.upload(bias)).transpose()?,
-            outputs: linear.outputs,
-            inputs: linear.inputs,
-        })
-    }
-
-    /// `x` (`[rows, inputs]`, `bf16`) times a matrix, `[rows, outputs]`, without the bias.
-    pub(super) fn multiply(&self, matrix: &Matrix, x: Place, rows: usize, output: Output) -> Result<()> {
-        if rows == 0 {
-            return Ok(());
-        }
-        let values = match &matrix.values {
-            Values::Rounded(values) => values.place,
-            Values::Blocks(pieces) => return self.multiply_blocks(pieces, matrix.inputs, (x, rows), output),
-        };
-        let (to, kind, alpha, beta) = match output {
-            Output::Rounded(to) => (to, blas::cudaDataType_t::CUDA_R_16BF, 1f32, 0f32),
-            Output::Floats(to, factor) => (to, blas::cudaDataType_t::CUDA_R_32F, factor, 0.0),
-            Output::Added(to, factor) => (to, blas::cudaDataType_t::CUDA_R_32F, factor, 1.0),
-        };
-        let (outputs, inputs) = (matrix.outputs as i32, matrix.inputs as i32);
-        // SAFETY: to cuBLAS, whose matrices are column by column, ours are transposed: it computes [outputs, rows]. Sizes are those
-        // of the buffers, and both factors live through the call.
-        unsafe {
-            gemm_ex(
-                *self.blas.handle(),
-                blas::cublasOperation_t::CUBLAS_OP_T,
-                blas::cublasOperation_t::CUBLAS_OP_N,
-                outputs,
-                rows as i32,
-                inputs,
-                (&raw const alpha).cast::<c_void>(),
-                values.0 as *const c_void,
-                blas::cudaDataType_t::CUDA_R_16BF,
-                inputs,
-                x.0 as *const c_void,
-                blas::cudaDataType_t::CUDA_R_16BF,
-                inputs,
-                (&raw const beta).cast::<c_void>(),
-                to.0 as *mut c_void,
-                kind,
-                outputs,
-                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
-            )
-        }
-        .map_err(failed)
     }
 
     /// Starts a kernel on `grid` blocks of `threads` threads; nothing to do where there are none.

@@ -4,8 +4,9 @@
 use half::bf16;
 use rowmill_jobs::{Error, Result};
 
-use super::gpu::{Buffer, Gpu, Matrix};
+use super::gpu::{Buffer, Gpu};
 use super::launch::{Activation, Norm};
+use super::matrix::{Layers, Matrix};
 use crate::decoder::shape::{Activation as HostActivation, DecoderShape};
 use crate::decoder::{LayerParts, Norm as HostNorm};
 use crate::linear::Linear;
@@ -44,14 +45,14 @@ pub(super) struct Work {
 }
 
 impl Layer {
-    pub(super) fn new(gpu: &Gpu, parts: &LayerParts<'_>) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, parts: &LayerParts<'_>, layers: Layers) -> Result<Self> {
         let [attention_before, attention_after, feed_before, feed_after] = parts.norms;
         let needed = |host: Option<&HostNorm>| match host {
             Some(host) => norm(gpu, host),
             None => Err(Error::internal("a layer has no norm before its halves")),
         };
         let after = |host: Option<&HostNorm>| host.map(|host| norm(gpu, host)).transpose();
-        let matrix = |linear: &Linear| gpu.matrix(linear);
+        let matrix = |linear: &Linear| gpu.layer_matrix(linear, layers);
         Ok(Self {
             qkv: matrix(parts.qkv)?,
             qk_norms: match parts.qk_norms {

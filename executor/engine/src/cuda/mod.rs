@@ -6,17 +6,20 @@
 
 mod answers;
 mod decoder;
+mod eights;
 mod embedder;
 mod encoder;
 mod entries;
 mod gpu;
 mod launch;
 mod layer;
+mod matrix;
 mod memory;
 mod staging;
 mod stored;
 
-pub(crate) use self::decoder::DeviceDecoder;
+pub(crate) use self::decoder::{DeviceDecoder, Memory};
 pub(crate) use self::embedder::DeviceEmbedder;
 pub(crate) use self::encoder::DeviceEncoder;
 pub(crate) use self::gpu::count;
+pub(crate) use self::matrix::Layers;

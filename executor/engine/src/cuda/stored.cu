@@ -1,5 +1,5 @@
-// What stands around products of matrices that stay as GGUF stores them, which candle's kernels multiply: states widened for those,
-// their products put where they are to go, and rows of such a matrix. A thread has eight numbers, one, or a lane's part of a row.
+// What stands around products that cuBLAS does not put where they are to go, of matrices as GGUF stores them and of 8-bit floats: states
+// widened for candle's kernels, products put in their place, and rows of a stored matrix. A thread has eight numbers, one, or a lane's part of a row.
 #include "device.cuh"
 
 // As `Form` in stored.rs.
@@ -16,13 +16,16 @@ __global__ void widen(float* out, const bf16* in, uint64_t count) {
   *reinterpret_cast<float4*>(out + at + 4) = make_float4(low(words.z), high(words.z), low(words.w), high(words.w));
 }
 
-// A product ([rows, width]) times a factor into columns `column` and following of `to` ([rows, stride]): as bf16, as floats, or added
-// to floats that are there. `to` may be the product itself. Grid [rows, parts of as many columns as a block has threads].
-__global__ void settle(void* to, const float* product, uint32_t width, uint32_t stride, uint32_t column, uint32_t form,
-                       float factor) {
+// A product ([rows, width]) times a factor, and the scales of its rows and of its columns where there are any, into columns `column`
+// and following of `to` ([rows, stride]): as bf16, as floats, or added to floats that are there. `to` may be the product itself.
+// Grid [rows, parts of as many columns as a block has threads].
+__global__ void settle(void* to, const float* product, const float* row_scales, const float* column_scales, uint32_t width,
+                       uint32_t stride, uint32_t column, uint32_t form, float factor) {
   const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
   if (i >= width) return;
-  const float x = factor * product[uint64_t(blockIdx.x) * width + i];
+  float x = factor * product[uint64_t(blockIdx.x) * width + i];
+  if (row_scales != nullptr) x *= row_scales[blockIdx.x];
+  if (column_scales != nullptr) x *= column_scales[i];
   const uint64_t at = uint64_t(blockIdx.x) * stride + column + i;
   if (form == ROUNDED) static_cast<bf16*>(to)[at] = narrow(x);
   else if (form == FLOATS) static_cast<float*>(to)[at] = x;

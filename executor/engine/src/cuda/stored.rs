@@ -12,10 +12,11 @@ use half::bf16;
 use rowmill_jobs::{Error, Result};
 
 use super::entries;
-use super::gpu::{Argument, Buffer, Gpu, Output, Place};
+use super::gpu::{Argument, Buffer, Gpu, Place};
+use super::matrix::{Layers, Output};
 use crate::decoder::Parts;
 use crate::device::stored::{self, Room, Scales, Way, columns_padded, row_bytes, vector_blocks};
-use crate::linear::{Linear, internal};
+use crate::linear::internal;
 
 /// Kernels of stored.cu.
 pub(super) const STORED: [&str; 3] = ["widen", "settle", "gather_blocks"];
@@ -34,8 +35,10 @@ pub(super) struct Blocks {
 /// Memory that all products share, and what candle's kernels ask of the GPU.
 #[derive(Debug)]
 pub(super) struct Bench {
-    floats: Buffer<f32>,
-    bytes: Buffer<u8>,
+    /// The other side in `f32`, or its scales.
+    pub(super) floats: Buffer<f32>,
+    /// The other side in 8 bits.
+    pub(super) bytes: Buffer<u8>,
     products: Buffer<f32>,
     shared_tiles: Buffer<f32>,
     capability: i32,
@@ -61,19 +64,18 @@ struct States {
 }
 
 /// The room that a decoder's products take. Logits are floats, and of one matrix: those go straight to their place.
-pub(super) fn room(parts: &Parts<'_>) -> Room {
+pub(super) fn room(parts: &Parts<'_>, layers: Layers) -> Room {
     let mut room = Room::default();
-    let mut widen = |linear: &Linear, through: bool| {
-        if let Some(tensors) = linear.blocks() {
-            room.widen(linear.inputs, if through { rows_of(&tensors) } else { 0 });
-        }
-    };
     for layer in &parts.layers {
         for linear in [layer.qkv, layer.out, &layer.feed.up, &layer.feed.down] {
-            widen(linear, true);
+            if layers == Layers::Eights || linear.blocks().is_some() {
+                room.widen(linear.inputs, linear.outputs);
+            }
         }
     }
-    widen(parts.output, false);
+    if parts.output.blocks().is_some() {
+        room.widen(parts.output.inputs, 0);
+    }
     room
 }
 
@@ -138,7 +140,7 @@ impl Gpu {
         (x, rows): (Place, usize),
         output: Output,
     ) -> Result<()> {
-        let bench = self.bench().ok_or_else(|| Error::internal("no room was made for products of blocks"))?;
+        let bench = self.bench()?;
         let outputs: usize = pieces.iter().map(|piece| piece.rows).sum();
         for (first, rows) in stored::steps(rows) {
             let x = States { at: x.behind::<bf16>(first * inputs), rows, inputs };
@@ -289,20 +291,33 @@ impl Gpu {
         output: Output,
         (column, stride): (usize, usize),
     ) -> Result<()> {
+        let scales = [Place::NOWHERE; 2];
+        self.settle_scaled((product, scales), (rows, width), output, (column, stride))
+    }
+
+    /// The same, times the scales of its rows and of its columns.
+    pub(super) fn settle_scaled(
+        &self,
+        (product, [row_scales, column_scales]): (Place, [Place; 2]),
+        (rows, width): (usize, usize),
+        output: Output,
+        (column, stride): (usize, usize),
+    ) -> Result<()> {
         let (to, form, factor) = match output {
             Output::Rounded(to) => (to, Form::Rounded, 1.0),
             Output::Floats(to, factor) => (to, Form::Floats, factor),
             Output::Added(to, factor) => (to, Form::Added, factor),
         };
+        let places = [to, product, row_scales, column_scales].map(Argument::At);
         let numbers = [width as u32, stride as u32, column as u32, form as u32].map(Argument::Number);
-        let arguments = [&[to, product].map(Argument::At)[..], &numbers, &[Argument::Real(factor)]].concat();
+        let arguments = [&places[..], &numbers, &[Argument::Real(factor)]].concat();
         self.launch("settle", [rows, width.div_ceil(THREADS)], THREADS, &arguments)
     }
 }
 
 impl Bench {
     /// Where a product of so many numbers waits.
-    fn product(&self, numbers: usize) -> Result<Place> {
+    pub(super) fn product(&self, numbers: usize) -> Result<Place> {
         if numbers > self.products.len {
             return Err(Error::internal("a product of blocks is larger than its room"));
         }

@@ -4,6 +4,7 @@
 
 pub(crate) mod carried;
 pub(crate) mod copies;
+pub(crate) mod eights;
 pub(crate) mod masks;
 pub(crate) mod memory;
 pub(crate) mod recordings;
