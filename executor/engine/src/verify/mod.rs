@@ -38,8 +38,8 @@ impl Tolerance {
     /// The tolerance for an engine that computes in `dtype` and a reference made in `reference`: that of the wider of both.
     ///
     /// `f32`: 1/1000 of the logits' range, cosine 0.9999, every greedy id equal. `f16`: 1/100, 0.9995. `bf16`, and `auto`,
-    /// which may compute in `bf16` or with quantised weights: 1/20, 0.995. `fp8`: 1/5, 0.98. But in `f32` a greedy id may differ where both
-    /// candidates' logits are that close.
+    /// which may compute in `bf16` or with quantised weights: 1/20, 0.995. `fp8`, whose numbers have 3 bits of fraction: 1/5,
+    /// 0.98. But in `f32` a greedy id may differ where both candidates' logits are that close.
     pub fn of(dtype: Dtype, reference: NumberType) -> Self {
         let exact = Self { logits: 1e-3, distance: 1e-4, close_calls: false };
         let half = Self { logits: 1e-2, distance: 5e-4, close_calls: true };
