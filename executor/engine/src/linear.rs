@@ -30,7 +30,8 @@ pub(crate) enum Precision {
     F16,
     /// `bf16`: 8 bits of each number.
     Bf16,
-    /// The same, row by row, for a device that takes them: nothing is multiplied with them here.
+    /// The same, row by row, or in the blocks that they are stored in, for a device that takes them: nothing is multiplied with
+    /// them here.
     #[cfg(feature = "cuda")]
     Held,
 }
