@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const KERNELS: [&str; 3] = ["attention", "layers", "answers"];
+const KERNELS: [&str; 5] = ["attention", "layers", "answers", "stored", "eights"];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,32 +1,9 @@
 // Runs the engine's kernels on the host against plain loops over doubles: every head size, ragged rows, grouped heads, pages out of
 // order, windows, prompts in pieces, rows that hold NaN where nothing may be read. `check` compiles and starts it.
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-
 #include "answers.cu"
 #include "attention.cu"
+#include "check_products.h"
 #include "layers.cu"
-
-static std::mt19937 dice(20261122);
-static int faults = 0;
-
-static float number(float spread = 1.0f) { return std::uniform_real_distribution<float>(-spread, spread)(dice); }
-static std::vector<float> floats(size_t count, float spread = 1.0f) {
-  std::vector<float> out(count);
-  for (float& x : out) x = number(spread);
-  return out;
-}
-static std::vector<bf16> halves(size_t count, float spread = 1.0f) {
-  std::vector<bf16> out(count);
-  for (bf16& x : out) x = bf16(rounded(number(spread)));
-  return out;
-}
-
-static void expect(const char* what, double got, double wanted, double tolerance) {
-  if (std::abs(got - wanted) <= tolerance * std::max(1.0, std::abs(wanted))) return;
-  if (++faults <= 20) std::printf("%s: %g, should be %g\n", what, got, wanted);
-}
 
 struct Row {
   uint32_t tokens, before;
@@ -152,7 +129,6 @@ static void attention(const Case& c) {
 static void norms(uint32_t hidden) {
   const uint32_t tokens = 6;
   const auto h = floats(tokens * hidden), weight = floats(hidden), bias = floats(hidden), branch = floats(tokens * hidden);
-  const std::vector<uint32_t> order = {5, 0, 3};
   const auto mean_and_scale = [&](const std::vector<double>& row, bool centred) {
     double mean = 0.0, squares = 0.0;
     for (double x : row) mean += x / hidden;
@@ -161,17 +137,17 @@ static void norms(uint32_t hidden) {
     return std::pair<double, double>{mean, 1.0 / std::sqrt(squares + 1e-5)};
   };
   for (bool centred : {false, true}) {
-    std::vector<bf16> x(order.size() * hidden);
-    launch({1}, 128, [&] {
-      norm_rows(x.data(), h.data(), order.data(), weight.data(), centred ? bias.data() : nullptr, order.size(), hidden, 1e-5f);
+    std::vector<bf16> x(tokens * hidden);
+    launch({2}, 128, [&] {
+      norm_rows(x.data(), h.data(), weight.data(), centred ? bias.data() : nullptr, tokens, hidden, 1e-5f);
     });
     std::vector<float> sum = h;
     launch({2}, 128, [&] {
       add_branch(sum.data(), branch.data(), bias.data(), weight.data(), centred ? bias.data() : nullptr, tokens, hidden,
                  1e-5f, 0.5f);
     });
-    for (uint32_t r = 0; r < order.size(); ++r) {
-      const std::vector<double> row(h.begin() + order[r] * hidden, h.begin() + (order[r] + 1) * hidden);
+    for (uint32_t r = 0; r < tokens; ++r) {
+      const std::vector<double> row(h.begin() + r * hidden, h.begin() + (r + 1) * hidden);
       const auto [mean, scale] = mean_and_scale(row, centred);
       for (uint32_t i = 0; i < hidden; ++i)
         expect("norm", wide(x[r * hidden + i]), (row[i] - mean) * scale * weight[i] + (centred ? bias[i] : 0.0), 0.005);
@@ -186,6 +162,15 @@ static void norms(uint32_t hidden) {
       }
     }
   }
+  // What is neither normed nor has a bias is only added.
+  std::vector<float> plain = h;
+  launch({2}, 128, [&] { add_branch(plain.data(), branch.data(), nullptr, nullptr, nullptr, tokens, hidden, 0.0f, 0.5f); });
+  std::vector<float> biased = h;
+  launch({2}, 128, [&] { add_branch(biased.data(), branch.data(), bias.data(), nullptr, nullptr, tokens, hidden, 0.0f, 0.5f); });
+  for (uint32_t i = 0; i < tokens * hidden; ++i) {
+    expect("add_branch without a norm", biased[i], h[i] + 0.5 * (branch[i] + bias[i % hidden]), 1e-5);
+    expect("add_branch, a sum", plain[i], h[i] + 0.5 * branch[i], 1e-5);
+  }
   const auto words = halves(40 * hidden), y = halves(tokens * hidden);
   const auto table = floats(10 * hidden), type = floats(hidden);
   const std::vector<uint32_t> ids = {3, 39, 0, 7, 7, 21}, positions = {0, 1, 2, 0, 9, 4};
@@ -199,21 +184,35 @@ static void norms(uint32_t hidden) {
   launch({2}, 128, [&] {
     embed(embedded.data(), ids.data(), positions.data(), words.data(), table.data(), tokens, hidden, 3.0f);
   });
+  std::vector<float> placeless(tokens * hidden);
+  launch({2}, 128, [&] {
+    embed(placeless.data(), ids.data(), nullptr, words.data(), nullptr, tokens, hidden, 3.0f);
+  });
+  std::vector<bf16> placeless_x(tokens * hidden);
+  launch({2}, 128, [&] {
+    embed_normed(placeless_x.data(), ids.data(), nullptr, words.data(), nullptr, type.data(), weight.data(), bias.data(),
+                 tokens, hidden, 1e-5f);
+  });
   launch({2}, 128, [&] {
     add_norm(x.data(), y.data(), type.data(), weight.data(), bias.data(), tokens, hidden, 1e-5f);
   });
   for (uint32_t t = 0; t < tokens; ++t) {
-    std::vector<double> row(hidden), sum(hidden);
+    std::vector<double> row(hidden), sum(hidden), typed(hidden);
     for (uint32_t i = 0; i < hidden; ++i) {
       const double word = wide(words[ids[t] * hidden + i]), position = table[positions[t] * hidden + i];
       row[i] = word + position + type[i];
+      typed[i] = word + type[i];
       sum[i] = double(wide(before[t * hidden + i])) + wide(y[t * hidden + i]) + type[i];
       expect("embed", embedded[t * hidden + i], 3.0 * word + position, 1e-5);
+      expect("embed without positions", placeless[t * hidden + i], 3.0 * word, 1e-5);
     }
     const auto [mean, scale] = mean_and_scale(row, true);
     const auto [sum_mean, sum_scale] = mean_and_scale(sum, true);
+    const auto [typed_mean, typed_scale] = mean_and_scale(typed, true);
     for (uint32_t i = 0; i < hidden; ++i) {
       expect("embed_normed", wide(before[t * hidden + i]), (row[i] - mean) * scale * weight[i] + bias[i], 0.006);
+      expect("embed_normed without positions", wide(placeless_x[t * hidden + i]),
+             (typed[i] - typed_mean) * typed_scale * weight[i] + bias[i], 0.006);
       expect("add_norm", wide(x[t * hidden + i]), (sum[i] - sum_mean) * sum_scale * weight[i] + bias[i], 0.006);
     }
   }
@@ -221,31 +220,35 @@ static void norms(uint32_t hidden) {
 
 static void activations() {
   const uint32_t tokens = 3, width = 40;
-  const auto bias = floats(2 * width);
+  const auto biases = floats(2 * width);
   const std::vector<std::function<double(double)>> functions = {
       [](double x) { return x / (1.0 + std::exp(-x)); }, [](double x) { return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0))); },
       [](double x) { return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x))); },
       [](double x) { return std::max(x, 0.0); }};
   for (uint32_t activation = 0; activation < functions.size(); ++activation)
-    for (uint32_t gated : {0u, 1u}) {
+    for (uint32_t kind = 0; kind < 4; ++kind) {
+      const uint32_t gated = kind % 2;
+      const float* bias = kind < 2 ? biases.data() : nullptr;
+      const auto at = [&](uint32_t i) { return bias == nullptr ? 0.0 : double(bias[i]); };
       const auto in = halves(tokens * width * (1 + gated), 3.0f);
       std::vector<bf16> out(tokens * width);
-      launch({1}, 32, [&] { activate(out.data(), in.data(), bias.data(), tokens, width, gated, activation); });
+      launch({1}, 32, [&] { activate(out.data(), in.data(), bias, tokens, width, gated, activation); });
       for (uint32_t t = 0; t < tokens; ++t)
         for (uint32_t i = 0; i < width; ++i) {
           const bf16* row = in.data() + t * width * (1 + gated);
-          double wanted = functions[activation](wide(row[i]) + bias[i]);
-          if (gated) wanted *= wide(row[width + i]) + bias[width + i];
+          double wanted = functions[activation](wide(row[i]) + at(i));
+          if (gated) wanted *= wide(row[width + i]) + at(width + i);
           expect("activate", wide(out[t * width + i]), wanted, 0.006);
         }
     }
 }
 
-static void preparation(bool whole, bool normed, uint32_t size, uint32_t rotary) {
+static void preparation(bool whole, bool normed, uint32_t size, uint32_t rotary, bool biased = true) {
   const uint32_t tokens = 5, heads = 6, kv_heads = 2, width = (heads + 2 * kv_heads) * size, half = rotary / 2;
   const auto before = halves(tokens * width);
   auto qkv = before;
-  const auto bias = floats(width), query_norm = floats(heads * size), key_norm = floats(kv_heads * size);
+  const std::vector<float> bias = biased ? floats(width) : std::vector<float>(width, 0.0f);
+  const auto query_norm = floats(heads * size), key_norm = floats(kv_heads * size);
   const auto angles = floats(20 * rotary);
   const std::vector<uint32_t> positions = {4, 5, 19, 0, 1};
   // The third token goes to two pages.
@@ -254,7 +257,7 @@ static void preparation(bool whole, bool normed, uint32_t size, uint32_t rotary)
   std::vector<bf16> pool(3 * layer, 0x7fff);
   Prepare p = {};
   p.qkv = qkv.data();
-  p.bias = bias.data();
+  p.bias = biased ? bias.data() : nullptr;
   p.query_norm = normed ? query_norm.data() : nullptr;
   p.key_norm = normed ? key_norm.data() : nullptr;
   p.angles = rotary > 0 ? angles.data() : nullptr;
@@ -369,7 +372,10 @@ int main() {
   preparation(true, true, 96, 96);
   preparation(false, true, 256, 256);
   preparation(false, false, 64, 0);
+  preparation(false, true, 64, 64, false);
   answers();
+  stored();
+  eight_bits();
   std::printf(faults == 0 ? "all kernels compute what they should\n" : "%d numbers are wrong\n", faults);
   return faults == 0 ? 0 : 1;
 }

@@ -240,6 +240,8 @@ pub enum Dtype {
     Bf16,
     /// 16-bit floats.
     F16,
+    /// 8-bit floats (E4M3), on GPUs.
+    Fp8,
 }
 
 /// How token vectors become one vector.

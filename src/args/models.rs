@@ -80,10 +80,11 @@ pub(crate) struct BenchArgs {
 
 /// Number types by their names.
 fn dtypes() -> impl TypedValueParser<Value = Dtype> {
-    PossibleValuesParser::new(["auto", "f32", "bf16", "f16"]).map(|name| match name.as_str() {
+    PossibleValuesParser::new(["auto", "f32", "bf16", "f16", "fp8"]).map(|name| match name.as_str() {
         "f32" => Dtype::F32,
         "bf16" => Dtype::Bf16,
         "f16" => Dtype::F16,
+        "fp8" => Dtype::Fp8,
         _ => Dtype::Auto,
     })
 }

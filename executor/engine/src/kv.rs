@@ -265,7 +265,7 @@ impl KvCache {
     }
 
     /// The same for copies that are made at once.
-    #[cfg(any(test, feature = "cuda"))]
+    #[cfg(test)]
     pub(crate) fn take_copies(&mut self) -> Vec<(PageId, PageId)> {
         let copies = self.copies().to_vec();
         self.copies_made();

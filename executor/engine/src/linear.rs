@@ -30,9 +30,20 @@ pub(crate) enum Precision {
     F16,
     /// `bf16`: 8 bits of each number.
     Bf16,
-    /// The same, row by row, for a device that takes them: nothing is multiplied with them here.
+    /// The same, row by row, or in the blocks that they are stored in, for a device that takes them: nothing is multiplied with
+    /// them here.
     #[cfg(feature = "cuda")]
     Held,
+}
+
+impl Precision {
+    /// Whether matrices are read only to be held for a device.
+    fn is_held(self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self == Self::Held;
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
 }
 
 /// A matrix `[outputs, inputs]`, and a bias for whoever reads its products.
@@ -104,9 +115,15 @@ impl Linear {
         Ok(Self::of(vec![Matrix::Dense(weight.map_err(internal)?)], inputs, bias))
     }
 
-    /// Takes quantised matrices below each other. Where tiles are multiplied, `Q8_0` is put in their order.
-    pub(crate) fn quantised(tensors: Vec<QTensor>, inputs: usize, bias: Option<Vec<f32>>) -> Result<Self> {
-        if gemm::available() && tensors.iter().all(|tensor| tensor.dtype() == GgmlDType::Q8_0) {
+    /// Takes quantised matrices below each other. Where tiles are multiplied, `Q8_0` is put in their order, but not for a device.
+    pub(crate) fn quantised(
+        tensors: Vec<QTensor>,
+        inputs: usize,
+        bias: Option<Vec<f32>>,
+        precision: Precision,
+    ) -> Result<Self> {
+        let tiles = gemm::available() && !precision.is_held();
+        if tiles && tensors.iter().all(|tensor| tensor.dtype() == GgmlDType::Q8_0) {
             let mut bytes = Vec::new();
             for tensor in &tensors {
                 bytes.extend_from_slice(&tensor.data().map_err(internal)?);
@@ -136,13 +153,30 @@ impl Linear {
         }
     }
 
-    /// The numbers that [`Precision::Held`] holds, row by row.
+    /// What [`Precision::Held`] holds, row by row, in `bf16`.
     #[cfg(feature = "cuda")]
     pub(crate) fn held(&self) -> Result<Vec<bf16>> {
-        let [Matrix::Dense(weight)] = &self.matrices[..] else {
-            return Err(Error::internal("a matrix is not held for a device"));
-        };
-        weight.flatten_all().and_then(|weight| weight.to_vec1()).map_err(internal)
+        let mut values = Vec::with_capacity(self.outputs * self.inputs);
+        for matrix in &self.matrices {
+            let rounded = match matrix {
+                Matrix::Dense(weight) => Ok(weight.clone()),
+                Matrix::Quantised(weight) => weight.dequantize(&Device::Cpu),
+                Matrix::Tiles(..) => return Err(Error::internal("a matrix is not held for a device")),
+            };
+            let rounded = rounded.and_then(|weight| weight.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<bf16>());
+            values.extend(rounded.map_err(internal)?);
+        }
+        Ok(values)
+    }
+
+    /// The matrices as they are stored, if they are held so for a device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn blocks(&self) -> Option<Vec<&QTensor>> {
+        let stored = self.matrices.iter().map(|matrix| match matrix {
+            Matrix::Quantised(weight) => Some(weight.as_ref()),
+            _ => None,
+        });
+        stored.collect()
     }
 
     /// Whether what it is multiplied with is rounded to `bf16`.

@@ -214,9 +214,15 @@ impl Model {
         let mut opened = open(source, options.adapter.as_deref())?;
         check_tensors(&opened)?;
         if let Weights::Gguf { file, kept } = &mut opened.weights {
+            if options.dtype == Dtype::Fp8 {
+                return Err(Error::invalid(format!("{} is not computed in fp8", file.path.display()))
+                    .hint("leave `dtype` out: its matrices are computed as they are stored"));
+            }
             *kept = match options.dtype {
+                #[cfg(feature = "cuda")]
+                Dtype::Auto if place.holds() => Kept::Carried,
                 _ if place.holds() => Kept::None,
-                Dtype::F32 | Dtype::F16 => Kept::None,
+                Dtype::F32 | Dtype::F16 | Dtype::Fp8 => Kept::None,
                 Dtype::Auto | Dtype::Bf16 if file.f32_bytes() > WIDENED_BYTES_MAX => Kept::All,
                 Dtype::Auto | Dtype::Bf16 if gemm::available() => Kept::Tiles,
                 Dtype::Auto | Dtype::Bf16 => Kept::None,
@@ -229,7 +235,7 @@ impl Model {
             Dtype::F32 => Precision::F32,
             Dtype::F16 => Precision::F16,
             Dtype::Bf16 => Precision::Bf16,
-            Dtype::Auto => Precision::Stored,
+            Dtype::Auto | Dtype::Fp8 => Precision::Stored,
         };
         Self::load_opened(&opened, options, dtype, place)
     }
@@ -259,7 +265,8 @@ impl Model {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
                 let decoder = Decoder::load(&shape, &opened.weights, dtype)?;
                 let pooling = settings.pooling(options.pooling)?;
-                let network = place.embedder(decoder, &shape, pooling, settings.dense(place.beside(dtype))?)?;
+                let dense = settings.dense(place.beside(dtype))?;
+                let network = place.embedder(decoder, &shape, (pooling, dense), options)?;
                 (network, shape.vocab, settings.context, settings.lower_case)
             }
             Descriptor::CompatibleEncoder(shape) => {

@@ -1,18 +1,16 @@
 //! Where a model computes: on the processor, or in the build for CUDA on the machine's GPUs, one engine each. Refuses a model that
 //! the place cannot carry, and a machine without a GPU, with what to do about it.
 
-use rowmill_jobs::Result;
-use rowmill_jobs::spec::Pooling;
-#[cfg(feature = "cuda")]
-use rowmill_jobs::{Error, spec::Dtype};
+use rowmill_jobs::spec::{Dtype, Pooling};
+use rowmill_jobs::{Error, Result};
 
 #[cfg(feature = "cuda")]
-use crate::cuda::{self, DeviceDecoder, DeviceEmbedder, DeviceEncoder};
+use crate::cuda::{self, DeviceDecoder, DeviceEmbedder, DeviceEncoder, Layers, Memory};
 use crate::decoder::shape::DecoderShape;
 use crate::decoder::{Decoder, Embedder as DecoderEmbedder};
 use crate::descriptor::Descriptor;
 #[cfg(feature = "cuda")]
-use crate::device::carried;
+use crate::device::{carried, eights};
 use crate::encoder::Encoder;
 #[cfg(feature = "cuda")]
 use crate::encoder::pool::Embedder;
@@ -31,6 +29,15 @@ pub(crate) fn check_carried(_architecture: &str, _descriptor: &Descriptor) -> Re
 #[cfg(feature = "cuda")]
 pub(crate) fn check_carried(architecture: &str, descriptor: &Descriptor) -> Result<()> {
     carried::check(architecture, descriptor)
+}
+
+/// Refuses what processors do not compute in.
+fn check_processor(options: &EngineOptions) -> Result<()> {
+    if options.dtype != Dtype::Fp8 {
+        return Ok(());
+    }
+    Err(Error::invalid("`dtype = 'fp8'` is computed on GPUs only")
+        .hint("leave `dtype` out, or run the job on an executor of the build for GPUs"))
 }
 
 /// A place to compute.
@@ -82,15 +89,18 @@ impl Place {
 
     /// Refuses a model or an option that is not for this place.
     #[cfg(not(feature = "cuda"))]
-    pub(crate) fn check(self, _architecture: &str, _descriptor: &Descriptor, _options: &EngineOptions) -> Result<()> {
-        Ok(())
+    pub(crate) fn check(self, _architecture: &str, _descriptor: &Descriptor, options: &EngineOptions) -> Result<()> {
+        check_processor(options)
     }
 
     /// Refuses a model or an option that is not for this place.
     #[cfg(feature = "cuda")]
     pub(crate) fn check(self, architecture: &str, descriptor: &Descriptor, options: &EngineOptions) -> Result<()> {
         if self == Self::Processor {
-            return Ok(());
+            return check_processor(options);
+        }
+        if options.dtype == Dtype::Fp8 {
+            eights::check(architecture, descriptor)?;
         }
         if matches!(options.dtype, Dtype::F32 | Dtype::F16) {
             return Err(Error::invalid("the CUDA build computes in bf16 only")
@@ -106,19 +116,24 @@ impl Place {
             Self::Processor => Ok(Writer::Packed { decoder, shape: Box::new(shape) }),
             #[cfg(feature = "cuda")]
             Self::Gpu(gpu) => {
-                let decoder = DeviceDecoder::new(gpu, &decoder, shape, options.kv_bytes_max)?;
+                let memory = Memory { layers: layers(options), kv_bytes_max: options.kv_bytes_max };
+                let decoder = DeviceDecoder::new(gpu, &decoder, shape, memory)?;
                 Ok(Writer::Device(Box::new(decoder)))
             }
         }
     }
 
     /// A decoder that was read for this place, to make vectors.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_variables, reason = "a processor's matrices were made when they were read")
+    )]
     pub(crate) fn embedder(
         self,
         decoder: Decoder,
         shape: &DecoderShape,
-        pooling: Pooling,
-        dense: Option<Dense>,
+        (pooling, dense): (Pooling, Option<Dense>),
+        options: &EngineOptions,
     ) -> Result<Network> {
         match self {
             Self::Processor => {
@@ -126,7 +141,7 @@ impl Place {
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(gpu) => {
-                let decoder = DeviceEmbedder::new(gpu, &decoder, shape.clone())?;
+                let decoder = DeviceEmbedder::new(gpu, &decoder, shape.clone(), layers(options))?;
                 let encoder = States::DeviceDecoder(Box::new(decoder));
                 Ok(Network::Embedder(Box::new(Embedder { encoder, pooling, dense })))
             }
@@ -141,4 +156,10 @@ impl Place {
             Self::Gpu(gpu) => DeviceEncoder::new(gpu, &encoder).map(|encoder| States::Device(Box::new(encoder))),
         }
     }
+}
+
+/// How a model's layers are to be kept on a GPU.
+#[cfg(feature = "cuda")]
+fn layers(options: &EngineOptions) -> Layers {
+    if options.dtype == Dtype::Fp8 { Layers::Eights } else { Layers::Stored }
 }

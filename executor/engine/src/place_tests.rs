@@ -9,11 +9,12 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use rayon::prelude::*;
 use rowmill_jobs::infer::{Answer, Engine, Piece, Request, Task, TaskKind};
+use rowmill_jobs::spec::Dtype;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::engine::{CandleEngine, shares, threads};
-use crate::model::EngineOptions;
+use crate::model::{EngineOptions, Model};
 use crate::place::Place;
 use crate::worker::{Queue, Ready};
 
@@ -45,6 +46,16 @@ async fn several_places_answer_as_one_does() {
         let expected = vector(&one, &task, text(row)).await;
         let product: f32 = own.iter().zip(&expected).map(|(a, b)| a * b).sum();
         assert!(!own.is_empty() && product > 0.9999, "{row}: {product}");
+    }
+}
+
+#[test]
+fn processors_do_not_compute_in_8_bit_floats() {
+    let options = EngineOptions { dtype: Dtype::Fp8, ..EngineOptions::default() };
+    for (source, why) in [("llama-tiny", "on GPUs only"), ("llama-tiny.gguf", "not computed in fp8")] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(source);
+        let error = Model::load_at(&source, &options, Place::Processor).unwrap_err();
+        assert!(error.to_string().contains(why) && error.hint_text().is_some(), "{error}");
     }
 }
 

@@ -5,6 +5,8 @@ use crate::linear::Precision;
 use candle_core::quantized::{GgmlDType, QTensor};
 use rowmill_jobs::{Error, Result};
 
+#[cfg(any(test, feature = "cuda"))]
+use crate::device::stored;
 use crate::gemm;
 use crate::gguf::GgufFile;
 use crate::linear::Linear;
@@ -27,6 +29,9 @@ pub(crate) enum Kept {
     /// Those that can be multiplied as tiles: `Q8_0`.
     Tiles,
     All,
+    /// Those that a device multiplies so.
+    #[cfg(any(test, feature = "cuda"))]
+    Carried,
 }
 
 impl Weights {
@@ -78,6 +83,8 @@ impl Weights {
             Kept::None => false,
             Kept::Tiles => file.dtype(name) == Some(GgmlDType::Q8_0),
             Kept::All => file.is_quantised(name),
+            #[cfg(any(test, feature = "cuda"))]
+            Kept::Carried => file.dtype(name).is_some_and(stored::is_carried),
         };
         if stays { file.quantised(name).map(Some) } else { Ok(None) }
     }

@@ -55,8 +55,10 @@ fn candle(options: &mut Options<'_>, folder: &Path) -> Result<EngineSpec> {
         }
         None => None,
     };
-    let dtype = options
-        .word("dtype", &[("auto", Dtype::Auto), ("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16)])?;
+    let dtype = options.word(
+        "dtype",
+        &[("auto", Dtype::Auto), ("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16), ("fp8", Dtype::Fp8)],
+    )?;
     let context_tokens = options.count("context_tokens", 16)?.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
     let pooling = options.word(
         "pooling",

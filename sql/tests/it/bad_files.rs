@@ -84,7 +84,7 @@ const FILES: &[(&str, &str)] = &[
     ),
     (
         "CREATE MODEL m WITH (engine = 'candle', source = 'x', dtype = 'int8')",
-        "error: option `dtype` cannot be 'int8'\n  at job.sql:1:63\n  hint: it is one of 'auto', 'f32', 'bf16', 'f16'",
+        "error: option `dtype` cannot be 'int8'\n  at job.sql:1:63\n  hint: it is one of 'auto', 'f32', 'bf16', 'f16', 'fp8'",
     ),
     (
         "CREATE MODEL m WITH (engine = 'candle', source = 'x', adapter = 'hf://a/b')",

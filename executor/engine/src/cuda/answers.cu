@@ -1,4 +1,5 @@
-// What leaves the device: the best allowed token of each row's logits, and one vector of a row's token vectors.
+// What leaves the device: of each row's logits the best token that is allowed, and of each row's states one vector. A block has a
+// row, or a part of its columns.
 #include "device.cuh"
 
 #define THREADS 256
@@ -6,7 +7,7 @@
 #define NONE_ALLOWED 0xffffffffu
 #define NOT_FINITE 0xfffffffeu
 
-// As `Pooling` in launch.rs.
+// As `Gpu::pool` in launch.rs has them.
 enum Pooling { MEAN = 0, FIRST = 1, LAST = 2, HIGHEST = 3 };
 
 extern "C" {

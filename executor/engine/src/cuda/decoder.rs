@@ -3,52 +3,56 @@
 //! does. Refuses nothing: what it cannot compute is not loaded.
 
 use half::bf16;
-use rayon::prelude::*;
-use rowmill_jobs::spec::Pooling;
 use rowmill_jobs::{Error, Result};
 
-use super::gpu::{Buffer, Gpu, Graph, Matrix, Output, Place};
-use super::launch::{AttentionArguments, NONE_ALLOWED, NOT_FINITE, Norm, PrepareArguments, States, Words, place_of};
+use super::gpu::{Buffer, Gpu, Graph, Place};
+use super::launch::{AttentionArguments, Norm, PrepareArguments, States, Words, place_of};
 use super::layer::{Layer, Work, norm};
+use super::matrix::{Layers, Matrix, Output, Values};
+use super::stored;
 use crate::attention::BLOCK;
 use crate::decoder::Decoder;
 use crate::decoder::shape::DecoderShape;
 use crate::device::copies::waves;
-use crate::device::masks::Masks;
 use crate::device::memory::pages_that_fit;
 use crate::device::recordings::{Recordings, Way, filled};
-use crate::device::step::{Section, Step, spans};
-use crate::guide::Guide;
+use crate::device::step::{Section, Step};
 use crate::kv::{KvCache, KvForm};
 use crate::pack::Pack;
-use crate::row::Choice;
-use crate::writer::Head;
 
 /// Tokens that buffers are first made for: those of a full step.
 const TOKENS_FIRST: usize = 8192;
 /// Rows whose logits over the whole vocabulary are held at a time.
-const LOGIT_ROWS: usize = 512;
+pub(super) const LOGIT_ROWS: usize = 512;
+
+/// How a decoder uses a GPU's memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) layers: Layers,
+    /// What keys and values may take.
+    pub(crate) kv_bytes_max: Option<usize>,
+}
 
 /// A decoder whose weights, keys and values are on a GPU.
 #[derive(Debug)]
 pub(crate) struct DeviceDecoder {
-    gpu: Gpu,
-    shape: DecoderShape,
-    embedding: Matrix,
+    pub(super) gpu: Gpu,
+    pub(super) shape: DecoderShape,
+    pub(super) embedding: Matrix,
     positions: Option<Buffer<f32>>,
     layers: Vec<Layer>,
     norm: Norm,
-    /// `None`: the embedding matrix.
-    output: Option<Matrix>,
+    /// `None`: the embedding matrix. One that is tied to it but stored in blocks is here as well, because it is read much faster.
+    pub(super) output: Option<Matrix>,
     /// For each rotary embedding cosines and sines, `[context, rotary]`.
     angles: Vec<Buffer<f32>>,
     /// Rows of the output matrix that were last asked for.
-    subset: Option<(Vec<u32>, Matrix)>,
+    pub(super) subset: Option<(Vec<u32>, Matrix)>,
     /// `[pages, layers, 2, kv_heads, BLOCK, head_dim]`: keys, then values.
     pool: Buffer<bf16>,
     pages: usize,
     tables: Buffer<u32>,
-    logits: Buffer<f32>,
+    pub(super) logits: Buffer<f32>,
     work: Option<Work>,
     /// Steps of rows that grow by one token.
     recordings: Recordings<Graph>,
@@ -56,19 +60,21 @@ pub(crate) struct DeviceDecoder {
 
 impl DeviceDecoder {
     /// Copies a decoder, which was read to be held for a device, to the GPU of this number, and takes memory for its pages.
-    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape, kv_bytes_max: Option<usize>) -> Result<Self> {
-        let gpu = Gpu::open(number)?;
+    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape, memory: Memory) -> Result<Self> {
+        let mut gpu = Gpu::open(number)?;
         let parts = host.parts()?;
+        gpu.make_room(stored::room(&parts, memory.layers), memory.layers)?;
         let norm = norm(&gpu, parts.norm)?;
-        let layers = parts.layers.iter().map(|layer| Layer::new(&gpu, layer)).collect::<Result<_>>()?;
+        let layers = parts.layers.iter().map(|layer| Layer::new(&gpu, layer, memory.layers)).collect::<Result<_>>()?;
         let angles = parts.angles.iter().map(|angles| gpu.upload(angles)).collect::<Result<_>>()?;
         let positions = Some(parts.positions).filter(|positions| !positions.is_empty());
         let mut this = Self {
-            embedding: gpu.matrix(parts.embedding)?,
+            // Rows are read of it, so it is rounded in any case.
+            embedding: gpu.rounded(parts.embedding)?,
             positions: positions.map(|positions| gpu.upload(positions)).transpose()?,
             layers,
             norm,
-            output: if shape.tied { None } else { Some(gpu.matrix(parts.output)?) },
+            output: if shape.tied && parts.output.blocks().is_none() { None } else { Some(gpu.matrix(parts.output)?) },
             angles,
             subset: None,
             pool: gpu.buffer(0)?,
@@ -81,7 +87,7 @@ impl DeviceDecoder {
             gpu,
         };
         this.fit_tokens(TOKENS_FIRST)?;
-        this.pages = pages_that_fit(this.gpu.free_bytes()?, this.page_bytes(), kv_bytes_max);
+        this.pages = pages_that_fit(this.gpu.free_bytes()?, this.page_bytes(), memory.kv_bytes_max);
         // One more than are given away, for rows that fill a step.
         this.pool = this.gpu.zeros((this.pages + 1) * this.page_bytes() / size_of::<bf16>())?;
         Ok(this)
@@ -107,110 +113,9 @@ impl DeviceDecoder {
         self.shape.vocab
     }
 
-    /// Runs a batch; the wanted tokens' logits, `[wanted, outputs]`.
-    pub(crate) fn logits(&mut self, pack: &Pack, cache: &mut KvCache, head: &Head) -> Result<Vec<f32>> {
-        if let Head::Tokens(tokens) = head {
-            self.select(tokens)?;
-        }
-        let wanted = self.forward(pack, cache)?;
-        let matrix = match (head, &self.subset) {
-            (Head::Whole, _) => self.output_matrix(),
-            (Head::Tokens(_), Some((_, matrix))) => matrix,
-            (Head::Tokens(_) | Head::Rows(_), _) => return Err(Error::internal("the GPU has no such rows of logits")),
-        };
-        let mut logits = Vec::with_capacity(wanted * matrix.outputs);
-        for first in (0..wanted).step_by(LOGIT_ROWS) {
-            let rows = LOGIT_ROWS.min(wanted - first);
-            self.multiply_output(matrix, first, rows)?;
-            logits.extend(self.gpu.read(&self.logits, rows * matrix.outputs)?);
-        }
-        if let Some(cap) = self.shape.logits_softcap {
-            logits.par_iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
-        }
-        Ok(logits)
-    }
-
-    /// Runs a batch; what follows each wanted token. Masks are made while the GPU computes.
-    pub(crate) fn choose(
-        &mut self,
-        pack: &Pack,
-        cache: &mut KvCache,
-        guides: &mut [Option<&mut Guide>],
-    ) -> Result<Vec<Choice>> {
-        let wanted = self.forward(pack, cache)?;
-        let allowed: Vec<Option<Vec<u32>>> =
-            guides.par_iter_mut().map(|guide| guide.as_mut().map(|guide| guide.allowed())).collect();
-        let masks = Masks::of(allowed.iter().map(Option::as_deref), self.vocab());
-        if masks.places.len() != wanted {
-            return Err(Error::internal("a step wants other rows than its grammars are of"));
-        }
-        let (places, bits) = (self.gpu.upload(&masks.places)?, self.gpu.upload(&masks.bits)?);
-        let chosen: Buffer<u32> = self.gpu.buffer(wanted)?;
-        for first in (0..wanted).step_by(LOGIT_ROWS) {
-            let rows = LOGIT_ROWS.min(wanted - first);
-            // A soft bound of logits changes no order, so it is left out.
-            self.multiply_output(self.output_matrix(), first, rows)?;
-            let logits = States { at: self.logits.place, tokens: rows, hidden: self.vocab() };
-            let masks_of = [places.place.behind::<u32>(first), bits.place];
-            self.gpu.choose(chosen.place.behind::<u32>(first), logits, masks_of, masks.words)?;
-        }
-        let chosen = self.gpu.read(&chosen, wanted)?;
-        Ok(chosen
-            .into_iter()
-            .map(|id| match id {
-                NONE_ALLOWED => Choice::NoneAllowed,
-                NOT_FINITE => Choice::NotFinite,
-                id => Choice::Token(id),
-            })
-            .collect())
-    }
-
-    /// Runs whole rows; one vector of each, of so many wanted tokens of each, `[rows, hidden]`.
-    pub(super) fn pooled(
-        &mut self,
-        pack: &Pack,
-        cache: &mut KvCache,
-        wanted: &[usize],
-        pooling: Pooling,
-    ) -> Result<Vec<f32>> {
-        let tokens = self.forward(pack, cache)?;
-        let spans = self.gpu.upload(&spans(wanted))?;
-        let numbers = wanted.len() * self.shape.hidden;
-        let out = self.gpu.buffer::<f32>(numbers)?;
-        let states = States { at: self.work()?.x.place, tokens, hidden: self.shape.hidden };
-        self.gpu.pool(out.place, states, (spans.place, wanted.len()), pooling)?;
-        self.gpu.read(&out, numbers)
-    }
-
-    fn output_matrix(&self) -> &Matrix {
-        self.output.as_ref().unwrap_or(&self.embedding)
-    }
-
-    /// Logits of some wanted tokens, whose normed states are where [`DeviceDecoder::forward`] left them.
-    fn multiply_output(&self, matrix: &Matrix, first: usize, rows: usize) -> Result<()> {
-        let x = self.work()?.x.place.behind::<bf16>(first * self.shape.hidden);
-        self.gpu.multiply(matrix, x, rows, Output::Floats(self.logits.place, self.shape.logits_multiplier))
-    }
-
-    /// Takes these rows of the output matrix for the ones that are asked for, in this order.
-    fn select(&mut self, tokens: &[u32]) -> Result<()> {
-        if self.subset.as_ref().is_some_and(|(known, _)| known == tokens) {
-            return Ok(());
-        }
-        self.gpu.enter()?;
-        let hidden = self.shape.hidden;
-        let values = self.gpu.buffer::<bf16>(tokens.len() * hidden)?;
-        let rows = self.gpu.upload(tokens)?;
-        let from = self.output_matrix().values.place;
-        self.gpu.gather(values.place, from, rows.place, [tokens.len(), hidden * size_of::<bf16>()])?;
-        let matrix = Matrix { values, bias: None, outputs: tokens.len(), inputs: hidden };
-        self.subset = Some((tokens.to_vec(), matrix));
-        Ok(())
-    }
-
     /// Starts a batch: its keys and values go into the pages, the normed states of the wanted tokens into the first rows of
     /// `x`. Returns how many those are. Waits for nothing.
-    fn forward(&mut self, pack: &Pack, cache: &mut KvCache) -> Result<usize> {
+    pub(super) fn forward(&mut self, pack: &Pack, cache: &mut KvCache) -> Result<usize> {
         self.gpu.enter()?;
         let rows = filled(pack);
         let step = match rows {
@@ -219,10 +124,11 @@ impl DeviceDecoder {
         };
         self.fit(&step)?;
         self.gpu.write(&mut self.tables, &step.words)?;
-        for wave in waves(&cache.take_copies()) {
+        for wave in waves(cache.copies()) {
             let copies = self.gpu.upload(&wave)?;
             self.gpu.copy_pages(self.pool.place, copies.place, [wave.len() / 2, self.page_bytes()])?;
         }
+        cache.copies_made();
         self.start(&step, rows)?;
         Ok(pack.wanted.len())
     }
@@ -261,12 +167,12 @@ impl DeviceDecoder {
         let words = Words {
             ids: self.table(step, Section::Ids),
             positions: self.table(step, Section::Positions),
-            words: self.embedding.values.place,
+            words: words_of(&self.embedding)?,
             table: place_of(self.positions.as_ref()),
         };
         gpu.embed(h, &words, self.shape.embedding_multiplier)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &layer.before[0])?;
+            gpu.norm(States { at: work.x.place, ..h }, h.at, &layer.before[0])?;
             gpu.multiply(&layer.qkv, work.x.place, h.tokens, Output::Rounded(work.qkv.place))?;
             gpu.prepare(&self.prepare(index, layer, step)?)?;
             let mut context = work.context.place;
@@ -284,14 +190,14 @@ impl DeviceDecoder {
                 (h, context) = (States { at: work.last.place, tokens: wanted, hidden }, work.qkv.place);
             }
             self.add(h, &layer.out, context, layer.after[0].as_ref())?;
-            gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &layer.before[1])?;
+            gpu.norm(States { at: work.x.place, ..h }, h.at, &layer.before[1])?;
             gpu.multiply(&layer.up, work.x.place, h.tokens, Output::Rounded(work.up.place))?;
             let inner = States { at: work.inner.place, tokens: h.tokens, hidden: layer.down.inputs };
             let function = (u32::from(layer.gated), layer.activation);
             gpu.activate(inner, work.up.place, place_of(layer.up.bias.as_ref()), function)?;
             self.add(h, &layer.down, work.inner.place, layer.after[1].as_ref())?;
         }
-        gpu.norm(States { at: work.x.place, ..h }, h.at, Place::NOWHERE, &self.norm)
+        gpu.norm(States { at: work.x.place, ..h }, h.at, &self.norm)
     }
 
     /// `h += multiplier * norm(x · matrix + bias)`; in the product itself where it is only a sum.
@@ -380,7 +286,7 @@ impl DeviceDecoder {
         self.tables.place.behind::<u32>(step.place(section).start)
     }
 
-    fn work(&self) -> Result<&Work> {
+    pub(super) fn work(&self) -> Result<&Work> {
         self.work.as_ref().ok_or_else(|| Error::internal("the GPU's buffers were not made"))
     }
 
@@ -412,5 +318,13 @@ impl DeviceDecoder {
             self.work = Some(Work::new(&self.gpu, &self.shape, &self.layers, before)?);
         }
         Err(error)
+    }
+}
+
+/// Where tokens' vectors are.
+fn words_of(embedding: &Matrix) -> Result<Place> {
+    match &embedding.values {
+        Values::Rounded(values) => Ok(values.place),
+        Values::Blocks(_) | Values::Eights(_) => Err(Error::internal("the embedding matrix was not rounded")),
     }
 }

@@ -2,13 +2,15 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use rowmill_jobs::Result;
 use rowmill_jobs::spec::Pooling;
+use rowmill_jobs::{Error, Result};
 
-use super::decoder::DeviceDecoder;
+use super::decoder::{DeviceDecoder, Memory};
+use super::matrix::Layers;
 use crate::attention::BLOCK;
 use crate::decoder::shape::DecoderShape;
 use crate::decoder::{Decoder, pack_texts};
+use crate::device::memory::rows_that_fit;
 use crate::encoder::neighbours;
 use crate::kv::{KvCache, KvForm};
 
@@ -25,12 +27,12 @@ pub(crate) struct DeviceEmbedder {
 
 impl DeviceEmbedder {
     /// Copies a decoder, which was read to be held for a device, to the GPU of this number.
-    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape) -> Result<Self> {
+    pub(crate) fn new(number: usize, host: &Decoder, shape: DecoderShape, layers: Layers) -> Result<Self> {
         // Pages for a batch of whole rows, of which each begins one, or for the longest row.
         let pages = (2 * TOKENS / BLOCK).max(shape.context.div_ceil(BLOCK));
         let bytes = pages * KvCache::page_bytes(shape.heads, shape.layers.len(), KvForm::Device);
-        let hidden = shape.hidden;
-        Ok(Self { decoder: Mutex::new(DeviceDecoder::new(number, host, shape, Some(bytes))?), hidden })
+        let (hidden, memory) = (shape.hidden, Memory { layers, kv_bytes_max: Some(bytes) });
+        Ok(Self { decoder: Mutex::new(DeviceDecoder::new(number, host, shape, memory)?), hidden })
     }
 
     /// Length of a vector.
@@ -48,13 +50,19 @@ impl DeviceEmbedder {
         // What a panic may have left there is written over.
         let mut decoder = self.decoder.lock().unwrap_or_else(PoisonError::into_inner);
         let mut vectors = Vec::with_capacity(rows.len() * self.hidden);
-        for some in neighbours(rows, TOKENS) {
-            // Short rows leave most of their pages empty, so there may be more of them than pages.
-            for some in some.chunks(TOKENS / BLOCK) {
-                let mut cache = decoder.cache(decoder.pages());
-                let (pack, wanted) = pack_texts(some, pooling, &mut cache)?;
-                vectors.extend(decoder.pooled(&pack, &mut cache, &wanted, pooling)?);
-            }
+        let pages = decoder.pages();
+        if let Some(row) = rows.iter().find(|row| row.len().div_ceil(BLOCK) > pages) {
+            // In the words that make it the row's error.
+            return Err(Error::internal(format!(
+                "the GPU is out of memory: {} tokens do not fit its pages",
+                row.len()
+            )));
+        }
+        // Short rows leave most of their pages empty, so there may be more of them than pages.
+        for some in neighbours(rows, TOKENS).flat_map(|some| rows_that_fit(some, pages)) {
+            let mut cache = decoder.cache(pages);
+            let (pack, wanted) = pack_texts(some, pooling, &mut cache)?;
+            vectors.extend(decoder.pooled(&pack, &mut cache, &wanted, pooling)?);
         }
         Ok(vectors)
     }

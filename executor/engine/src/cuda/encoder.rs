@@ -8,10 +8,11 @@ use half::bf16;
 use rowmill_jobs::spec::Pooling;
 use rowmill_jobs::{Error, Result};
 
-use super::gpu::{Buffer, Gpu, Matrix, Output, Place};
-use super::launch::{AttentionArguments, Norm, States, Words, place_of};
+use super::gpu::{Buffer, Gpu, Place};
+use super::launch::{Activation, AttentionArguments, Norm, States, Words, place_of};
+use super::matrix::{Matrix, Output};
 use crate::device::step::{Section, Step, texts};
-use crate::encoder::shape::{Activation, Gate};
+use crate::encoder::shape::{Activation as HostActivation, Gate};
 use crate::encoder::{Encoder, LayerParts, neighbours};
 use crate::linear::Linear;
 
@@ -26,7 +27,7 @@ pub(crate) struct DeviceEncoder {
     gpu: Gpu,
     heads: usize,
     hidden: usize,
-    words: Matrix,
+    words: Buffer<bf16>,
     positions: Option<Buffer<f32>>,
     token_type: Buffer<f32>,
     norm: Norm,
@@ -47,7 +48,7 @@ struct Layer {
     down_bias: Buffer<f32>,
     feed_norm: Norm,
     gated: bool,
-    activation: u32,
+    activation: Activation,
     scale: f32,
     window: u32,
 }
@@ -75,7 +76,7 @@ impl DeviceEncoder {
         Ok(Self {
             heads: parts.shape.heads,
             hidden: parts.shape.hidden,
-            words: gpu.matrix(parts.words)?,
+            words: gpu.upload(&parts.words.held()?)?,
             positions: positions.map(|positions| gpu.upload(positions)).transpose()?,
             token_type: gpu.upload(parts.token_type)?,
             norm: norm(&gpu, parts.norm, epsilon)?,
@@ -122,7 +123,7 @@ impl DeviceEncoder {
         let words = Words {
             ids: work.table(step, Section::Ids),
             positions: work.table(step, Section::Positions),
-            words: self.words.values.place,
+            words: self.words.place,
             table: place_of(self.positions.as_ref()),
         };
         gpu.embed_normed(x, &words, self.token_type.place, &self.norm)?;
@@ -195,11 +196,11 @@ impl Layer {
             feed_norm: norm(gpu, parts.feed_norm, epsilon)?,
             gated: parts.gate == Gate::FirstHalf,
             activation: match parts.activation {
-                Activation::Silu => 0,
-                Activation::Gelu => 1,
-                Activation::GeluTanh => 2,
-                Activation::Relu => 3,
-                Activation::Tanh | Activation::Identity => {
+                HostActivation::Silu => Activation::Silu,
+                HostActivation::Gelu => Activation::Gelu,
+                HostActivation::GeluTanh => Activation::GeluTanh,
+                HostActivation::Relu => Activation::Relu,
+                HostActivation::Tanh | HostActivation::Identity => {
                     return Err(Error::internal("an encoder's activation was not refused"));
                 }
             },
@@ -231,7 +232,7 @@ impl Work {
 }
 
 fn norm(gpu: &Gpu, (weight, bias): (&[f32], &[f32]), epsilon: f32) -> Result<Norm> {
-    Ok(Norm { weight: gpu.upload(weight)?, bias: Some(gpu.upload(bias)?), epsilon })
+    Norm::new(gpu, weight, Some(bias), epsilon)
 }
 
 /// The bias of `out` with what it makes of the values' bias, `[hidden]`.

@@ -1,5 +1,5 @@
-//! One GPU: its memory as typed buffers, copies to and from it, matrix products and kernel launches, all on one stream, so that
-//! they happen in the order they are asked for. Knows no model.
+//! One GPU: its memory as typed buffers, copies to and from it and kernel launches, all on one stream, so that they happen in the
+//! order they are asked for. Knows no model.
 #![expect(
     unsafe_code,
     reason = "launches and raw pointers are how a GPU is told anything; each use says why it is sound"
@@ -10,26 +10,31 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result::gemm_ex, sys as blas};
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg,
     ValidAsZeroBits, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
-use half::bf16;
 use rowmill_jobs::{Error, Result};
 
+use super::eights::Lt;
+use super::matrix::Layers;
+use super::memory;
 use super::staging::Staging;
-use crate::linear::{Linear, internal};
+use super::stored::Bench;
+use crate::device::eights;
+use crate::device::stored::Room;
+use crate::linear::internal;
 
 /// Kernels, compiled by build.rs, with the names of those in them.
-const MODULES: [(&[u8], &[&str]); 3] = [
+const MODULES: [(&[u8], &[&str]); 5] = [
     (include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")), &super::launch::ATTENTION),
     (include_bytes!(concat!(env!("OUT_DIR"), "/layers.fatbin")), &super::launch::LAYERS),
     (include_bytes!(concat!(env!("OUT_DIR"), "/answers.fatbin")), &super::launch::ANSWERS),
+    (include_bytes!(concat!(env!("OUT_DIR"), "/stored.fatbin")), &super::stored::STORED),
+    (include_bytes!(concat!(env!("OUT_DIR"), "/eights.fatbin")), &super::eights::EIGHTS),
 ];
-/// What cuBLAS may write while it multiplies: as much as it takes for itself on Hopper.
-const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// GPUs that this process may use.
 pub(crate) fn count() -> Result<usize> {
@@ -42,6 +47,10 @@ pub(super) struct Gpu {
     blas: Arc<CudaBlas>,
     kernels: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
+    /// Where matrices are multiplied that stay as GGUF stores them.
+    bench: Option<Bench>,
+    /// What multiplies 8-bit floats.
+    lt: Option<Lt>,
     /// cuBLAS's, as long as there is a GPU.
     _workspace: CudaSlice<u8>,
 }
@@ -99,26 +108,6 @@ impl Place {
     }
 }
 
-/// A matrix `[outputs, inputs]` in a GPU's memory, and its bias.
-#[derive(Debug)]
-pub(super) struct Matrix {
-    pub(super) values: Buffer<bf16>,
-    pub(super) bias: Option<Buffer<f32>>,
-    pub(super) outputs: usize,
-    pub(super) inputs: usize,
-}
-
-/// Where a product goes, and in which form.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Output {
-    /// `bf16`.
-    Rounded(Place),
-    /// `f32`, times a factor.
-    Floats(Place, f32),
-    /// Added to `f32` that are there, times a factor.
-    Added(Place, f32),
-}
-
 /// One argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Argument {
@@ -136,9 +125,9 @@ impl Gpu {
         // SAFETY: everything is done on this one stream, in order; no event has to say that something is done.
         unsafe { device.disable_event_tracking() };
         let (stream, blas) = (device.cuda_stream(), device.cublas_handle());
-        keep_freed_memory(stream.context())?;
+        memory::keep_freed(stream.context())?;
         let staging = Mutex::new(Staging::new(stream.context()).map_err(failed)?);
-        let workspace = workspace(&stream, &blas)?;
+        let workspace = memory::workspace(&stream, &blas)?;
         let mut kernels = HashMap::new();
         for (code, names) in MODULES {
             let module = stream.context().load_module(Ptx::from_binary(code.to_vec())).map_err(|error| {
@@ -151,7 +140,7 @@ impl Gpu {
                 kernels.insert(*name, module.load_function(name).map_err(failed)?);
             }
         }
-        Ok(Self { stream, blas, kernels, staging, _workspace: workspace })
+        Ok(Self { stream, blas, kernels, staging, bench: None, lt: None, _workspace: workspace })
     }
 
     /// Makes the calling thread one that may ask; whatever begins a computation calls it.
@@ -171,10 +160,47 @@ impl Gpu {
         graph?.map(Graph).ok_or_else(|| Error::internal("the GPU recorded nothing"))
     }
 
-    /// Free memory, in bytes.
+    /// Free memory, in bytes, with what was freed and is kept for the next buffer.
     pub(super) fn free_bytes(&self) -> Result<usize> {
         self.stream.synchronize().map_err(failed)?;
-        self.stream.context().mem_get_info().map(|(free, _)| free).map_err(failed)
+        memory::free_bytes(self.stream.context())
+    }
+
+    /// Takes the room that products of stored matrices or of 8-bit floats need, if there are any.
+    pub(super) fn make_room(&mut self, room: Room, layers: Layers) -> Result<()> {
+        self.bench = if room.is_needed() { Some(Bench::new(self, room)?) } else { None };
+        if layers == Layers::Eights {
+            let capability = [
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+            ];
+            eights::check_capability([self.attribute(capability[0])?, self.attribute(capability[1])?])?;
+            self.lt = Some(Lt::new(self)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn bench(&self) -> Result<&Bench> {
+        self.bench.as_ref().ok_or_else(|| Error::internal("no room was made for a product"))
+    }
+
+    pub(super) fn lt(&self) -> Result<&Lt> {
+        self.lt.as_ref().ok_or_else(|| Error::internal("nothing multiplies 8-bit floats"))
+    }
+
+    /// cuBLAS, for C.
+    pub(super) fn blas_handle(&self) -> blas::cublasHandle_t {
+        *self.blas.handle()
+    }
+
+    /// What the driver says of the GPU.
+    pub(super) fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<i32> {
+        self.stream.context().attribute(attribute).map_err(failed)
+    }
+
+    /// The stream, for C.
+    pub(super) fn raw_stream(&self) -> *mut c_void {
+        self.stream.cu_stream().cast()
     }
 
     /// Memory for so many numbers, whatever is in it.
@@ -221,55 +247,6 @@ impl Gpu {
         Buffer { _slice: slice, place, len }
     }
 
-    /// A matrix that was held for a device.
-    pub(super) fn matrix(&self, linear: &Linear) -> Result<Matrix> {
-        Ok(Matrix {
-            values: self.upload(&linear.held()?)?,
-            bias: linear.bias.as_deref().map(|bias| self.upload(bias)).transpose()?,
-            outputs: linear.outputs,
-            inputs: linear.inputs,
-        })
-    }
-
-    /// `x` (`[rows, inputs]`, `bf16`) times a matrix, `[rows, outputs]`, without the bias.
-    pub(super) fn multiply(&self, matrix: &Matrix, x: Place, rows: usize, output: Output) -> Result<()> {
-        if rows == 0 {
-            return Ok(());
-        }
-        let (to, kind, alpha, beta) = match output {
-            Output::Rounded(to) => (to, blas::cudaDataType_t::CUDA_R_16BF, 1f32, 0f32),
-            Output::Floats(to, factor) => (to, blas::cudaDataType_t::CUDA_R_32F, factor, 0.0),
-            Output::Added(to, factor) => (to, blas::cudaDataType_t::CUDA_R_32F, factor, 1.0),
-        };
-        let (outputs, inputs) = (matrix.outputs as i32, matrix.inputs as i32);
-        // SAFETY: to cuBLAS, whose matrices are column by column, ours are transposed: it computes [outputs, rows]. Sizes are those
-        // of the buffers, and both factors live through the call.
-        unsafe {
-            gemm_ex(
-                *self.blas.handle(),
-                blas::cublasOperation_t::CUBLAS_OP_T,
-                blas::cublasOperation_t::CUBLAS_OP_N,
-                outputs,
-                rows as i32,
-                inputs,
-                (&raw const alpha).cast::<c_void>(),
-                matrix.values.place.0 as *const c_void,
-                blas::cudaDataType_t::CUDA_R_16BF,
-                inputs,
-                x.0 as *const c_void,
-                blas::cudaDataType_t::CUDA_R_16BF,
-                inputs,
-                (&raw const beta).cast::<c_void>(),
-                to.0 as *mut c_void,
-                kind,
-                outputs,
-                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
-            )
-        }
-        .map_err(failed)
-    }
-
     /// Starts a kernel on `grid` blocks of `threads` threads; nothing to do where there are none.
     pub(super) fn launch(&self, kernel: &str, grid: [usize; 2], threads: usize, arguments: &[Argument]) -> Result<()> {
         if grid.contains(&0) {
@@ -314,29 +291,7 @@ fn shape_of([x, y]: [usize; 2], threads: usize) -> LaunchConfig {
     LaunchConfig { grid_dim: (x as u32, y as u32, 1), block_dim: (threads as u32, 1, 1), shared_mem_bytes: 0 }
 }
 
-/// Gives cuBLAS memory to work with: what it takes for itself when it finds out that it needs some cannot be recorded.
-fn workspace(stream: &Arc<CudaStream>, products: &CudaBlas) -> Result<CudaSlice<u8>> {
-    // SAFETY: cuBLAS writes there before it reads.
-    let workspace = unsafe { stream.alloc::<u8>(WORKSPACE_BYTES) }.map_err(failed)?;
-    let place = workspace.device_ptr(stream).0 as *mut c_void;
-    // SAFETY: the memory lives as long as the handle is used, and on the same stream.
-    unsafe { blas::cublasSetWorkspace_v2(*products.handle(), place, WORKSPACE_BYTES).result() }.map_err(failed)?;
-    Ok(workspace)
-}
-
-/// Has the driver keep memory that is freed for the next buffer: by default it gives it back whenever somebody waits.
-fn keep_freed_memory(context: &CudaContext) -> Result<()> {
-    let mut pool: sys::CUmemoryPool = std::ptr::null_mut();
-    let mut threshold = u64::MAX;
-    // SAFETY: the device is the context's, which lives; both places are written and read during the calls only.
-    unsafe {
-        sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().map_err(failed)?;
-        let release = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        sys::cuMemPoolSetAttribute(pool, release, (&raw mut threshold).cast::<c_void>()).result().map_err(failed)
-    }
-}
-
 /// An error of the driver's or of cuBLAS; its words say when memory ran out.
-fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(super) fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::internal("the GPU refused an operation").caused_by(error)
 }

@@ -106,6 +106,22 @@ pub(super) struct Norm {
     pub(super) epsilon: f32,
 }
 
+impl Norm {
+    /// Copies a norm's weights to a GPU.
+    pub(super) fn new(gpu: &Gpu, weight: &[f32], bias: Option<&[f32]>, epsilon: f32) -> Result<Self> {
+        Ok(Self { weight: gpu.upload(weight)?, bias: bias.map(|bias| gpu.upload(bias)).transpose()?, epsilon })
+    }
+}
+
+/// What `activate` applies; as `Activation` in layers.cu.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Activation {
+    Silu = 0,
+    Gelu = 1,
+    GeluTanh = 2,
+    Relu = 3,
+}
+
 /// Where a buffer is, if there is one.
 pub(super) fn place_of<T>(buffer: Option<&Buffer<T>>) -> Place {
     buffer.map_or(Place::NOWHERE, |buffer| buffer.place)
@@ -155,9 +171,9 @@ impl Gpu {
         self.launch("embed_normed", x.grid(), THREADS, &arguments)
     }
 
-    /// `x = norm(h)` of all tokens, or of those whose numbers are at `rows`.
-    pub(super) fn norm(&self, x: States, h: Place, rows: Place, norm: &Norm) -> Result<()> {
-        let places = [x.at, h, rows, norm.weight.place, place_of(norm.bias.as_ref())].map(Argument::At);
+    /// `x = norm(h)`, of `f32` to `bf16`.
+    pub(super) fn norm(&self, x: States, h: Place, norm: &Norm) -> Result<()> {
+        let places = [x.at, h, norm.weight.place, place_of(norm.bias.as_ref())].map(Argument::At);
         let arguments = [&places[..], &x.sizes(), &[Argument::Real(norm.epsilon)]].concat();
         self.launch("norm_rows", x.grid(), THREADS, &arguments)
     }
@@ -192,10 +208,10 @@ impl Gpu {
         out: States,
         product: Place,
         bias: Place,
-        (gated, function): (u32, u32),
+        (gated, function): (u32, Activation),
     ) -> Result<()> {
         let places = [out.at, product, bias].map(Argument::At);
-        let arguments = [&places[..], &out.sizes(), &[gated, function].map(Argument::Number)].concat();
+        let arguments = [&places[..], &out.sizes(), &[gated, function as u32].map(Argument::Number)].concat();
         self.launch("activate", [(out.tokens * out.hidden).div_ceil(8 * THREADS), 1], THREADS, &arguments)
     }
 

@@ -4,9 +4,10 @@
 use half::bf16;
 use rowmill_jobs::{Error, Result};
 
-use super::gpu::{Buffer, Gpu, Matrix};
-use super::launch::Norm;
-use crate::decoder::shape::{Activation, DecoderShape};
+use super::gpu::{Buffer, Gpu};
+use super::launch::{Activation, Norm};
+use super::matrix::{Layers, Matrix};
+use crate::decoder::shape::{Activation as HostActivation, DecoderShape};
 use crate::decoder::{LayerParts, Norm as HostNorm};
 use crate::linear::Linear;
 
@@ -20,7 +21,7 @@ pub(super) struct Layer {
     pub(super) up: Matrix,
     pub(super) down: Matrix,
     pub(super) gated: bool,
-    pub(super) activation: u32,
+    pub(super) activation: Activation,
     pub(super) window: u32,
     pub(super) rope: usize,
     /// Before and after attention, before and after the feed-forward.
@@ -44,14 +45,14 @@ pub(super) struct Work {
 }
 
 impl Layer {
-    pub(super) fn new(gpu: &Gpu, parts: &LayerParts<'_>) -> Result<Self> {
+    pub(super) fn new(gpu: &Gpu, parts: &LayerParts<'_>, layers: Layers) -> Result<Self> {
         let [attention_before, attention_after, feed_before, feed_after] = parts.norms;
         let needed = |host: Option<&HostNorm>| match host {
             Some(host) => norm(gpu, host),
             None => Err(Error::internal("a layer has no norm before its halves")),
         };
         let after = |host: Option<&HostNorm>| host.map(|host| norm(gpu, host)).transpose();
-        let matrix = |linear: &Linear| gpu.matrix(linear);
+        let matrix = |linear: &Linear| gpu.layer_matrix(linear, layers);
         Ok(Self {
             qkv: matrix(parts.qkv)?,
             qk_norms: match parts.qk_norms {
@@ -64,10 +65,10 @@ impl Layer {
             down: matrix(&parts.feed.down)?,
             gated: parts.feed.gated,
             activation: match parts.feed.activation {
-                Activation::Silu => 0,
-                Activation::Gelu => 1,
-                Activation::GeluTanh => 2,
-                Activation::Relu => 3,
+                HostActivation::Silu => Activation::Silu,
+                HostActivation::Gelu => Activation::Gelu,
+                HostActivation::GeluTanh => Activation::GeluTanh,
+                HostActivation::Relu => Activation::Relu,
             },
             window: parts.shape.window.map_or(0, |window| u32::try_from(window).unwrap_or(0)),
             rope: parts.shape.rope,
@@ -96,6 +97,5 @@ impl Work {
 
 /// A norm's weights on a GPU.
 pub(super) fn norm(gpu: &Gpu, host: &HostNorm) -> Result<Norm> {
-    let bias = host.bias.as_deref().map(|bias| gpu.upload(bias)).transpose()?;
-    Ok(Norm { weight: gpu.upload(&host.weight)?, bias, epsilon: host.epsilon })
+    Norm::new(gpu, &host.weight, host.bias.as_deref(), host.epsilon)
 }

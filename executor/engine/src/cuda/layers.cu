@@ -1,6 +1,6 @@
 // What stands between the matrix products of a layer, each in one pass over memory: embeddings, norms with the sums before
-// them, activations, and queries, keys and values on their way to attention and into the cache. A warp has a token, or a head of
-// one. Sizes of rows are multiples of 8, which the host checks at load.
+// them, activations, and queries, keys and values on their way to attention and into the cache; and rows and pages that are copied.
+// Each kernel says which thread, warp or block has what. Sizes of rows are multiples of 8, which the host checks at load.
 #include "device.cuh"
 
 #define WARPS 4
@@ -124,12 +124,12 @@ __global__ void embed_normed(bf16* x, const uint32_t* ids, const uint32_t* posit
     store_eight(x + uint64_t(token) * hidden + i, normed(read(i), s, weight, bias, i));
 }
 
-// x[token] = norm(h[rows[token]]); all rows in their order where `rows` is null. Grid: a warp a token.
-__global__ void norm_rows(bf16* x, const float* h, const uint32_t* rows, const float* weight, const float* bias,
-                          uint32_t tokens, uint32_t hidden, float epsilon) {
+// x[token] = norm(h[token]); `bias` is null where it is of the root mean square. Grid: a warp a token.
+__global__ void norm_rows(bf16* x, const float* h, const float* weight, const float* bias, uint32_t tokens,
+                          uint32_t hidden, float epsilon) {
   const uint32_t token = warp_index();
   if (token >= tokens) return;
-  const float* from = h + uint64_t(rows == nullptr ? token : rows[token]) * hidden;
+  const float* from = h + uint64_t(token) * hidden;
   auto read = [&](uint32_t i) { return load_eight(from + i); };
   const Scale s = scale_of(read, hidden, bias != nullptr, epsilon);
   for (uint32_t i = lane_index() * 8; i < hidden; i += 256)

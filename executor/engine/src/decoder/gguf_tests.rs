@@ -78,3 +78,17 @@ fn quantised_matrices_stay_near_those_that_are_widened() {
         assert_ne!(errors[0], errors[1], "{name}: nothing has stayed quantised");
     }
 }
+
+/// What a device has kernels for stays as it is stored, and nothing else does.
+#[test]
+fn a_device_gets_the_blocks_that_it_multiplies() {
+    let (_, fixture) = fixtures("gguf").into_iter().next().unwrap();
+    for (kind, stays) in [(GgmlDType::Q8_0, true), (GgmlDType::Q5_1, true), (GgmlDType::F16, false)] {
+        let written = write(&fixture, kind);
+        let file = GgufFile::open(written.path()).unwrap();
+        let weights = Weights::Gguf { file, kept: Kept::Carried };
+        let kept = |name| weights.quantised(name).unwrap().map(|tensor| tensor.dtype());
+        assert_eq!(kept("token_embd.weight"), stays.then_some(kind));
+        assert_eq!(kept("output_norm.weight"), None);
+    }
+}

@@ -31,7 +31,7 @@ pub(crate) use self::metadata::{GGUF_FAMILIES, from_gguf};
 #[cfg(feature = "cuda")]
 pub(crate) use self::norm::Norm;
 #[cfg(feature = "cuda")]
-pub(crate) use self::parts::LayerParts;
+pub(crate) use self::parts::{LayerParts, Parts};
 
 use crate::linear::Precision;
 use rowmill_jobs::Result;

@@ -99,7 +99,7 @@ impl<'a> Tensors<'a> {
         let Some(dtype) = self.reading else { return Ok(Linear::of(Vec::new(), columns, None)) };
         let bias = Some(bias).filter(|bias| !bias.is_empty());
         if let Some(tensors) = self.quantised(pieces, columns)? {
-            return Linear::quantised(tensors, columns, bias);
+            return Linear::quantised(tensors, columns, bias, dtype);
         }
         let names: Vec<String> = pieces.iter().map(|piece| format!("{}.weight", piece.module)).collect();
         let mut matrix = Vec::with_capacity(pieces.iter().map(Piece::count).sum::<usize>() * columns);
@@ -139,7 +139,9 @@ impl<'a> Tensors<'a> {
         let stored =
             tensors.iter().map(|(tensor, _)| self.weights.quantised(tensor)).collect::<Result<Option<Vec<_>>>>();
         if let Some(stored) = stored? {
-            return (0..count).map(|expert| quantised_slabs(&stored, tensors, expert, [count, columns])).collect();
+            return (0..count)
+                .map(|expert| quantised_slabs(&stored, tensors, expert, [count, columns], dtype))
+                .collect();
         }
         let mut matrices = vec![Vec::new(); count];
         for (tensor, rows) in tensors {
@@ -158,6 +160,7 @@ fn quantised_slabs(
     tensors: &[(String, usize)],
     expert: usize,
     [count, columns]: [usize; 2],
+    dtype: Precision,
 ) -> Result<Linear> {
     let mut matrices = Vec::new();
     for (tensor, (_, rows)) in stored.iter().zip(tensors) {
@@ -166,5 +169,5 @@ fn quantised_slabs(
         let slab = bytes[expert * width..(expert + 1) * width].to_vec();
         matrices.push(from_bytes(slab, tensor.dtype(), *rows, columns)?);
     }
-    Linear::quantised(matrices, columns, None)
+    Linear::quantised(matrices, columns, None, dtype)
 }

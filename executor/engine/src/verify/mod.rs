@@ -38,13 +38,15 @@ impl Tolerance {
     /// The tolerance for an engine that computes in `dtype` and a reference made in `reference`: that of the wider of both.
     ///
     /// `f32`: 1/1000 of the logits' range, cosine 0.9999, every greedy id equal. `f16`: 1/100, 0.9995. `bf16`, and `auto`,
-    /// which may compute in `bf16` or with quantised weights: 1/20, 0.995. In these two a greedy id may differ where both
-    /// candidates' logits are that close.
+    /// which may compute in `bf16` or with quantised weights: 1/20, 0.995. `fp8`, whose numbers have 3 bits of fraction: 1/5,
+    /// 0.98. But in `f32` a greedy id may differ where both candidates' logits are that close.
     pub fn of(dtype: Dtype, reference: NumberType) -> Self {
         let exact = Self { logits: 1e-3, distance: 1e-4, close_calls: false };
         let half = Self { logits: 1e-2, distance: 5e-4, close_calls: true };
         let brain = Self { logits: 5e-2, distance: 5e-3, close_calls: true };
+        let eight = Self { logits: 2e-1, distance: 2e-2, close_calls: true };
         match (dtype, reference) {
+            (Dtype::Fp8, _) => eight,
             (Dtype::Auto | Dtype::Bf16, _) | (_, NumberType::Bfloat16) => brain,
             (Dtype::F16, _) | (_, NumberType::Float16) => half,
             (Dtype::F32, NumberType::Float32) => exact,
@@ -114,14 +116,18 @@ impl Way {
 }
 
 /// Runs texts of every length through the model in `source` on this machine's processor, in `f32`, and on its GPU, and
-/// compares: logits within 2/100 of their range, vectors within a cosine of 0.999.
+/// compares: logits within 2/100 of their range, vectors within a cosine of 0.999; in `fp8` as [`Tolerance::of`] says.
 ///
 /// # Errors
 /// The model cannot be loaded in one of both places.
 #[cfg(feature = "cuda")]
 pub fn against_processor(source: &Path, options: &EngineOptions) -> Result<Report> {
     let reference = threads("engine", options.threads.unwrap_or(0))?.install(|| processor::reference(source))?;
-    run(source, &reference, options, Tolerance { logits: 2e-2, distance: 1e-3, close_calls: true })
+    let tolerance = match options.dtype {
+        Dtype::Fp8 => Tolerance::of(Dtype::Fp8, NumberType::Float32),
+        _ => Tolerance { logits: 2e-2, distance: 1e-3, close_calls: true },
+    };
+    run(source, &reference, options, tolerance)
 }
 
 /// Runs a reference's texts through the model in `source` (a folder with safetensors, or a `.gguf` file) and compares.
@@ -194,6 +200,7 @@ mod tests {
         assert_eq!(of(Dtype::F32, NumberType::Bfloat16), 5e-2);
         assert_eq!(of(Dtype::F16, NumberType::Float32), 1e-2);
         assert_eq!(of(Dtype::Auto, NumberType::Float32), 5e-2);
+        assert_eq!(of(Dtype::Fp8, NumberType::Bfloat16), 2e-1);
         assert!(!Tolerance::of(Dtype::F32, NumberType::Float32).close_calls);
     }
 }

@@ -73,6 +73,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::synthetic::{checkpoint, fixtures};
+    #[cfg(not(feature = "cuda"))]
     use crate::verify::verify;
 
     #[test]
