@@ -20,7 +20,7 @@ const CRATES: [(&str, &[&str]); 8] = [
 ];
 
 /// Libraries that one crate alone may use.
-const HOMES: [(&str, &str); 23] = [
+const HOMES: [(&str, &str); 24] = [
     ("arrow", "sql"),
     ("parquet", "sql"),
     ("datafusion", "sql"),
@@ -33,6 +33,7 @@ const HOMES: [(&str, &str); 23] = [
     ("redis", "jobs"),
     ("candle-core", "executor/engine"),
     ("candle-nn", "executor/engine"),
+    ("candle-kernels", "executor/engine"),
     ("candle-transformers", "executor/engine"),
     ("tokenizers", "executor/engine"),
     ("llguidance", "executor/engine"),
