@@ -1,5 +1,6 @@
 //! Where rows come from: object stores, pinned files and the tables over them. Nothing here knows AI functions.
 
+mod buffers;
 pub(crate) mod discover;
 pub mod download;
 pub(crate) mod footer;

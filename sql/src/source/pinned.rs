@@ -3,17 +3,21 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, OBJECT_STORE_COALESCE_DEFAULT, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, coalesce_ranges,
 };
 use rowmill_jobs::plan::InputFile;
 use rowmill_jobs::{Error, Kind};
+
+use super::buffers;
 
 /// Troubles with pinned files, by path: the layers above keep a store's error, but not the file's URL nor what to do.
 #[derive(Debug, Default)]
@@ -150,6 +154,15 @@ impl ObjectStore for PinnedStore {
                 Err(error)
             }
         }
+    }
+
+    /// What a reader of Parquet asks for.
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let fetch = |range: Range<u64>| async {
+            let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
+            buffers::read(self.get_opts(location, options).await?).await
+        };
+        coalesce_ranges(ranges, fetch, OBJECT_STORE_COALESCE_DEFAULT).await
     }
 
     fn delete_stream(&self, _locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
