@@ -19,6 +19,8 @@ use crate::support::{Said, integers, read_table, say, strings};
 
 /// Shards of a job: 20 rows each.
 pub const SHARDS: u64 = 3;
+/// A model's name on Bedrock.
+pub const CLAUDE_THERE: &str = "anthropic.claude-sonnet-4-5-20250929-v1:0";
 /// Longest that anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -38,12 +40,25 @@ pub const BATCHES: &str = "[providers.away.facts]\nasserted_by = \"test\"\nbatch
 
 /// A provider whose batches are allowed, and online calls, too, unless `lanes` says otherwise.
 pub fn in_batches(providers: &Providers, kind: &str, simulated: Provider, lanes: &str) -> String {
-    format!("{}{lanes}{BATCHES}", provider(providers, kind, simulated))
+    let folder = match kind {
+        "bedrock" => bucket(providers, 1),
+        _ => String::new(),
+    };
+    format!("{}{lanes}{BATCHES}{folder}", provider(providers, kind, simulated))
+}
+
+/// The folder that Bedrock's batches go through, and the account's quota.
+pub fn bucket(providers: &Providers, rows_min: usize) -> String {
+    let folder = providers.bucket.path().display();
+    format!(
+        "s3_uri = \"file://{folder}\"\nrole_arn = \"arn:aws:iam::123456789012:role/batches\"\nrows_min = {rows_min}\n"
+    )
 }
 
 /// Batches that a provider created.
 pub fn created(providers: &Providers, of: Provider) -> u64 {
-    let ends = ["/batches", "/batch/jobs", ":batchGenerateContent", ":asyncBatchEmbedContent"];
+    let ends =
+        ["/batches", "/batch/jobs", ":batchGenerateContent", ":asyncBatchEmbedContent", "/model-invocation-job"];
     let is_creation = |entry: &&Entry| {
         entry.provider == of
             && entry.method == "POST"
@@ -55,7 +70,8 @@ pub fn created(providers: &Providers, of: Provider) -> u64 {
 
 /// Requests that asked a model online.
 pub fn online(providers: &Providers, of: Provider) -> u64 {
-    let ends = ["/chat/completions", "/messages", ":generateContent", "/embeddings", ":batchEmbedContents"];
+    let ends =
+        ["/chat/completions", "/messages", ":generateContent", "/embeddings", ":batchEmbedContents", "/invoke"];
     let entries = providers.simulator.journal().entries();
     let asks = |entry: &&Entry| entry.provider == of && ends.iter().any(|end| entry.path.ends_with(end));
     entries.iter().filter(asks).count() as u64
@@ -124,6 +140,7 @@ fn each_provider_with_a_batch_interface_computes_a_job_in_batches() {
         ("groq", Provider::Groq, "llama-3.3-70b-versatile"),
         ("mistral", Provider::Mistral, "mistral-small-latest"),
         ("together", Provider::Together, "meta-llama/Llama-3.3-70B-Instruct-Turbo"),
+        ("bedrock", Provider::Bedrock, CLAUDE_THERE),
     ];
     let providers = Providers::with(Config { batches: quick(), ..seen() });
     println!("| provider | lane | asked for | rows | errors | batches | answers paid | online | audit |");
@@ -316,6 +333,7 @@ fn killed_while_batches_are_under_way_the_same_command_finds_them_and_pays_nothi
         ("openai", Provider::Openai, "gpt-4o-mini", 4),
         ("anthropic", Provider::Anthropic, "claude-haiku-4-5", 2),
         ("gemini", Provider::Gemini, "gemini-3.5-flash", 2),
+        ("bedrock", Provider::Bedrock, CLAUDE_THERE, 2),
     ] {
         let providers = Providers::with(Config { batches: batches.clone(), ..seen() });
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");
@@ -361,6 +379,7 @@ fn two_processes_with_one_run_share_its_batches() {
         ("openai", Provider::Openai, "gpt-4o-mini"),
         ("anthropic", Provider::Anthropic, "claude-haiku-4-5"),
         ("mistral", Provider::Mistral, "mistral-small-latest"),
+        ("bedrock", Provider::Bedrock, CLAUDE_THERE),
     ] {
         let providers = Providers::with(Config { batches: batches.clone(), ..seen() });
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");
@@ -423,6 +442,35 @@ fn a_lane_that_is_not_allowed_sends_nothing() {
         }
     }
     assert_eq!(providers.requests(), 0, "something was sent");
+}
+
+#[test]
+fn rows_too_few_for_a_batch_go_online_or_the_run_says_what_to_do() {
+    let providers = Providers::with(Config { batches: quick(), ..seen() });
+    let model = format!("engine = 'bedrock', provider = 'away', name = '{CLAUDE_THERE}', lane = 'batch'");
+    let provided = |lanes: &str| format!("{}{lanes}{BATCHES}", provider(&providers, "bedrock", Provider::Bedrock));
+    let away = Elsewhere::new(&model, "", "SELECT id, ai_complete(text) AS answer FROM rows");
+    // No folder is named: refused by the plan already.
+    away.config(&provided(""));
+    for command in ["plan", "run"] {
+        let said = away.say(command);
+        assert_eq!(said.code, Some(1), "{command}: {said:?}");
+        assert!(said.stderr.contains("s3_uri and role_arn"), "{command}: {}", said.stderr);
+    }
+    // 20 rows a shard are too few, and may go nowhere else.
+    away.config(&format!("{}{}", provided("lanes = [\"batch\"]\n"), bucket(&providers, 21)));
+    let said = away.say("run");
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.contains("takes 21 rows or more in a batch"), "{}", said.stderr);
+    assert!(said.stderr.contains("make shards larger"), "{}", said.stderr);
+    assert_eq!(providers.requests(), 0, "something was sent");
+    // Then the policy permits the online lane, too.
+    away.config(&format!("{}{}", provided(""), bucket(&providers, 21)));
+    let summary = away.say("run").ok().summary();
+    assert_eq!((summary["rows"].as_i64(), summary["errors"].as_u64()), (Some(ROWS), Some(0)), "{summary}");
+    let asked = (created(&providers, Provider::Bedrock), online(&providers, Provider::Bedrock));
+    assert_eq!(asked, (0, ROWS as u64));
+    assert_eq!(audited(&away).0, ROWS as u64, "rows that the audit says have left");
 }
 
 #[test]
