@@ -47,8 +47,7 @@ pub fn in_batches(providers: &Providers, kind: &str, simulated: Provider, lanes:
 
 /// Batches that a provider created.
 pub fn created(providers: &Providers, of: Provider) -> u64 {
-    let ends =
-        ["/batches", "/batch/jobs", ":batchGenerateContent", ":asyncBatchEmbedContent", "/model-invocation-job"];
+    let ends = ["/batches", "/batch/jobs", ":batchGenerateContent", ":asyncBatchEmbedContent", "/model-invocation-job"];
     let is_creation = |entry: &&Entry| {
         entry.provider == of
             && entry.method == "POST"
@@ -60,8 +59,7 @@ pub fn created(providers: &Providers, of: Provider) -> u64 {
 
 /// Requests that asked a model online.
 pub fn online(providers: &Providers, of: Provider) -> u64 {
-    let ends =
-        ["/chat/completions", "/messages", ":generateContent", "/embeddings", ":batchEmbedContents", "/invoke"];
+    let ends = ["/chat/completions", "/messages", ":generateContent", "/embeddings", ":batchEmbedContents", "/invoke"];
     let entries = providers.simulator.journal().entries();
     let asks = |entry: &&Entry| entry.provider == of && ends.iter().any(|end| entry.path.ends_with(end));
     entries.iter().filter(asks).count() as u64

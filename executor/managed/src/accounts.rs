@@ -124,8 +124,7 @@ impl Accounts {
         let holes = holes.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
         let mut overrides = Overrides {
             base_url: provider.base_url.as_ref().map(|base| base.url().to_string()),
-            // What is said of where a provider is holds for its batches, unless more is said.
-            batch_url: provider.batches.base_url.as_ref().or(provider.base_url.as_ref()).map(|base| base.url().to_string()),
+            batch_url: provider.batches.base_url.as_ref().map(|base| base.url().to_string()),
             holes: Some(holes.collect::<BTreeMap<_, _>>()),
             dimensions,
             self_hosted: provider.self_hosted.then_some(true),
@@ -164,7 +163,11 @@ impl Accounts {
         let rows_min = set.rows_min.map_or(rows(target.batch_requests_min), |rows| rows as usize);
         let known = rows(target.batch_requests_max);
         let rows_max = set.rows_max.map_or(known, |rows| known.min(rows as usize));
-        crate::batch::Limits { rows_min, rows_max, bytes_max: usize::try_from(target.batch_bytes_max).unwrap_or(usize::MAX) }
+        crate::batch::Limits {
+            rows_min,
+            rows_max,
+            bytes_max: usize::try_from(target.batch_bytes_max).unwrap_or(usize::MAX),
+        }
     }
 
     /// The folder through which batches go, if the operator names one.

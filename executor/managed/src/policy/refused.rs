@@ -439,7 +439,11 @@ fn a_wrong_file_is_refused_with_its_line() {
         (&format!("{provider}[providers.a.batches]\nrounds_max = 0\n"), 5, "`rounds_max` is 0"),
         (&format!("{provider}[providers.a.batches]\ns3_uri = \"s3://b/\"\n"), 5, "go through no folder"),
         (&format!("{cloud}s3_uri = \"s3://b/\"\n"), 6, "who opens it"),
-        (&format!("{cloud}s3_uri = \"file:///tmp/x/\"\nrole_arn = \"arn:aws:iam::1:role/r\"\n"), 6, "no folder of a bucket"),
+        (
+            &format!("{cloud}s3_uri = \"file:///tmp/x/\"\nrole_arn = \"arn:aws:iam::1:role/r\"\n"),
+            6,
+            "no folder of a bucket",
+        ),
         (&format!("{cloud}s3_uri = \"s3://b/\"\nrole_arn = \"r\"\n"), 7, "is no role"),
         (&format!("{cloud}base_url = \"http://bedrock.example.com\"\n"), 6, "unencrypted"),
         (&format!("{provider}[providers.a.timeouts]\nidle_seconds = 0\n"), 5, "from 1 to"),

@@ -38,7 +38,9 @@ impl Target {
         let mut target = Self::of(provider, model, fields)?;
         target.base_url = target.filled(&target.base_url)?.trim_end_matches('/').to_owned();
         target.check_url("base_url", &target.base_url)?;
-        target.batch_url = match target.batch_url.is_empty() {
+        // Who says where a provider is says it of its batches, too, unless there is more to say.
+        let is_there = overrides.base_url.is_some() && overrides.batch_url.is_none();
+        target.batch_url = match target.batch_url.is_empty() || is_there {
             true => target.base_url.clone(),
             false => target.filled(&target.batch_url)?.trim_end_matches('/').to_owned(),
         };
