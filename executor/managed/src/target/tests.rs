@@ -156,7 +156,7 @@ fn batches_go_where_the_provider_is_unless_they_have_a_host_of_their_own() {
     assert_eq!(at(None, None), "https://bedrock.eu-west-1.amazonaws.com");
     assert_eq!(at(Some(gateway), None), gateway, "a gateway is not gone round");
     assert_eq!(at(Some(gateway), Some(endpoint)), "https://batches.example");
-    let anthropic = resolve("anthropic", "claude-haiku-4-5");
+    let anthropic = Target::resolve("anthropic", "claude-haiku-4-5", &holes()).unwrap();
     assert_eq!(anthropic.batch_url, anthropic.base_url);
     let open = Overrides { batch_url: Some("http://batches.example".to_owned()), ..holes() };
     let error = Target::resolve("bedrock", "m", &open).unwrap_err();
