@@ -252,7 +252,7 @@ fn what_must_be_refused_is_refused_for_its_reason() {
 #[test]
 fn the_table_has_every_reason_but_that_of_no_file() {
     let seen: std::collections::HashSet<Reason> = refused().into_iter().map(|(_, _, reason, _)| reason).collect();
-    assert_eq!(seen.len(), 19, "{seen:?}");
+    assert_eq!(seen.len(), 20, "{seen:?}");
     assert!(!seen.contains(&Reason::NoPolicy));
 }
 
