@@ -23,7 +23,7 @@ pub enum Lane {
 /// Kinds whose APIs have a flex tier.
 const FLEX_KINDS: [&str; 3] = ["openai", "gemini", "groq"];
 /// Kinds whose batch APIs Rowmill speaks.
-const BATCH_KINDS: [&str; 7] = ["openai", "azure", "anthropic", "gemini", "groq", "mistral", "together"];
+const BATCH_KINDS: [&str; 8] = ["openai", "azure", "anthropic", "bedrock", "gemini", "groq", "mistral", "together"];
 
 impl Lane {
     /// All of them.

@@ -10,7 +10,8 @@ use rowmill_provider_simulator::{Config, Provider};
 use serde_json::Value;
 
 use crate::lanes::{
-    SHARDS, audited, cost, created, in_batches, kill, ledger_out, online, quick, records, seen, start, wait_for,
+    CLAUDE_THERE, SHARDS, audited, cost, created, in_batches, kill, ledger_out, online, quick, records, seen, start,
+    wait_for,
 };
 use crate::managed::elsewhere::{Elsewhere, Providers, ROWS, SELECT, holds};
 use crate::support::{Said, integers, read_table, strings};
@@ -84,7 +85,10 @@ fn check(away: &Elsewhere, said: Said, providers: &Providers, simulated: Provide
 /// Cancellations that a provider was sent.
 fn cancelled(providers: &Providers, simulated: Provider) -> usize {
     let entries = providers.simulator.journal().entries();
-    entries.iter().filter(|entry| entry.provider == simulated && entry.path.ends_with("cancel")).count()
+    entries
+        .iter()
+        .filter(|entry| entry.provider == simulated && ["cancel", "stop"].iter().any(|end| entry.path.ends_with(end)))
+        .count()
 }
 
 fn finish(process: Child) -> Said {
@@ -114,6 +118,7 @@ fn batches_that_are_too_slow_are_cancelled_and_only_the_rest_goes_online() {
         ("openai", Provider::Openai, "gpt-4o-mini"),
         ("anthropic", Provider::Anthropic, "claude-haiku-4-5"),
         ("mistral", Provider::Mistral, "mistral-small-latest"),
+        ("bedrock", Provider::Bedrock, CLAUDE_THERE),
     ];
     let providers = Providers::with(Config { batches: SLOW, ..seen() });
     let begin = |(kind, simulated, name): (&'static str, Provider, &str)| {

@@ -14,11 +14,14 @@ use rowmill_provider_simulator::journal::Entry;
 use rowmill_provider_simulator::{Config, Provider};
 use serde_json::Value;
 
+use crate::buckets::bucket;
 use crate::managed::elsewhere::{Elsewhere, Providers, ROWS, SELECT, holds, provider};
 use crate::support::{Said, integers, read_table, say, strings};
 
 /// Shards of a job: 20 rows each.
 pub const SHARDS: u64 = 3;
+/// A model's name on Bedrock.
+pub const CLAUDE_THERE: &str = "anthropic.claude-sonnet-4-5-20250929-v1:0";
 /// Longest that anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -38,12 +41,13 @@ pub const BATCHES: &str = "[providers.away.facts]\nasserted_by = \"test\"\nbatch
 
 /// A provider whose batches are allowed, and online calls, too, unless `lanes` says otherwise.
 pub fn in_batches(providers: &Providers, kind: &str, simulated: Provider, lanes: &str) -> String {
-    format!("{}{lanes}{BATCHES}", provider(providers, kind, simulated))
+    let folder = if kind == "bedrock" { bucket(providers, 1) } else { String::new() };
+    format!("{}{lanes}{BATCHES}{folder}", provider(providers, kind, simulated))
 }
 
 /// Batches that a provider created.
 pub fn created(providers: &Providers, of: Provider) -> u64 {
-    let ends = ["/batches", "/batch/jobs", ":batchGenerateContent", ":asyncBatchEmbedContent"];
+    let ends = ["/batches", "/batch/jobs", ":batchGenerateContent", ":asyncBatchEmbedContent", "/model-invocation-job"];
     let is_creation = |entry: &&Entry| {
         entry.provider == of
             && entry.method == "POST"
@@ -55,7 +59,7 @@ pub fn created(providers: &Providers, of: Provider) -> u64 {
 
 /// Requests that asked a model online.
 pub fn online(providers: &Providers, of: Provider) -> u64 {
-    let ends = ["/chat/completions", "/messages", ":generateContent", "/embeddings", ":batchEmbedContents"];
+    let ends = ["/chat/completions", "/messages", ":generateContent", "/embeddings", ":batchEmbedContents", "/invoke"];
     let entries = providers.simulator.journal().entries();
     let asks = |entry: &&Entry| entry.provider == of && ends.iter().any(|end| entry.path.ends_with(end));
     entries.iter().filter(asks).count() as u64
@@ -124,6 +128,7 @@ fn each_provider_with_a_batch_interface_computes_a_job_in_batches() {
         ("groq", Provider::Groq, "llama-3.3-70b-versatile"),
         ("mistral", Provider::Mistral, "mistral-small-latest"),
         ("together", Provider::Together, "meta-llama/Llama-3.3-70B-Instruct-Turbo"),
+        ("bedrock", Provider::Bedrock, CLAUDE_THERE),
     ];
     let providers = Providers::with(Config { batches: quick(), ..seen() });
     println!("| provider | lane | asked for | rows | errors | batches | answers paid | online | audit |");
@@ -316,6 +321,7 @@ fn killed_while_batches_are_under_way_the_same_command_finds_them_and_pays_nothi
         ("openai", Provider::Openai, "gpt-4o-mini", 4),
         ("anthropic", Provider::Anthropic, "claude-haiku-4-5", 2),
         ("gemini", Provider::Gemini, "gemini-3.5-flash", 2),
+        ("bedrock", Provider::Bedrock, CLAUDE_THERE, 2),
     ] {
         let providers = Providers::with(Config { batches: batches.clone(), ..seen() });
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");
@@ -361,6 +367,7 @@ fn two_processes_with_one_run_share_its_batches() {
         ("openai", Provider::Openai, "gpt-4o-mini"),
         ("anthropic", Provider::Anthropic, "claude-haiku-4-5"),
         ("mistral", Provider::Mistral, "mistral-small-latest"),
+        ("bedrock", Provider::Bedrock, CLAUDE_THERE),
     ] {
         let providers = Providers::with(Config { batches: batches.clone(), ..seen() });
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");

@@ -8,6 +8,7 @@
 
 mod auto_lane;
 mod bad_input;
+mod buckets;
 mod cli;
 #[cfg(feature = "services")]
 mod cluster;

@@ -14,7 +14,7 @@ use rowmill_jobs::{Error, Result};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 
-use crate::batch::Patience;
+use crate::batch::{Folder, Patience};
 use crate::lane::Lane;
 use crate::pace::Pace;
 use crate::policy::config::{self, Batches, Limits, Provider};
@@ -42,17 +42,32 @@ pub struct Accounts {
 /// What runs share.
 #[derive(Debug, Default)]
 struct Open {
-    /// Connections, by provider alias and model, those of the flex lane apart: what is learned of limits on the way is one model's.
-    transports: HashMap<(String, String, Waits), Transport>,
+    /// Connections, by provider alias and model, those of the flex lane and to batches' own hosts apart: what is learned of
+    /// limits on the way is one model's.
+    transports: HashMap<(String, String, Way), Transport>,
     /// What accounts may use, by provider alias: the operator's limits hold for all of an account's models together.
     allowances: HashMap<String, Arc<dyn Allowance>>,
 }
 
-/// How long a connection waits for an answer.
+/// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Waits {
-    AsUsual,
-    ForRoom,
+enum Way {
+    /// All that has no other.
+    Usual,
+    /// The flex lane, which waits for room.
+    Flex,
+    /// A batch API with a host of its own.
+    Batches,
+}
+
+impl Way {
+    fn of(permit: &Permit, target: &Target) -> Self {
+        match permit.lane() {
+            Lane::Flex => Self::Flex,
+            Lane::Batch if target.batch_url != target.base_url => Self::Batches,
+            _ => Self::Usual,
+        }
+    }
 }
 
 impl Accounts {
@@ -109,6 +124,7 @@ impl Accounts {
         let holes = holes.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
         let mut overrides = Overrides {
             base_url: provider.base_url.as_ref().map(|base| base.url().to_string()),
+            batch_url: provider.batches.base_url.as_ref().map(|base| base.url().to_string()),
             holes: Some(holes.collect::<BTreeMap<_, _>>()),
             dimensions,
             self_hosted: provider.self_hosted.then_some(true),
@@ -143,13 +159,26 @@ impl Accounts {
 
     /// How batches are cut, by what is known of the provider and by what the operator says.
     pub(crate) fn batch_limits(&self, permit: &Permit, target: &Target) -> crate::batch::Limits {
-        let known = usize::try_from(target.batch_requests_max).unwrap_or(usize::MAX);
-        let rows_max = self.batches(permit).rows_max.map_or(known, |rows| known.min(rows as usize));
-        crate::batch::Limits { rows_max, bytes_max: usize::try_from(target.batch_bytes_max).unwrap_or(usize::MAX) }
+        let (set, rows) = (self.batches(permit), |rows: u64| usize::try_from(rows).unwrap_or(usize::MAX));
+        let rows_min = set.rows_min.map_or(rows(target.batch_requests_min), |rows| rows as usize);
+        let known = rows(target.batch_requests_max);
+        let rows_max = set.rows_max.map_or(known, |rows| known.min(rows as usize));
+        crate::batch::Limits {
+            rows_min,
+            rows_max,
+            bytes_max: usize::try_from(target.batch_bytes_max).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// The folder through which batches go, if the operator names one.
+    pub(crate) fn batch_folder(&self, permit: &Permit) -> Result<Option<Folder>> {
+        let set = self.batches(permit);
+        let named = set.s3_uri.zip(set.role_arn);
+        named.map(|(url, role)| Folder::open(&url, &role)).transpose()
     }
 
     fn batches(&self, permit: &Permit) -> Batches {
-        self.policy.provider(permit.provider()).map_or_else(Batches::default, |provider| provider.batches)
+        self.policy.provider(permit.provider()).map_or_else(Batches::default, |provider| provider.batches.clone())
     }
 
     /// Calls that may be under way at once.
@@ -169,8 +198,7 @@ impl Accounts {
     /// # Errors
     /// The key cannot be had, or TLS cannot be set up.
     pub async fn transport(&self, permit: &Permit, target: &Target) -> Result<Transport> {
-        let waits = if permit.lane() == Lane::Flex { Waits::ForRoom } else { Waits::AsUsual };
-        let key = (permit.provider().to_owned(), permit.model().to_owned(), waits);
+        let key = (permit.provider().to_owned(), permit.model().to_owned(), Way::of(permit, target));
         let mut open = self.open.lock().await;
         if let Some(transport) = open.transports.get(&key) {
             return Ok(transport.clone());
@@ -188,19 +216,22 @@ impl Accounts {
     ) -> Result<Transport> {
         let provider = self.provider(permit.provider())?;
         // A gateway on this machine needs no TLS. What passes it leaves all the same: rules hold as for any provider.
-        let is_here = provider.base_url.as_ref().is_some_and(BaseUrl::is_loopback);
+        let way = Way::of(permit, target);
+        let own = provider.batches.base_url.as_ref().filter(|_| way == Way::Batches);
+        let is_here = own.or(provider.base_url.as_ref()).is_some_and(BaseUrl::is_loopback);
         let place = if provider.self_hosted || is_here { Place::Own } else { Place::Provider };
         let allowance = match allowances.entry(permit.provider().to_owned()) {
             Entry::Occupied(known) => Arc::clone(known.get()),
             Entry::Vacant(new) => Arc::clone(new.insert(self.allowance(permit.provider(), &provider.limits)?)),
         };
         let authentication = authentication(provider, target, place).await?;
-        let mut options = TransportOptions::new(&target.base_url, authentication, allowance);
+        let base_url = if way == Way::Batches { &target.batch_url } else { &target.base_url };
+        let mut options = TransportOptions::new(base_url, authentication, allowance);
         options.place = place;
         options.headers = headers(&target.headers)?;
         options.concurrency_max = self.concurrency(permit);
         options.timeouts = timeouts(&provider.timeouts, Timeouts::default());
-        if permit.lane() == Lane::Flex {
+        if way == Way::Flex {
             (options.timeouts, options.retry) = (timeouts(&provider.timeouts, Timeouts::FLEX), RetryPolicy::FLEX);
         }
         options.windows = match (provider.kind.as_str(), target.rate_headers) {

@@ -22,6 +22,7 @@ use crate::budget::{Amount, Budget};
 use crate::call::{Call, Spent, Witness};
 use crate::conversation::{Conversation, Step};
 use crate::journal::{Fingerprints, Journal};
+use crate::lane::Lane;
 use crate::on_behalf::{OnBehalf, Unwanted};
 use crate::pace::Pace;
 use crate::payment::Payment;
@@ -116,7 +117,8 @@ impl ManagedEngine {
             return Err(Error::internal("a permit asks for redaction, and there is none"));
         }
         let transport = accounts.transport(&permit, &target).await?;
-        let url = url::Url::parse(&target.base_url).ok();
+        let base_url = if permit.lane() == Lane::Batch { &target.batch_url } else { &target.base_url };
+        let url = url::Url::parse(base_url).ok();
         let host = url.as_ref().and_then(url::Url::host_str).unwrap_or_default().to_owned();
         let region = target.holes.get("region").cloned();
         let concurrency = accounts.concurrency(&permit);

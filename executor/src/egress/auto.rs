@@ -207,6 +207,7 @@ mod tests {
             ("openai", None, &[Online, Flex, Batch][..]),
             ("openai", Some(8), &[Online, Batch]),
             ("anthropic", None, &[Online, Batch]),
+            ("bedrock", None, &[Online, Batch]),
             // It gives nothing of a cancelled batch.
             ("gemini", None, &[Online, Flex]),
             ("vllm", None, &[Online]),

@@ -3,7 +3,8 @@
 //! in. No model answers: output is drawn from a hash of the prompt and of the schema that it must fit.
 //!
 //! It refuses to be any test's judge of quality, and what it does not know of a provider it does not make up: streaming,
-//! images, Bedrock's and Vertex's batch jobs (which live in buckets) and the verification of AWS signatures are left out.
+//! images, Vertex's batch jobs and the verification of AWS signatures are left out. Bedrock's batch jobs read and write folders
+//! of this machine, which stand for buckets.
 
 mod access;
 mod answer;

@@ -230,7 +230,8 @@ fn on_its_way(reply: Reply, provider: Provider, fate: Fate, faults: &Faults) -> 
 
 /// Loses the answer to a creation that was done.
 fn lose(reply: Reply, incoming: &Incoming, fate: Fate) -> Reply {
-    let is_creation = incoming.method == Method::POST && !incoming.path.ends_with("cancel");
+    let is_creation =
+        incoming.method == Method::POST && !["cancel", "stop"].iter().any(|end| incoming.path.ends_with(end));
     match fate.lost.filter(|_| is_creation && reply.is_ok()) {
         None => reply,
         Some(Lost::CutOff) => Reply { delivery: Delivery::Cut, ..reply },

@@ -208,3 +208,42 @@ async fn geminis_batch_answers_inline_and_mistrals_forgets_after_its_retention()
     simulator.time().advance(HOUR * 25);
     assert_eq!(get(&simulator, Provider::Mistral, &content).send().await.expect("an answer").status(), 404);
 }
+
+#[tokio::test]
+async fn bedrocks_jobs_read_and_write_a_folder_and_a_repeated_creation_makes_no_second_one() {
+    let simulator = start(Batches { row_ms: 60_000, finalizing_ms: 0, ..Batches::default() }).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let line = |i: usize| {
+        let body = json!({"anthropic_version": "bedrock-2023-05-31", "max_tokens": 50,
+                          "messages": [{"role": "user", "content": format!("row {i}")}]});
+        json!({"recordId": format!("r{i}"), "modelInput": body}).to_string()
+    };
+    let lines: Vec<String> = (0..ROWS).map(line).collect();
+    std::fs::write(folder.path().join("rows.jsonl"), lines.join("\n")).expect("written");
+    let uri = format!("file://{}", folder.path().display());
+    let body = json!({
+        "jobName": "mine", "modelId": "anthropic.claude-haiku", "roleArn": "arn:aws:iam::123456789012:role/r",
+        "clientRequestToken": "once", "timeoutDurationInHours": 24,
+        "inputDataConfig": {"s3InputDataConfig": {"s3Uri": format!("{uri}/rows.jsonl"), "s3InputFormat": "JSONL"}},
+        "outputDataConfig": {"s3OutputDataConfig": {"s3Uri": format!("{uri}/")}},
+    });
+    let create = || json_of(post(&simulator, Provider::Bedrock, "/model-invocation-job").json(&body));
+    let arn = create().await["jobArn"].as_str().expect("an ARN").to_owned();
+    assert_eq!(create().await["jobArn"], arn);
+    let list = json_of(get(&simulator, Provider::Bedrock, "/model-invocation-jobs?nameContains=mine")).await;
+    assert_eq!(list["invocationJobSummaries"].as_array().map(Vec::len), Some(1), "{list}");
+
+    let path = format!("/model-invocation-job/{}", arn.replace(':', "%3A").replace('/', "%2F"));
+    let (_, id) = arn.rsplit_once('/').expect("an id");
+    let bare = get(&simulator, Provider::Bedrock, &format!("/model-invocation-job/{id}")).send().await.expect("one");
+    assert_eq!(bare.status(), 400, "the whole ARN names a job");
+    assert_eq!(json_of(get(&simulator, Provider::Bedrock, &path)).await["status"], "Validating");
+    simulator.time().advance(Duration::from_secs(5 * 60 + 10));
+    json_of(post(&simulator, Provider::Bedrock, &format!("{path}/stop"))).await;
+    assert_eq!(json_of(get(&simulator, Provider::Bedrock, &path)).await["status"], "Stopped");
+    let results = std::fs::read_to_string(folder.path().join(id).join("rows.jsonl.out")).expect("results");
+    let results: Vec<Value> = results.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let is_whole =
+        |line: &Value| line["modelOutput"]["content"].is_array() && line["modelInput"]["messages"].is_array();
+    assert!(results.len() == 5 && results.iter().all(is_whole), "{results:?}");
+}

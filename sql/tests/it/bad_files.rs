@@ -63,8 +63,8 @@ const FILES: &[(&str, &str)] = &[
         "error: option `lane` cannot be 'bulk'\n  at job.sql:1:60\n  hint: it is one of 'online', 'flex', 'batch', 'auto'",
     ),
     (
-        "CREATE MODEL m WITH (engine = 'bedrock', name = 'x', lane = 'batch')",
-        "error: engine 'bedrock' has no batch interface that Rowmill speaks\n  at job.sql:1:61\n  hint: lane = 'batch' is for openai, azure, anthropic, gemini, groq, mistral, together; without `lane` requests go online",
+        "CREATE MODEL m WITH (engine = 'vertex', name = 'x', lane = 'batch')",
+        "error: engine 'vertex' has no batch interface that Rowmill speaks\n  at job.sql:1:60\n  hint: lane = 'batch' is for openai, azure, anthropic, bedrock, gemini, groq, mistral, together; without `lane` requests go online",
     ),
     (
         "CREATE MODEL m WITH (engine = 'anthropic', name = 'x', lane = 'flex')",

@@ -23,6 +23,8 @@ pub const ROWS: i64 = 60;
 /// A simulator with the runtime that it lives in.
 pub struct Providers {
     pub simulator: Simulator,
+    /// What stands for a bucket, where batches go through one.
+    pub bucket: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -44,7 +46,7 @@ impl Providers {
         listener.set_nonblocking(true).expect("a socket");
         let start = async { Simulator::start_on(tokio::net::TcpListener::from_std(listener)?, config) };
         let simulator = runtime.block_on(start).expect("a simulator");
-        Self { simulator, runtime }
+        Self { simulator, bucket: tempfile::tempdir().expect("a folder"), runtime }
     }
 
     /// Goes away: connections break, and there are no new ones. What it has written down stays.

@@ -80,12 +80,14 @@ pub(super) async fn fetch(wire: &dyn BatchWire, api: &dyn BatchApi, status: &Sta
     let mut lines = Lines::default();
     for source in &status.sources {
         let content = match source {
-            Source::Inline(content) => content.clone(),
-            Source::Path(path) => match wire.send(BatchCall::get(path)).await {
-                Ok(reply) => reply.body,
-                Err(error) if error.status == Some(404) => continue,
-                Err(error) => return Ok(Err(error)),
-            },
+            Source::Inline(content) => Ok(content.clone()),
+            Source::Path(path) => wire.send(BatchCall::get(path)).await.map(|reply| reply.body),
+            Source::Object(url) => wire.send(BatchCall::read(url)).await.map(|reply| reply.body),
+        };
+        let content = match content {
+            Ok(content) => content,
+            Err(error) if error.status == Some(404) => continue,
+            Err(error) => return Ok(Err(error)),
         };
         let read = api.lines(&content)?;
         lines.lines.extend(read.lines);

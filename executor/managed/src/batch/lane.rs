@@ -32,6 +32,8 @@ pub struct BatchLane {
     executor: String,
     patience: Patience,
     limits: Limits,
+    /// As whom the provider opens the folder of its input.
+    role: Option<String>,
 }
 
 /// What the job wants of its batches.
@@ -85,21 +87,36 @@ impl BatchLane {
     ) -> Self {
         let records = Records::new(store, &job.run_key, job.shard, &job.chunk);
         let (digest, limits) = (job.digest(), provider.limits());
-        Self { provider, wire, records, job, digest, executor: executor.to_owned(), patience, limits }
+        Self { provider, wire, records, job, digest, executor: executor.to_owned(), patience, limits, role: None }
     }
 
-    /// With smaller batches than the provider takes: accounts may have lower quotas than the documentation says.
+    /// With smaller batches than the provider takes: accounts may have other quotas than the documentation says.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
+        let rows_max = limits.rows_max.clamp(1, self.limits.rows_max);
         self.limits = Limits {
-            rows_max: limits.rows_max.clamp(1, self.limits.rows_max),
+            // Who says that batches are small says that small ones are taken.
+            rows_min: limits.rows_min.clamp(1, rows_max),
+            rows_max,
             bytes_max: limits.bytes_max.min(self.limits.bytes_max),
         };
         self
     }
 
+    /// With a folder that the provider opens in this role, where it takes its input from one.
+    #[must_use]
+    pub fn with_role(self, role: Option<String>) -> Self {
+        Self { role, ..self }
+    }
+
+    /// How it cuts batches.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// Does everything that can be done now. `now_ms` tells the time: milliseconds since 1970. Once no more is wanted, a row
-    /// that was never sent ends with [`Reason::Stopped`], any other with what became of it last.
+    /// that was never sent ends with [`Reason::Stopped`], any other with what became of it last. Rows that are too few for a batch
+    /// go into none.
     ///
     /// # Errors
     /// The store does not answer ([`Kind::Temporary`]); the provider refuses the lane itself: keys, money, a model that it
@@ -114,13 +131,18 @@ impl BatchLane {
             if rows.is_empty() {
                 break;
             }
+            let are_too_few = wanted == Wanted::Everything && rows.len() < self.limits.rows_min;
             let plan = match wanted {
-                Wanted::Everything => self.plan(round, &rows, not_before_ms).await?,
-                Wanted::WhatIsDone => self.stop(round, now_ms()).await?,
+                Wanted::Everything if !are_too_few => self.plan(round, &rows, not_before_ms).await?,
+                _ => self.stop(round, now_ms()).await?,
             };
             if plan.stopped_ms.is_some() {
                 for row in rows {
-                    let reason = reasons.get(&row).copied().unwrap_or(Reason::Stopped);
+                    let reason = match (reasons.get(&row), are_too_few) {
+                        (None, true) => Reason::TooFew,
+                        (Some(_), true) => Reason::TooFewLeft,
+                        (last, false) => last.copied().unwrap_or(Reason::Stopped),
+                    };
                     *slot(&mut ends, row)? = Some(RowEnd::Failed(Failed::of(reason)));
                 }
                 break;
@@ -327,6 +349,9 @@ impl BatchLane {
             tracing::warn!(batch = batch.name, lines = nobodys, "lines of a batch's results are of none of its rows");
         }
         let (lines, whole_failed) = (lines.lines, status.has_failed());
+        if whole_failed {
+            tracing::warn!(batch = batch.name, "a batch failed as a whole; the provider's own pages say why");
+        }
         let ended = Ended { name: &batch.name, rows: &batch.rows, lines, whole_failed };
         let results = reconcile(ended, again);
         self.records.write_results(batch.round, batch.index, &results).await.map(|_| Ok(()))

@@ -13,6 +13,7 @@
 
 pub mod api;
 mod find;
+mod folder;
 pub mod lane;
 pub mod machine;
 pub mod reconcile;
@@ -21,6 +22,7 @@ pub mod rows;
 pub mod seam;
 
 pub use self::api::BatchProvider;
+pub use self::folder::Folder;
 pub use self::lane::{BatchLane, Progress, Wanted};
 pub use self::machine::Patience;
 pub use self::reconcile::{Failed, Reason, RowEnd, RowResult};

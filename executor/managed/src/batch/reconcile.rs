@@ -132,6 +132,10 @@ pub enum Reason {
     NotEnded,
     /// It was never sent: the job wanted no more of batches.
     Stopped,
+    /// It was never sent: the rows are fewer than the provider takes in a batch.
+    TooFew,
+    /// It got no answer, and the rows that were left are fewer than the provider takes in a further batch.
+    TooFewLeft,
 }
 
 impl Reason {
@@ -141,10 +145,13 @@ impl Reason {
             Reason::Refused => Class::Refused,
             Reason::TooLong => Class::TooLong,
             Reason::Unreadable => Class::InvalidOutput,
-            Reason::ProviderError | Reason::NotDone | Reason::NoLine | Reason::BatchFailed | Reason::NotEnded => {
-                Class::Transient
-            }
-            Reason::Stopped => Class::Stopped,
+            Reason::ProviderError
+            | Reason::NotDone
+            | Reason::NoLine
+            | Reason::BatchFailed
+            | Reason::NotEnded
+            | Reason::TooFewLeft => Class::Transient,
+            Reason::Stopped | Reason::TooFew => Class::Stopped,
         }
     }
 }

@@ -86,7 +86,9 @@ fn hex(bytes: &[u8], digits: usize) -> String {
 /// How much a provider takes in one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Rows.
+    /// Fewest rows.
+    pub rows_min: usize,
+    /// Most rows.
     pub rows_max: usize,
     /// Bytes of the input, in the provider's own format.
     pub bytes_max: usize,
@@ -113,7 +115,8 @@ pub fn rows_of(ranges: &[Range]) -> impl Iterator<Item = u32> + '_ {
 }
 
 /// Cuts rows into batches that respect the limits; `bytes_of` tells the size of a row in the provider's format. A row too
-/// large for any batch gets one of its own: the provider shall refuse it.
+/// large for any batch gets one of its own: the provider shall refuse it. The last batch takes rows of the one before if it
+/// has too few.
 pub fn cut(rows: &[u32], limits: Limits, bytes_of: impl Fn(u32) -> usize) -> Vec<Vec<u32>> {
     let mut batches: Vec<Vec<u32>> = Vec::new();
     let mut bytes = 0usize;
@@ -130,6 +133,19 @@ pub fn cut(rows: &[u32], limits: Limits, bytes_of: impl Fn(u32) -> usize) -> Vec
             }
         }
     }
+    if let [.., before, last] = &mut batches[..] {
+        let mut first = before.len();
+        while before.len() - first + last.len() < limits.rows_min && first > limits.rows_min {
+            bytes += bytes_of(before[first - 1]);
+            if bytes > limits.bytes_max {
+                break;
+            }
+            first -= 1;
+        }
+        let mut whole = before.split_off(first);
+        whole.append(last);
+        *last = whole;
+    }
     batches
 }
 
@@ -140,7 +156,7 @@ mod tests {
     #[test]
     fn batches_respect_both_limits_and_hold_every_row_once() {
         let rows: Vec<u32> = (0..1000).collect();
-        let limits = Limits { rows_max: 70, bytes_max: 1000 };
+        let limits = Limits { rows_min: 1, rows_max: 70, bytes_max: 1000 };
         let bytes_of = |row: u32| (row as usize * 7919) % 97;
         let batches = cut(&rows, limits, bytes_of);
         assert!(batches.iter().all(|batch| batch.len() <= 70));
@@ -151,7 +167,22 @@ mod tests {
             let bytes: usize = pair[0].iter().map(|row| bytes_of(*row)).sum();
             assert!(pair[0].len() == 70 || bytes + bytes_of(pair[1][0]) > 1000);
         }
-        assert_eq!(cut(&[3, 4], Limits { rows_max: 9, bytes_max: 1 }, |_| 50), [[3], [4]]);
+        assert_eq!(cut(&[3, 4], Limits { rows_min: 1, rows_max: 9, bytes_max: 1 }, |_| 50), [[3], [4]]);
+    }
+
+    #[test]
+    fn the_last_batch_has_enough_rows_if_the_one_before_can_spare_them() {
+        let sizes = |count: u32, (rows_min, bytes_max): (usize, usize)| {
+            let rows: Vec<u32> = (0..count).collect();
+            let batches = cut(&rows, Limits { rows_min, rows_max: 10, bytes_max }, |_| 1);
+            assert_eq!(batches.concat(), rows);
+            batches.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(22, (4, 100)), [10, 8, 4]);
+        assert_eq!(sizes(20, (4, 100)), [10, 10]);
+        assert_eq!(sizes(3, (4, 100)), [3], "whoever sends no such batches looks before");
+        assert_eq!(sizes(11, (8, 100)), [8, 3], "none gets too few for another's sake");
+        assert_eq!(sizes(7, (4, 6)), [4, 3]);
     }
 
     #[test]

@@ -63,6 +63,11 @@ pub enum BatchBody {
         /// Its content.
         content: Bytes,
     },
+    /// No request: an object is created in the operator's folder, where the provider reads it. The path is its name there;
+    /// the answer is its URL.
+    Put(Bytes),
+    /// No request: an object in the operator's folder is read. The path is its URL.
+    Read,
 }
 
 impl BatchCall {
@@ -74,6 +79,11 @@ impl BatchCall {
     /// A POST without a body.
     pub fn post(path: impl Into<String>) -> Self {
         Self { path: path.into(), body: BatchBody::Empty, estimate: Estimate::default(), of: None }
+    }
+
+    /// A look at an object in the operator's folder.
+    pub fn read(url: impl Into<String>) -> Self {
+        Self { path: url.into(), body: BatchBody::Read, estimate: Estimate::default(), of: None }
     }
 
     /// A POST of JSON.

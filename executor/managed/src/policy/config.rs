@@ -85,6 +85,11 @@ impl ProviderKind {
         matches!(self, Self::Vllm | Self::LlamaServer | Self::Ollama | Self::Tgi | Self::Tei | Self::OpenaiCompatible)
     }
 
+    /// Whether its batches go through a folder of the operator's.
+    pub(super) fn has_batch_folder(self) -> bool {
+        self == Self::Bedrock
+    }
+
     /// The parts of its address that differ between customers.
     pub(super) fn address_parts(self) -> &'static [&'static str] {
         match self {
@@ -184,7 +189,7 @@ pub struct Limits {
 }
 
 /// How a provider's batches are cut and waited for, where that is not as usual.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batches {
     /// Most rows of one batch, if the account's quota is lower than what the provider documents.
@@ -197,6 +202,18 @@ pub struct Batches {
     pub rounds_max: Option<u32>,
     /// Longest time that a cancelled batch's end is waited for, before its rows are asked online.
     pub cancel_seconds_max: Option<u32>,
+    /// Fewest rows of one batch, if the account's quota is not what the provider documents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_min: Option<u32>,
+    /// Where their interface is, if not where the provider is: Bedrock has two hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<BaseUrl>,
+    /// The folder that they go through, for Bedrock: `s3://bucket/folder/`. This process creates objects there and reads them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3_uri: Option<String>,
+    /// As whom Bedrock reads and writes there: the ARN of a service role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role_arn: Option<String>,
 }
 
 impl Batches {

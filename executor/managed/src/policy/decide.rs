@@ -119,6 +119,7 @@ pub enum Reason {
     NeverSend,
     NoDatasets,
     BatchNotAllowed,
+    BatchFolder,
     BatchKeepsData,
     NoRule,
     Dataset,
@@ -264,6 +265,12 @@ fn check_lane(provider: &Provider, asked: &EgressRequest) -> Result<(), Refusal>
         let found = format!("the batch lane of {:?} is not allowed", asked.provider);
         let change = format!("set batch_allowed = true in [providers.{}.facts]", asked.provider);
         return Err(Refusal::new(Reason::BatchNotAllowed, Who::Operator, found, change));
+    }
+    let has_folder = provider.batches.s3_uri.is_some() && provider.batches.role_arn.is_some();
+    if asked.lane == Lane::Batch && provider.kind.has_batch_folder() && !has_folder {
+        let found = format!("batches of {:?} go through a folder of a bucket, and none is named", asked.provider);
+        let change = format!("set s3_uri and role_arn in [providers.{}.batches]", asked.provider);
+        return Err(Refusal::new(Reason::BatchFolder, Who::Operator, found, change));
     }
     if asked.datasets.is_empty() {
         let found = "it is not known which tables the rows are from";

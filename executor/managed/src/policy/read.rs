@@ -7,7 +7,7 @@ use rowmill_jobs::{Error, Location, Result, error::closest};
 use toml::de::{DeTable, DeValue};
 
 use super::config::{Config, Provider};
-use super::values::Retention;
+use super::values::{BaseUrl, Retention};
 use crate::{redaction, secrets};
 
 /// Hosts of services that everybody can reach: none of them is in the house.
@@ -246,6 +246,7 @@ fn check_target<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<
     let target = &provider.target;
     let set = [
         ("base_url", target.base_url.is_some(), "set base_url in [providers.NAME]"),
+        ("batch_url", target.batch_url.is_some(), "set base_url in [providers.NAME.batches]"),
         ("holes", target.holes.is_some(), "set region, resource and project in [providers.NAME]"),
         ("self_hosted", target.self_hosted.is_some(), "set self_hosted in [providers.NAME]"),
         ("key_env", target.key_env.is_some(), "set secret in [providers.NAME]"),
@@ -262,6 +263,7 @@ fn check_target<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<
 fn check_batches<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<'a>> {
     let batches = &provider.batches;
     let set = [
+        ("rows_min", batches.rows_min),
         ("rows_max", batches.rows_max),
         ("look_seconds_min", batches.look_seconds_min),
         ("look_seconds_max", batches.look_seconds_max),
@@ -270,6 +272,33 @@ fn check_batches<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong
     ];
     if let Some((key, _)) = set.iter().find(|(_, value)| *value == Some(0)) {
         return Err(wrong(&["providers", alias, "batches", *key], format!("`{key}` is 0"), "give 1 or more"));
+    }
+    check_folder(alias, provider)
+}
+
+/// That batches' folder is one, and who opens it a role, where there are such batches.
+fn check_folder<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<'a>> {
+    let at = |key: &'static str| ["providers", alias, "batches", key];
+    let batches = &provider.batches;
+    let named = [("s3_uri", &batches.s3_uri), ("role_arn", &batches.role_arn)];
+    let set = named.iter().find(|(_, value)| value.is_some());
+    let Some((key, _)) = set else { return Ok(()) };
+    if !provider.kind.has_batch_folder() {
+        let message = format!("batches of a provider of kind {} go through no folder", provider.kind.as_str());
+        return Err(wrong(&at(key), message, "take it out: the provider keeps the files"));
+    }
+    let (Some(folder), Some(role)) = (&batches.s3_uri, &batches.role_arn) else {
+        return Err(wrong(&at(key), "a folder of batches needs who opens it", "set both s3_uri and role_arn"));
+    };
+    // What stands for Bedrock on this machine, in tests, reads folders of this machine.
+    let is_here = provider.base_url.as_ref().is_some_and(BaseUrl::is_loopback) && folder.starts_with("file:///");
+    let bucket = folder.strip_prefix("s3://").and_then(|place| place.split('/').next());
+    if !is_here && bucket.is_none_or(str::is_empty) {
+        return Err(wrong(&at("s3_uri"), format!("{folder:?} is no folder of a bucket"), "write s3://bucket/folder/"));
+    }
+    if !(role.starts_with("arn:aws") && role.contains(":iam::") && role.contains(":role/")) {
+        let hint = "write arn:aws:iam::ACCOUNT:role/NAME, a role that Bedrock may take on";
+        return Err(wrong(&at("role_arn"), format!("{role:?} is no role"), hint));
     }
     Ok(())
 }
@@ -292,15 +321,18 @@ fn check_house<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong<'
             let message = format!("{} is not in the house", url.host());
             return Err(wrong(&at("base_url"), message, "take self_hosted out, and let a rule allow what may leave"));
         }
-    } else if let Some(url) =
-        provider.base_url.as_ref().filter(|url| url.url().scheme() != "https" && !url.is_loopback())
-    {
-        let message = format!("rows would travel to {} unencrypted", url.host());
-        return Err(wrong(
-            &at("base_url"),
-            message,
-            "use https://, or say self_hosted = true if it is a machine of the house",
-        ));
+        return Ok(());
+    }
+    let urls = [
+        (vec!["providers", alias, "base_url"], &provider.base_url),
+        (vec!["providers", alias, "batches", "base_url"], &provider.batches.base_url),
+    ];
+    for (keys, url) in urls {
+        if let Some(url) = url.as_ref().filter(|url| url.url().scheme() != "https" && !url.is_loopback()) {
+            let message = format!("rows would travel to {} unencrypted", url.host());
+            let hint = "use https://, or say self_hosted = true if it is a machine of the house";
+            return Err(wrong(&keys, message, hint));
+        }
     }
     Ok(())
 }

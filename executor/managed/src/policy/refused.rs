@@ -22,6 +22,12 @@ facts = { asserted_by = "a test", retention = "zero", batch_retention = 29, trai
 kind = "groq"
 models = ["*"]
 
+[providers.cloud]
+kind = "bedrock"
+region = "eu-central-1"
+models = ["*"]
+facts = { asserted_by = "a test", batch_allowed = true }
+
 [providers.trains]
 kind = "deepseek"
 models = ["*"]
@@ -189,6 +195,7 @@ pub(crate) fn refused() -> Vec<Case> {
         ("data of no class", EgressRequest { data_class: None, ..fine() }, R::DataClass, JobAuthor),
         ("a provider no rule names", of("unruled", "s3://lake/tickets/"), R::NoRule, Operator),
         ("a batch where none is allowed", batch(of("silent", "s3://lake/tickets/")), R::BatchNotAllowed, Operator),
+        ("a batch through a folder that is none", batch(of("cloud", "s3://lake/tickets/")), R::BatchFolder, Operator),
         (
             "a batch where the rule allows none",
             EgressRequest { redacts: true, ..batch(of("openai", "s3://lake/mail/")) },
@@ -245,7 +252,7 @@ fn what_must_be_refused_is_refused_for_its_reason() {
 #[test]
 fn the_table_has_every_reason_but_that_of_no_file() {
     let seen: std::collections::HashSet<Reason> = refused().into_iter().map(|(_, _, reason, _)| reason).collect();
-    assert_eq!(seen.len(), 19, "{seen:?}");
+    assert_eq!(seen.len(), 20, "{seen:?}");
     assert!(!seen.contains(&Reason::NoPolicy));
 }
 
@@ -363,6 +370,7 @@ fn the_example_is_read_and_its_prices_hold() {
 #[test]
 fn a_wrong_file_is_refused_with_its_line() {
     let provider = "[providers.a]\nkind = \"openai\"\nmodels = [\"*\"]\n";
+    let cloud = "[providers.a]\nkind = \"bedrock\"\nregion = \"x\"\nmodels = [\"*\"]\n[providers.a.batches]\n";
     let rule = "[[egress.allow]]\nname = \"r\"\nproviders = [\"a\"]\ndatasets = [\"*\"]\ncolumns = [\"*\"]\n";
     for (text, line, message) in [
         ("[providers.a\n", 1, "expected"),
@@ -429,6 +437,15 @@ fn a_wrong_file_is_refused_with_its_line() {
             "a batch is stored",
         ),
         (&format!("{provider}[providers.a.batches]\nrounds_max = 0\n"), 5, "`rounds_max` is 0"),
+        (&format!("{provider}[providers.a.batches]\ns3_uri = \"s3://b/\"\n"), 5, "go through no folder"),
+        (&format!("{cloud}s3_uri = \"s3://b/\"\n"), 6, "who opens it"),
+        (
+            &format!("{cloud}s3_uri = \"file:///tmp/x/\"\nrole_arn = \"arn:aws:iam::1:role/r\"\n"),
+            6,
+            "no folder of a bucket",
+        ),
+        (&format!("{cloud}s3_uri = \"s3://b/\"\nrole_arn = \"r\"\n"), 7, "is no role"),
+        (&format!("{cloud}base_url = \"http://bedrock.example.com\"\n"), 6, "unencrypted"),
         (&format!("{provider}[providers.a.timeouts]\nidle_seconds = 0\n"), 5, "from 1 to"),
         (&format!("{provider}[providers.a.timeouts]\nattempt_seconds = 7200\n"), 5, "from 1 to"),
         ("[egress]\ndefault = \"allow\"\n", 2, "unknown variant"),

@@ -125,6 +125,10 @@ target_fields! {
         dimensions_field: String,
         /// Kind of its batch API.
         batch: BatchApi,
+        /// URL before the paths of its batch API, with named holes, where that has a host of its own; empty: `base_url`.
+        batch_url: String,
+        /// Fewest requests of one batch.
+        batch_requests_min: u64,
         /// Most requests of one batch.
         batch_requests_max: u64,
         /// Most bytes of one batch.

@@ -37,7 +37,14 @@ impl Target {
         let fields = overrides.clone().over(table::fields(provider, model)?);
         let mut target = Self::of(provider, model, fields)?;
         target.base_url = target.filled(&target.base_url)?.trim_end_matches('/').to_owned();
-        target.check_url()?;
+        target.check_url("base_url", &target.base_url)?;
+        // Who says where a provider is says it of its batches, too, unless there is more to say.
+        let is_there = overrides.base_url.is_some() && overrides.batch_url.is_none();
+        target.batch_url = match target.batch_url.is_empty() || is_there {
+            true => target.base_url.clone(),
+            false => target.filled(&target.batch_url)?.trim_end_matches('/').to_owned(),
+        };
+        target.check_url("batch_url", &target.batch_url)?;
         target.filled(&target.chat_path)?;
         target.filled(&target.embed_path)?;
         Ok(target)
@@ -97,9 +104,9 @@ impl Target {
         Ok(filled)
     }
 
-    fn check_url(&self) -> Result<()> {
-        let wrong = |what: &str| Err(Error::invalid(format!("base_url of provider `{}` {what}", self.provider)));
-        let Ok(url) = Url::parse(&self.base_url) else { return wrong("is not a URL") };
+    fn check_url(&self, field: &str, url: &str) -> Result<()> {
+        let wrong = |what: &str| Err(Error::invalid(format!("{field} of provider `{}` {what}", self.provider)));
+        let Ok(url) = Url::parse(url) else { return wrong("is not a URL") };
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
             return wrong("may have a scheme, a host, a port and a path, nothing else");
         }
@@ -119,7 +126,7 @@ impl Target {
 }
 
 /// Percent-encodes all but the unreserved characters of RFC 3986.
-fn path_segment(text: &str) -> String {
+pub(crate) fn path_segment(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {

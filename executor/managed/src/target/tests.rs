@@ -142,6 +142,28 @@ fn models_refine_their_provider_and_overrides_win() {
 }
 
 #[test]
+fn batches_go_where_the_provider_is_unless_they_have_a_host_of_their_own() {
+    let at = |base_url: Option<&str>, batch_url: Option<&str>| {
+        let overrides = Overrides {
+            base_url: base_url.map(str::to_owned),
+            batch_url: batch_url.map(str::to_owned),
+            holes: Some([("region".to_owned(), "eu-west-1".to_owned())].into()),
+            ..Overrides::default()
+        };
+        Target::resolve("bedrock", "m", &overrides).unwrap().batch_url
+    };
+    let (gateway, endpoint) = ("https://gateway.example", "https://batches.example/");
+    assert_eq!(at(None, None), "https://bedrock.eu-west-1.amazonaws.com");
+    assert_eq!(at(Some(gateway), None), gateway, "a gateway is not gone round");
+    assert_eq!(at(Some(gateway), Some(endpoint)), "https://batches.example");
+    let anthropic = Target::resolve("anthropic", "claude-haiku-4-5", &holes()).unwrap();
+    assert_eq!(anthropic.batch_url, anthropic.base_url);
+    let open = Overrides { batch_url: Some("http://batches.example".to_owned()), ..holes() };
+    let error = Target::resolve("bedrock", "m", &open).unwrap_err();
+    assert!(error.to_string().contains("batch_url") && error.to_string().contains("no TLS"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_reached_safely_is_refused() {
     let at = |base_url: &str| Overrides { base_url: Some(base_url.to_owned()), ..Overrides::default() };
     for (provider, overrides, word) in [

@@ -47,17 +47,21 @@ impl Transport {
             let request = match &body {
                 BatchBody::Get | BatchBody::Empty => Ok(request),
                 BatchBody::Json(json) => Ok(request.header(CONTENT_TYPE, "application/json").body(json.clone())),
+                BatchBody::Put(_) | BatchBody::Read => {
+                    Err(OpenAIError::InvalidArgument("objects are no requests to a provider".to_owned()))
+                }
                 BatchBody::Form { fields, name, content } => {
                     let bytes = content.len() as u64;
                     let file = Part::stream_with_length(content.clone(), bytes).file_name(name.clone());
-                    file.mime_str("application/jsonl").map(|file| {
+                    let file = file.mime_str("application/jsonl").map_err(OpenAIError::Reqwest);
+                    file.map(|file| {
                         let fields =
                             fields.iter().fold(Form::new(), |form, (name, value)| form.text(*name, value.clone()));
                         request.multipart(fields.part("file", file))
                     })
                 }
             };
-            let built = request.and_then(reqwest::RequestBuilder::build).map_err(OpenAIError::Reqwest);
+            let built = request.and_then(|request| request.build().map_err(OpenAIError::Reqwest));
             std::future::ready(built)
         })
     }

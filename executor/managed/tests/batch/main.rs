@@ -161,11 +161,50 @@ async fn a_batch_whose_creation_was_not_answered_is_found_among_many() {
 async fn a_shard_is_cut_into_batches_of_the_size_that_is_allowed() {
     for provider in [BatchProvider::Openai, BatchProvider::Gemini] {
         let mut world = World::new(provider, 25, Config::default()).await;
-        world.limits = Some(Limits { rows_max: 10, bytes_max: usize::MAX });
+        world.limits = Limits { rows_min: 1, rows_max: 10, bytes_max: usize::MAX };
         let ends = world.finish(Wanted::Everything, &Life::endless()).await;
         world.check(&ends).await;
         assert_eq!((answered(&ends), world.remote_batches().await), (25, 3));
     }
+}
+
+#[tokio::test]
+async fn rows_that_are_too_few_go_into_no_batch_and_those_left_of_one_into_no_further_one() {
+    let mut world = World::new(BatchProvider::Bedrock, ROWS, Config::default()).await;
+    world.limits.rows_min = ROWS + 1;
+    let ends = world.finish(Wanted::Everything, &Life::endless()).await;
+    assert_eq!((reasons(&ends)[&Reason::TooFew], world.simulator.journal().requests()), (ROWS, 0));
+    // What is decided stands, whoever comes and whatever he was told.
+    world.limits.rows_min = 1;
+    let ends = world.finish(Wanted::Everything, &Life::endless()).await;
+    assert_eq!((reasons(&ends)[&Reason::Stopped], world.simulator.journal().requests()), (ROWS, 0));
+
+    let behaviour = Batches { row_error: 0.3, ..Batches::default() };
+    let config = Config { batches: behaviour, seed: 1, ..Config::default() };
+    let mut world = World::new(BatchProvider::Bedrock, ROWS, config).await;
+    world.limits.rows_min = ROWS;
+    let ends = world.finish(Wanted::Everything, &Life::endless()).await;
+    world.check(&ends).await;
+    let left = reasons(&ends)[&Reason::TooFewLeft];
+    assert_eq!((answered(&ends) + left, world.remote_batches().await), (ROWS, 1));
+    assert!(left > 0 && left < ROWS, "{left}");
+}
+
+#[tokio::test]
+async fn what_goes_through_a_folder_is_there_once_and_stays() {
+    let world = World::new(BatchProvider::Bedrock, ROWS, Config::default()).await;
+    let ends = world.finish(Wanted::Everything, &Life::endless()).await;
+    assert_eq!(answered(&ends), ROWS);
+    let names = |folder: &std::path::Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.map(|name| name.into_string().unwrap()).filter(|name| name != "_tmp").collect()
+    };
+    let top = names(world.folder.path());
+    let (inputs, jobs): (Vec<_>, Vec<_>) = top.iter().partition(|name| name.ends_with(".jsonl"));
+    assert_eq!((inputs.len(), jobs.len()), (1, 1), "{top:?}");
+    let mut results = names(&world.folder.path().join(jobs[0]));
+    results.sort();
+    assert_eq!(results, ["manifest.json.out".to_owned(), format!("{}.out", inputs[0])]);
 }
 
 #[tokio::test]

@@ -64,12 +64,12 @@ fn config(seed: u64, random: &mut Random) -> Config {
 
 async fn run(seed: u64) -> String {
     let mut random = Random(seed);
-    let provider = BatchProvider::ALL[random.below(7) as usize];
+    let provider = BatchProvider::ALL[random.below(BatchProvider::ALL.len() as u64) as usize];
     let rows = 1 + random.below(30) as usize;
     let mut world = World::new(provider, rows, config(seed, &mut random)).await;
     world.patience.rounds_max = 40;
     if random.below(2) == 0 {
-        world.limits = Some(Limits { rows_max: 1 + random.below(10) as usize, bytes_max: usize::MAX });
+        world.limits = Limits { rows_min: 1, rows_max: 1 + random.below(10) as usize, bytes_max: usize::MAX };
     }
     // In half of all cases, no more is wanted from some turn on.
     let stops = random.below(2) == 0;

@@ -22,7 +22,7 @@ fn slow() -> Config {
 /// A world whose batches are under way for ten minutes.
 async fn under_way(provider: BatchProvider) -> World {
     let mut world = World::new(provider, ROWS, slow()).await;
-    world.limits = Some(Limits { rows_max: ROWS / BATCHES, bytes_max: usize::MAX });
+    world.limits = Limits { rows_min: 1, rows_max: ROWS / BATCHES, bytes_max: usize::MAX };
     let visit = world.visit("first", Wanted::Everything, &Life::endless()).await;
     assert!(matches!(visit, Some(Ok(Progress::Wait(_)))));
     world.pass(Duration::from_secs(10 * 60 + 5));

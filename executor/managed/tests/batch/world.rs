@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use rowmill_jobs::store::Store;
+use rowmill_jobs::store::{self, Store};
 use rowmill_managed::batch::{
-    Asks, BatchBody, BatchCall, BatchJob, BatchLane, BatchProvider, BatchRow, BatchWire, Limits, Patience, Progress,
-    Reason, RowEnd, Wanted,
+    Asks, BatchBody, BatchCall, BatchJob, BatchLane, BatchProvider, BatchRow, BatchWire, Folder, Limits, Patience,
+    Progress, Reason, RowEnd, Wanted,
 };
 use rowmill_managed::call::{CallError, Class, Estimate, Reply};
 use rowmill_provider_simulator::{Config, Provider, Simulator};
@@ -21,17 +21,38 @@ use crate::memory::{Life, MemoryStore, Mortal};
 /// Visits after which a shard that is not done hangs.
 const VISITS_MAX: usize = 3_000;
 
+/// What a provider is told that opens a folder.
+const ROLE: &str = "arn:aws:iam::123456789012:role/batches";
+
 /// Sends over HTTP, with no policy of any kind.
 pub struct PlainWire {
     client: reqwest::Client,
     base: String,
+    folder: Folder,
 }
 
 #[async_trait]
 impl BatchWire for PlainWire {
     async fn send(&self, call: BatchCall) -> Result<Reply, CallError> {
+        let error = |class, status, message: &str| CallError {
+            class,
+            status,
+            code: None,
+            message: message.into(),
+            retry_after: None,
+            request_id: None,
+        };
         let url = format!("{}{}", self.base, call.path);
         let request = match call.body {
+            BatchBody::Put(content) => {
+                let url = self.folder.put(&call.path, content).await.expect("a folder of this machine");
+                return Ok(Reply { body: url.into(), request_id: None, first_byte: Duration::ZERO });
+            }
+            BatchBody::Read => {
+                let object = self.folder.read(&call.path).await.expect("a folder of this machine");
+                let body = object.ok_or_else(|| error(Class::Denied, Some(404), "no object"))?;
+                return Ok(Reply { body, request_id: None, first_byte: Duration::ZERO });
+            }
             BatchBody::Get => self.client.get(url),
             BatchBody::Empty => self.client.post(url),
             BatchBody::Json(body) => self.client.post(url).header("content-type", "application/json").body(body),
@@ -41,14 +62,6 @@ impl BatchWire for PlainWire {
                 let form = fields.into_iter().fold(form, |form, (name, value)| form.text(name, value));
                 self.client.post(url).multipart(form)
             }
-        };
-        let error = |class, status, message: &str| CallError {
-            class,
-            status,
-            code: None,
-            message: message.into(),
-            retry_after: None,
-            request_id: None,
         };
         let request = request.bearer_auth("k").header("anthropic-version", "2023-06-01");
         let answer = request.send().await.map_err(|_| error(Class::Transient, None, "no answer"))?;
@@ -70,9 +83,11 @@ pub struct World {
     pub simulator: Simulator,
     pub store: Arc<MemoryStore>,
     wire: Arc<dyn BatchWire>,
+    /// What the provider reads and writes, if it needs one.
+    pub folder: tempfile::TempDir,
     rows: usize,
     pub patience: Patience,
-    pub limits: Option<Limits>,
+    pub limits: Limits,
 }
 
 pub fn peer(provider: BatchProvider) -> Provider {
@@ -84,6 +99,7 @@ pub fn peer(provider: BatchProvider) -> Provider {
         BatchProvider::Mistral => Provider::Mistral,
         BatchProvider::Anthropic => Provider::Anthropic,
         BatchProvider::Gemini => Provider::Gemini,
+        BatchProvider::Bedrock => Provider::Bedrock,
     }
 }
 
@@ -92,21 +108,28 @@ impl World {
         let config = Config { clock_speed: 0, ..config };
         let simulator = Simulator::start(config).await.expect("a free port");
         let base = simulator.base(peer(provider));
+        let place = tempfile::tempdir().expect("a folder");
+        let folder = Folder::open(&store::folder_url(place.path()), ROLE).expect("a folder");
         let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().expect("a client");
         Self {
             provider,
             simulator,
             store: Arc::default(),
-            wire: Arc::new(PlainWire { client, base }),
+            wire: Arc::new(PlainWire { client, base, folder }),
+            folder: place,
             rows,
             patience: Patience { rounds_max: 8, ..Patience::default() },
-            limits: None,
+            // Its shards are small.
+            limits: Limits { rows_min: 1, rows_max: usize::MAX, bytes_max: usize::MAX },
         }
     }
 
     pub fn job(&self) -> BatchJob {
         let body = |row: usize| match self.provider {
             BatchProvider::Anthropic => json!({"model": "m", "max_tokens": 500, "messages": turn(row)}),
+            BatchProvider::Bedrock => {
+                json!({"anthropic_version": "bedrock-2023-05-31", "max_tokens": 500, "messages": turn(row)})
+            }
             BatchProvider::Gemini => json!({"contents": [{"parts": [{"text": format!("row {row}")}]}]}),
             _ => json!({"model": "m", "messages": turn(row)}),
         };
@@ -129,12 +152,16 @@ impl World {
         self.simulator.time().advance(time);
     }
 
+    fn lane(&self, wire: Arc<dyn BatchWire>, store: Arc<dyn Store>, job: BatchJob, name: &str) -> BatchLane {
+        let lane = BatchLane::new(self.provider, wire, store, job, name, self.patience);
+        lane.with_limits(self.limits).with_role(Some(ROLE.to_owned()))
+    }
+
     /// A visit of a new process; `None` if it died.
     pub async fn visit(&self, name: &str, wanted: Wanted, life: &Arc<Life>) -> Option<rowmill_jobs::Result<Progress>> {
         let wire = Arc::new(Mortal { life: Arc::clone(life), inner: Arc::clone(&self.wire) });
         let store: Arc<dyn Store> = Arc::new(Mortal { life: Arc::clone(life), inner: Arc::clone(&self.store) });
-        let lane = BatchLane::new(self.provider, wire, store, self.job(), name, self.patience);
-        let lane = if let Some(limits) = self.limits { lane.with_limits(limits) } else { lane };
+        let lane = self.lane(wire, store, self.job(), name);
         let now_ms = || self.now_ms();
         tokio::select! {
             progress = lane.advance(wanted, &now_ms) => Some(progress),
@@ -148,7 +175,7 @@ impl World {
             let job = BatchJob { run_key: format!("other {rows} {other}"), ..self.job() };
             let job = BatchJob { rows: job.rows.into_iter().take(rows).collect(), ..job };
             let store: Arc<MemoryStore> = Arc::default();
-            let lane = BatchLane::new(self.provider, Arc::clone(&self.wire), store, job, "other", self.patience);
+            let lane = self.lane(Arc::clone(&self.wire), store, job, "other");
             let now_ms = || self.now_ms();
             assert!(matches!(lane.advance(Wanted::Everything, &now_ms).await, Ok(Progress::Wait(_))));
         }
@@ -180,13 +207,15 @@ impl World {
             BatchProvider::Anthropic => "/messages/batches?limit=1000",
             BatchProvider::Gemini => "/batches?pageSize=1000",
             BatchProvider::Mistral => "/batch/jobs?page_size=1000",
+            BatchProvider::Bedrock => "/model-invocation-jobs?maxResults=1000",
             _ => "/batches?limit=1000",
         };
         // Faults strike here, too.
         for _ in 0..1000 {
             if let Ok(reply) = self.wire.send(BatchCall::get(path)).await {
                 let list: Value = serde_json::from_slice(&reply.body).expect("JSON");
-                let list = ["data", "operations"].iter().find_map(|name| list[*name].as_array()).or(list.as_array());
+                let lists = ["data", "operations", "invocationJobSummaries"];
+                let list = lists.iter().find_map(|name| list[*name].as_array()).or(list.as_array());
                 return list.map_or(0, Vec::len);
             }
         }
@@ -233,6 +262,7 @@ impl World {
         let path = match self.provider {
             BatchProvider::Anthropic => "/messages",
             BatchProvider::Gemini => "/models/m:generateContent",
+            BatchProvider::Bedrock => "/model/m/invoke",
             _ => "/chat/completions",
         };
         let body = self.job().rows[row].body.clone();

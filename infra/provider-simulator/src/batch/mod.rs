@@ -2,6 +2,7 @@
 //! ([`timeline`]), and its results are made when somebody first looks after its end.
 
 mod anthropic;
+mod bedrock;
 mod files;
 mod gemini;
 mod mistral;
@@ -109,6 +110,7 @@ pub(crate) fn answer(state: &State, incoming: &Incoming) -> Result<Reply, Troubl
     match incoming.provider {
         Provider::Anthropic => anthropic::answer(&mut desk, incoming),
         Provider::Gemini => gemini::answer(&mut desk, incoming),
+        Provider::Bedrock => bedrock::answer(&mut desk, incoming),
         Provider::Openai | Provider::Azure | Provider::Groq | Provider::Together | Provider::Mistral => {
             let tail = openai::tail(&incoming.path);
             match (incoming.provider, tail.first().copied()) {

@@ -33,7 +33,7 @@ struct Batch {
 
 impl BatchApi for Anthropic {
     fn limits(&self) -> Limits {
-        Limits { rows_max: 100_000, bytes_max: 240 << 20 }
+        Limits { rows_min: 1, rows_max: 100_000, bytes_max: 240 << 20 }
     }
 
     fn needs_upload(&self) -> NeedsUpload {

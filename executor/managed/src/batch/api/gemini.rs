@@ -69,7 +69,7 @@ struct Answer {
 
 impl BatchApi for Gemini {
     fn limits(&self) -> Limits {
-        Limits { rows_max: 50_000, bytes_max: 18 << 20 }
+        Limits { rows_min: 1, rows_max: 50_000, bytes_max: 18 << 20 }
     }
 
     fn needs_upload(&self) -> NeedsUpload {

@@ -2,6 +2,7 @@
 //! family. Builds calls and reads answers; sends nothing.
 
 mod anthropic;
+mod bedrock;
 mod gemini;
 mod openai;
 
@@ -28,11 +29,12 @@ pub enum BatchProvider {
     Mistral,
     Anthropic,
     Gemini,
+    Bedrock,
 }
 
 impl BatchProvider {
     /// All of them.
-    pub const ALL: [BatchProvider; 7] = [
+    pub const ALL: [BatchProvider; 8] = [
         BatchProvider::Openai,
         BatchProvider::Azure,
         BatchProvider::Groq,
@@ -40,6 +42,7 @@ impl BatchProvider {
         BatchProvider::Mistral,
         BatchProvider::Anthropic,
         BatchProvider::Gemini,
+        BatchProvider::Bedrock,
     ];
 
     /// Its name in records.
@@ -52,6 +55,7 @@ impl BatchProvider {
             BatchProvider::Mistral => "mistral",
             BatchProvider::Anthropic => "anthropic",
             BatchProvider::Gemini => "gemini",
+            BatchProvider::Bedrock => "bedrock",
         }
     }
 
@@ -64,6 +68,11 @@ impl BatchProvider {
     pub fn may_bill_lost_rows(self) -> bool {
         // An expired or cancelled batch there has no results at all, not even of the rows it came to.
         self == BatchProvider::Gemini
+    }
+
+    /// Whether it reads its input and writes its results in a folder of the operator's ([`super::Folder`]).
+    pub fn needs_folder(self) -> bool {
+        self == BatchProvider::Bedrock
     }
 
     /// How much it takes in one batch.
@@ -80,6 +89,7 @@ impl BatchProvider {
             BatchProvider::Mistral => &openai::MISTRAL,
             BatchProvider::Anthropic => &anthropic::Anthropic,
             BatchProvider::Gemini => &gemini::Gemini,
+            BatchProvider::Bedrock => &bedrock::Bedrock,
         }
     }
 }
@@ -93,6 +103,8 @@ pub(crate) struct NewBatch<'a> {
     pub(crate) asks: Asks,
     /// The provider's name for the uploaded input, where it takes a file.
     pub(crate) file: Option<&'a str>,
+    /// As whom the provider reads and writes in the operator's folder, where it does.
+    pub(crate) role: Option<&'a str>,
     /// The rows in the provider's format, where it takes none.
     pub(crate) lines: &'a [Vec<u8>],
 }
@@ -118,6 +130,8 @@ enum Phase {
 pub(crate) enum Source {
     /// To be fetched.
     Path(String),
+    /// An object in the operator's folder, by its URL.
+    Object(String),
     /// They came with the status.
     Inline(Bytes),
 }
@@ -140,7 +154,12 @@ impl Status {
 
     /// It failed as a whole, or is gone.
     pub(crate) fn failed() -> Self {
-        Self { phase: Phase::Failed, sources: Vec::new() }
+        Self::failed_with(Vec::new())
+    }
+
+    /// It failed, and what it did before may be in these places.
+    pub(crate) fn failed_with(sources: Vec<Source>) -> Self {
+        Self { phase: Phase::Failed, sources }
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -228,6 +247,7 @@ where
 {
     #[derive(Deserialize)]
     struct Named {
+        #[serde(alias = "recordId")]
         custom_id: String,
     }
     let mut read = Lines::default();

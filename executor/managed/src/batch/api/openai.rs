@@ -45,14 +45,14 @@ pub(crate) static OPENAI: OpenAiLike = COPY;
 pub(crate) static AZURE: OpenAiLike = COPY;
 pub(crate) static GROQ: OpenAiLike = COPY;
 pub(crate) static TOGETHER: OpenAiLike = OpenAiLike {
-    limits: Limits { rows_max: 50_000, bytes_max: 95 * MIB },
+    limits: Limits { rows_min: 1, rows_max: 50_000, bytes_max: 95 * MIB },
     upload_path: "/files/upload",
     purpose: "batch-api",
     batches_path: "/batches",
     spelling: Spelling::Together,
 };
 pub(crate) static MISTRAL: OpenAiLike = OpenAiLike {
-    limits: Limits { rows_max: 100_000, bytes_max: 500 * MIB },
+    limits: Limits { rows_min: 1, rows_max: 100_000, bytes_max: 500 * MIB },
     upload_path: "/files",
     purpose: "batch",
     batches_path: "/batch/jobs",
@@ -60,7 +60,7 @@ pub(crate) static MISTRAL: OpenAiLike = OpenAiLike {
 };
 /// OpenAI's, and that of those who copied all of it. Limits leave room for what surrounds the rows.
 const COPY: OpenAiLike = OpenAiLike {
-    limits: Limits { rows_max: 50_000, bytes_max: 190 * MIB },
+    limits: Limits { rows_min: 1, rows_max: 50_000, bytes_max: 190 * MIB },
     upload_path: "/files",
     purpose: "batch",
     batches_path: "/batches",

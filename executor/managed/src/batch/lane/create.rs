@@ -73,6 +73,7 @@ impl BatchLane {
             model: &self.job.model,
             asks: self.job.asks,
             file: file.as_deref(),
+            role: self.role.as_deref(),
             lines: &lines,
         };
         let part = if file.is_some() { Part::Creation } else { Part::InputAndCreation };

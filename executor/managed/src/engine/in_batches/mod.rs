@@ -1,8 +1,8 @@
 //! The batch lane of a managed model: all requests of a call go to the provider as batches, are waited for, and are read by the
 //! same dialects as answers that come online. What must not be forgotten is in the run's store (see [`crate::batch`]), so
 //! that whichever process asks the same again finds the batches and pays nothing twice. A row whose answer has not the form
-//! that was asked for is asked again online, where the policy permits that, and nowhere else; where batches are one lane of
-//! several, so is one without an answer.
+//! that was asked for is asked again online, where the policy permits that, and nowhere else; so are rows that are too few for
+//! a batch; where batches are one lane of several, so is any without an answer.
 
 mod rest;
 mod wait;
@@ -20,7 +20,9 @@ use rowmill_jobs::{Error, Result};
 use super::due::mean;
 use super::{Asked, ManagedEngine, OnBehalf, TEMPLATE_TOKENS_MAX, Talk, all, restore, to_its_end, unsearchable};
 use crate::accounts::Accounts;
-use crate::batch::{Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, Limits, Patience, Reason, RowEnd};
+use crate::batch::{
+    Asks, BatchJob, BatchLane, BatchProvider, BatchRow, Failed, Folder, Limits, Patience, Reason, RowEnd,
+};
 use crate::call::{CallError, Class, Estimate, Reply};
 use crate::conversation::{Conversation, Step};
 use crate::dialect;
@@ -28,6 +30,7 @@ use crate::journal::{Fingerprint, Journal};
 use crate::lane::Lane;
 use crate::on_behalf::Unwanted;
 use crate::redaction::Vault;
+use rest::Rest;
 use wire::{GuardedWire, RowFacts};
 
 /// Where a run remembers its batches.
@@ -48,6 +51,8 @@ pub(super) struct Batches {
     run: BatchesOfRun,
     patience: Patience,
     limits: Limits,
+    /// Where the provider reads its input, if not in what it is sent.
+    folder: Option<Folder>,
     /// Asks online again what came in a wrong form.
     online: Option<Arc<ManagedEngine>>,
 }
@@ -83,7 +88,7 @@ impl ManagedEngine {
     /// With what the batch lane needs; `online` asks again what comes in a wrong form, if the policy permits that.
     ///
     /// # Errors
-    /// Rowmill speaks no batch API of this provider.
+    /// Rowmill speaks no batch API of this provider; it needs a folder, and the operator names none.
     pub fn in_batches(
         self,
         accounts: &Accounts,
@@ -95,7 +100,11 @@ impl ManagedEngine {
                 .hint(format!("lane = 'batch' is for {}", Lane::Batch.kinds().join(", ")))
         })?;
         let (patience, limits) = (accounts.patience(&self.permit), accounts.batch_limits(&self.permit, &self.target));
-        Ok(Self { batches: Some(Arc::new(Batches { provider, run, patience, limits, online })), ..self })
+        let folder = accounts.batch_folder(&self.permit)?;
+        if provider.needs_folder() && folder.is_none() {
+            return Err(Error::internal("a permit for batches through a folder, and there is none"));
+        }
+        Ok(Self { batches: Some(Arc::new(Batches { provider, run, patience, limits, folder, online })), ..self })
     }
 
     /// What asks online what batches leave, if the policy permits that.
@@ -142,8 +151,12 @@ impl Batches {
             true => Vec::new(),
             false => self.send(engine, asked, who, (sent, facts, mean(asked, &to_send))).await?,
         };
-        let mut outcomes = match &engine.due {
-            Some(due) => rest::ask(due, asked, who, &to_send, &ends).await?,
+        let rest = match (&engine.due, &self.online) {
+            (Some(due), _) => Some((due.online(), Rest::All)),
+            (None, online) => online.as_ref().map(|online| (online, Rest::TooFew)),
+        };
+        let mut outcomes = match rest {
+            Some(rest) => rest::ask(rest, asked, who, &to_send, &ends).await?,
             None => HashMap::new(),
         };
         let in_batches = rows.into_iter().zip(ends).enumerate();
@@ -185,9 +198,14 @@ impl Batches {
         let job = job.named_for(engine.permit.provider());
         let wire = Arc::new(GuardedWire::new(engine, asked, who, (self, facts)));
         let (store, executor) = (Arc::clone(&self.run.store), self.run.executor.as_str());
+        let (shard_rows, role) = (job.rows.len(), self.folder.as_ref().map(|folder| folder.role().to_owned()));
         let lane = BatchLane::new(self.provider, wire.clone(), store, job, executor, self.patience);
+        let lane = lane.with_limits(self.limits).with_role(role);
+        if shard_rows < lane.limits().rows_min && self.online.is_none() && !lane.has_begun().await? {
+            return Err(too_few(engine, (who.shard, shard_rows), lane.limits()));
+        }
         let until = engine.due.as_ref().map(|due| wait::Until { due, tokens, patience: self.patience });
-        let ended = wait::until_done(&lane.with_limits(self.limits), self.patience, until).await;
+        let ended = wait::until_done(&lane, self.patience, until).await;
         // What held a call back says more than that it was held back.
         ended.map_err(|error| wire.take_refusal().unwrap_or_else(|| error.with("provider", engine.permit.provider())))
     }
@@ -229,6 +247,10 @@ impl Batches {
                 Reason::Unreadable => {
                     "what the provider says of the row has another shape than it documents".to_owned()
                 }
+                Reason::TooFew => "the rows are too few for a batch".to_owned(),
+                Reason::TooFewLeft => {
+                    "the provider gave no answer, and the rows left are too few for another batch".to_owned()
+                }
                 _ => format!("the provider gave no answer in {} batches", self.patience.rounds_max),
             };
             return conversation.end_with(RowError::new(RowErrorCode::Provider, message));
@@ -246,6 +268,18 @@ impl Batches {
             request_id: None,
         })
     }
+}
+
+/// That a shard cannot be sent in batches, nor in another way.
+fn too_few(engine: &ManagedEngine, (shard, rows): (u32, usize), limits: Limits) -> Error {
+    let provider = engine.permit.provider();
+    Error::invalid(format!("{provider} takes {} rows or more in a batch", limits.rows_min))
+        .with("shard", shard)
+        .with("rows", rows)
+        .hint(format!(
+            "make shards larger (shard_rows), let the policy permit the online lane for rows that are left, or set \
+             rows_min in [providers.{provider}.batches] if the account's quota is lower"
+        ))
 }
 
 /// Asks a row again online, unless an earlier attempt has the answer.

@@ -14,7 +14,9 @@ use tokio::time::Instant;
 use super::super::{Asked, ManagedEngine, OnBehalf, RunGuard};
 use super::{Batches, sum_of};
 use crate::audit::{Ending, Intended, Intent};
-use crate::batch::{BatchBody, BatchCall, BatchProvider, BatchRef, BatchWire, Part, Reason, RowResult, did_nothing};
+use crate::batch::{
+    BatchBody, BatchCall, BatchProvider, BatchRef, BatchWire, Folder, Part, Reason, RowResult, did_nothing,
+};
 use crate::budget::{Amount, Budget};
 use crate::call::{CallError, Class, Estimate, Left, Reply, Spent};
 use crate::dialect;
@@ -38,6 +40,7 @@ pub(super) struct RowFacts {
 pub(super) struct GuardedWire {
     provider: BatchProvider,
     transport: Transport,
+    folder: Option<Folder>,
     guard: RunGuard,
     budget: Arc<Budget>,
     price: Option<ModelPrice>,
@@ -62,6 +65,7 @@ impl GuardedWire {
         Self {
             provider: batches.provider,
             transport: engine.transport.clone(),
+            folder: batches.folder.clone(),
             guard: engine.guard.clone(),
             budget: Arc::clone(&engine.budget),
             price: engine.price.clone(),
@@ -118,7 +122,36 @@ impl GuardedWire {
             payload_hmac: self.guard.audit.sign(body),
             ..self.intent.clone()
         };
+        let intent = match (&call.body, &self.folder) {
+            (BatchBody::Put(_), Some(folder)) => Intent { host: folder.url().to_owned(), ..intent },
+            _ => intent,
+        };
         self.guard.audit.intend(intent).await.map(Some)
+    }
+
+    /// Sends a call, or does with an object of the folder what it says.
+    async fn carry_out(&self, path: &str, body: BatchBody) -> std::result::Result<Reply, CallError> {
+        let content = match body {
+            BatchBody::Put(content) => Some(content),
+            BatchBody::Read => None,
+            body => return self.transmit(path, body).await,
+        };
+        let object = self.exchange(path, content).await.map_err(|error| self.held_back(error))?;
+        let body = object.ok_or_else(nothing_there)?;
+        Ok(Reply { body, request_id: None, first_byte: Duration::ZERO })
+    }
+
+    /// Creates an object of the folder of which there is content, and reads one of which there is none.
+    async fn exchange(&self, path: &str, content: Option<Bytes>) -> Result<Option<Bytes>> {
+        let folder = self.folder.as_ref().ok_or_else(|| Error::internal("an object of a batch without a folder"))?;
+        let done = async {
+            match content {
+                Some(content) => folder.put(path, content).await.map(|url| Some(Bytes::from(url))),
+                None => folder.read(path).await,
+            }
+        };
+        let late = |_| Err(Error::temporary("the folder of batches does not answer in time"));
+        tokio::time::timeout(self.call_time, done).await.unwrap_or_else(late)
     }
 
     /// Sends a call, again only where nothing of it left.
@@ -176,7 +209,7 @@ impl BatchWire for GuardedWire {
         }
         let intended = self.intend(&call).await.map_err(|error| self.held_back(error))?;
         let BatchCall { path, body, of, .. } = call;
-        let reply = self.transmit(&path, body).await;
+        let reply = self.carry_out(&path, body).await;
         if let (Some(batch), Err(error)) = (&of, &reply)
             && (batch.part == Part::Input || did_nothing(error))
         {
@@ -223,11 +256,17 @@ fn ended(class: Option<Class>, status: Option<u16>, request_id: Option<String>) 
     Ending { class: Ending::class_of(class), status, request_id, ..Ending::default() }
 }
 
+/// That an object is not there, as a provider would say of a file.
+fn nothing_there() -> CallError {
+    let message = "there is no such object in the folder".to_owned();
+    CallError { class: Class::Denied, status: Some(404), code: None, message, retry_after: None, request_id: None }
+}
+
 /// The batch whose rows are in a call, and the bytes that they are in.
 fn carried(call: &BatchCall) -> Option<(&BatchRef, &Bytes)> {
     let batch = call.of.as_ref()?;
     match (&call.body, batch.part) {
-        (BatchBody::Form { content, .. }, _) => Some((batch, content)),
+        (BatchBody::Form { content, .. } | BatchBody::Put(content), _) => Some((batch, content)),
         (BatchBody::Json(body), Part::InputAndCreation) => Some((batch, body)),
         _ => None,
     }
