@@ -20,28 +20,13 @@ use crate::support::{Said, integers, read_table, strings};
 const ANSWERS: u64 = 3 * ROWS as u64;
 /// A deadline that leaves time for everything.
 const FAR: &str = "2999-01-01T06:00:00Z";
-/// A provider whose batches, of 20 rows, take longer than [`SOON`].
-const SLOW: Batches =
-    Batches { validating_ms: 0, row_ms: 4_000, finalizing_ms: 1_000, window_ms: 86_400_000, ..NO_TROUBLE };
-const NO_TROUBLE: Batches = Batches {
-    validating_ms: 0,
-    row_ms: 0,
-    finalizing_ms: 0,
-    window_ms: 0,
-    retention_ms: 30 * 86_400_000,
-    stalled: 0.0,
-    failed: 0.0,
-    cancel_ignored: 0.0,
-    row_error: 0.0,
-    row_refused: 0.0,
-    row_invalid: 0.0,
-    row_odd: 0.0,
-    duplicate_line: 0.0,
-    stranger_line: 0.0,
-    row_lost: 0.0,
-};
 /// Time until a deadline that leaves time for a part: 9 s are kept for what goes online, 5 s for batches to end.
 const SOON: TimeDelta = TimeDelta::seconds(45);
+
+/// A provider whose batches, of 20 rows, take longer than [`SOON`].
+fn slow() -> Batches {
+    Batches { row_ms: 4_000, finalizing_ms: 1_000, ..quick() }
+}
 
 /// A job of a model that chooses its lane.
 fn choosing(kind: &str, name: &str, deadline: &str) -> Elsewhere {
@@ -120,7 +105,7 @@ fn batches_that_are_too_slow_are_cancelled_and_only_the_rest_goes_online() {
         ("mistral", Provider::Mistral, "mistral-small-latest"),
         ("bedrock", Provider::Bedrock, CLAUDE_THERE),
     ];
-    let providers = Providers::with(Config { batches: SLOW, ..seen() });
+    let providers = Providers::with(Config { batches: slow(), ..seen() });
     let begin = |(kind, simulated, name): (&'static str, Provider, &str)| {
         let deadline = soon();
         let away = choosing(kind, name, &rfc3339(deadline));
@@ -154,7 +139,7 @@ fn batches_that_are_too_slow_are_cancelled_and_only_the_rest_goes_online() {
 #[test]
 fn killed_while_it_gives_batches_up_the_same_command_pays_nothing_twice() {
     let simulated = Provider::Openai;
-    let providers = Providers::with(Config { batches: SLOW, ..seen() });
+    let providers = Providers::with(Config { batches: slow(), ..seen() });
     let away = choosing("openai", "gpt-4o-mini", &rfc3339(soon()));
     away.config(&config(&providers, "openai", simulated, ""));
     let chunks = 3 * SHARDS as usize;

@@ -73,8 +73,6 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use super::*;
     use crate::layout;
     use crate::store::Store;
@@ -125,29 +123,13 @@ mod tests {
         assert_eq!(executor.set_aside("batch b", 1).await.unwrap(), SetAside::CapReached { left: 0 });
     }
 
-    /// Where a test's log goes.
-    #[derive(Debug, Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[tokio::test]
     async fn releasing_again_is_no_overspending() {
-        let log = Log::default();
-        let writer = log.clone();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let writer = Arc::new(log.reopen().unwrap());
         // This test's runtime has one thread, so that everything is heard.
-        let _listening =
-            tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(move || writer.clone()).finish());
-        let warned = || String::from_utf8_lossy(&log.0.lock().unwrap()).matches("more was spent").count();
+        let _listening = tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(writer).finish());
+        let warned = || std::fs::read_to_string(log.path()).unwrap().matches("more was spent").count();
         let folder = tempfile::tempdir().unwrap();
         let store: Arc<dyn Store> = Arc::new(LocalStore::new(folder.path().to_path_buf()));
         let executor = ledger(&store, "executor");

@@ -350,27 +350,11 @@ async fn the_limits_are_kept_and_a_failing_provider_is_left_alone() {
     assert!(error.retry_after.is_some());
 }
 
-/// Where a test's log goes.
-#[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn nothing_of_rows_answers_and_keys_is_logged_at_any_level() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let writer = Arc::new(log.reopen().unwrap());
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(writer).finish();
     // This test's runtime has one thread, so that everything the transport does is heard.
     let listening = tracing::subscriber::set_default(subscriber);
     let refusal = r#"{"error":{"message":"canary prompt","code":"canary word"}}"#;
@@ -387,7 +371,7 @@ async fn nothing_of_rows_answers_and_keys_is_logged_at_any_level() {
         let _ = send(vec![act]).await;
     }
     drop(listening);
-    let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    let text = String::from_utf8_lossy(&std::fs::read(log.path()).unwrap()).into_owned();
     assert!(text.contains("TRACE"), "nothing is heard");
     let told: Vec<&str> = text.lines().filter(|line| line.contains("canary")).collect();
     assert!(told.is_empty(), "{told:#?}");
