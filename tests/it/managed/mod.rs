@@ -18,5 +18,5 @@ mod llama_server;
 mod money;
 mod overridden;
 mod refused;
-mod specification;
+pub mod specification;
 mod targets;

@@ -1,4 +1,4 @@
-//! Requests of the OpenAI dialect against OpenAI's own request types (tests/fixtures/openai-spec). What a provider has
+//! Requests of the OpenAI dialect against what OpenAI's API takes (tests/fixtures/openai-spec). What a provider has
 //! beyond them is named here, field by field; anything else is a defect.
 
 use jsonschema::Validator;
@@ -84,6 +84,8 @@ fn the_contract_finds_what_is_wrong() {
     assert!(chat.is_valid(&good));
     for (pointer, wrong) in [
         ("temperature", json!(9)),
+        ("n", json!(0)),
+        ("messages", json!([])),
         ("messages", json!([{"role": "robot", "content": "x"}])),
         ("messages", json!([{"role": "user", "content": "x", "name_": "y"}])),
         ("response_format", json!({"type": "json_schema", "json_schema": {"schema": {}}})),
@@ -100,6 +102,8 @@ fn the_contract_finds_what_is_wrong() {
     assert!(embedding.is_valid(&json!({"model": "m", "input": ["x"]})));
     for wrong in [
         json!({"model": "m", "input": [""]}),
+        json!({"model": "m", "input": []}),
+        json!({"model": "m", "input": ["x"], "dimensions": 0}),
         json!({"input": ["x"]}),
         json!({"model": "m", "input": ["x"], "dims": 3}),
     ] {
