@@ -54,6 +54,15 @@ pub(crate) struct Observer {
     pub(crate) refuses: Option<fn(&Pack) -> bool>,
     /// The step, counted from the first one ever, at which the device breaks, as all do from then on.
     pub(crate) breaks_at: Option<usize>,
+    /// Whether it panics when it is let go, as libraries do whose device failed.
+    pub(crate) panics_at_its_end: bool,
+}
+
+#[cfg(test)]
+impl Drop for Observer {
+    fn drop(&mut self) {
+        assert!(!self.panics_at_its_end, "the library refuses");
+    }
 }
 
 /// What a step gave for each row that it completed, in the slices' order.
@@ -178,9 +187,7 @@ impl Drive<'_> {
         }
         #[cfg(test)]
         if self.observer.breaks_at.is_some_and(|step| self.observer.steps + 1 >= step) {
-            return Err(Error::internal("a step failed")
-                .caused_by(std::io::Error::other("CUDA_ERROR_ILLEGAL_ADDRESS"))
-                .into());
+            return Err(crate::lost::device_error("a step failed", "CUDA_ERROR_ILLEGAL_ADDRESS").into());
         }
         let computed = match self.ask {
             Ask::Labels { head, .. } => Computed::Logits(self.writer.logits(&pack, self.cache, head)?),

@@ -1,8 +1,10 @@
 //! [`CandleEngine`]: threads of its own, one that makes prompts and one that computes for each place where it is computed, with
 //! bounded channels before each and threads of their own behind each. The async runtime only sends and waits. Where there are
-//! several places, each takes the next call when it is free; when the last has failed, the engine has ended.
+//! several places, each takes the next call when it is free; when the last has failed, the engine has ended. A place where the
+//! model cannot be loaded is done without, while there is another.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -14,6 +16,7 @@ use rowmill_jobs::infer::{Engine, Outcome, Request, Task, TaskKind, find_labels}
 use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::lost::{in_words, is_lasting, is_of_device, lose};
 use crate::model::{EngineOptions, Model};
 use crate::place::Place;
 use crate::prompt::{Prompt, Prompter};
@@ -77,23 +80,21 @@ impl CandleEngine {
     /// The same, computed at each of these places.
     pub(crate) fn load_at(name: &str, source: &Path, options: &EngineOptions, places: &[Place]) -> Result<Self> {
         let pool = threads("engine", options.threads.unwrap_or(0))?;
-        let mut workers = Vec::with_capacity(places.len());
-        let mut told = None;
-        for place in places {
-            let model = pool.install(|| Model::load_at(source, options, *place)).map_err(|e| e.with("model", name))?;
+        let loaded = at_each(places, Place::device, |place| {
+            let model = pool.install(|| Model::load_at(source, options, place)).map_err(|e| e.with("model", name))?;
             let prompter = Arc::new(model.prompter);
-            workers.push((Worker::new(model.network, &prompter, options), place.holds()));
-            told.get_or_insert(prompter);
-        }
-        let Some(prompter) = told else { return Err(Error::internal("an engine without a place to compute")) };
-        let pools = shares(pool, workers.len())?;
-        let posts = workers.into_iter().zip(pools).map(|((worker, on_device), pool)| Post { worker, pool, on_device });
+            Ok((Worker::new(model.network, &prompter, options), place.device(), prompter))
+        })?;
+        let Some((.., prompter)) = loaded.first() else { return Err(nowhere()) };
+        let prompter = Arc::clone(prompter);
+        let pools = shares(pool, loaded.len())?;
+        let posts = loaded.into_iter().zip(pools).map(|((worker, device, _), pool)| Post { worker, pool, device });
         Self::start(name, prompter, posts.collect())
     }
 
     /// Starts the threads of a model that is loaded at one place at least.
     pub(crate) fn start(name: &str, prompter: Arc<Prompter>, posts: Vec<Post>) -> Result<Self> {
-        let Some(first) = posts.first() else { return Err(Error::internal("an engine without a place to compute")) };
+        let Some(first) = posts.first() else { return Err(nowhere()) };
         let skill = first.worker.skill();
         let computing: usize = posts.iter().map(|post| post.pool.current_num_threads()).sum();
         let prompt_pool = threads("prompts", computing.div_ceil(THREADS_PER_PROMPT_THREAD))?;
@@ -107,12 +108,16 @@ impl CandleEngine {
         let together = if posts.len() == 1 { CALLS_WAITING } else { 0 };
         let queue = Arc::new(Queue { calls: Mutex::new(to_compute), together });
         let held = Arc::downgrade(&queue);
-        for post in posts {
+        for mut post in posts {
             let (queue, stopping, failed) = (Arc::clone(&queue), Arc::clone(&stopping), Arc::clone(&failed));
             let work = move || {
                 let Some(broken) = post.compute(&queue, &stopping) else { return };
                 failed.get_or_init(|| broken.why());
-                // Whoever hears of it finds that this worker, its memory and its place at the queue are gone.
+                // Whoever hears of it finds that this worker, its memory and its place at the queue are gone. What a device that
+                // failed does not take back is lost with the process; a library's panic over it must not keep anybody waiting.
+                if catch_unwind(AssertUnwindSafe(|| drop(post))).is_err() {
+                    tracing::warn!("a device that failed did not take back what it had lent");
+                }
                 drop(queue);
                 broken.reply();
             };
@@ -121,7 +126,7 @@ impl CandleEngine {
         Ok(Self { name, calls, queue: held, failed, stopping })
     }
 
-    /// What is said where nobody computes any more: a defect, or a device that failed, and another attempt loads anew.
+    /// What is said where nobody computes any more: a defect, or devices that failed.
     fn gone(&self) -> Error {
         match self.failed.get() {
             None => Error::internal(format!("the engine of model {} has ended", self.name)),
@@ -150,6 +155,43 @@ impl Engine for CandleEngine {
 
     fn has_ended(&self) -> bool {
         self.queue.strong_count() == 0
+    }
+}
+
+fn nowhere() -> Error {
+    Error::internal("an engine without a place to compute")
+}
+
+/// What `load` gives for each place. A device's failure costs that place only, while there is another; what is wrong with the
+/// model is wrong everywhere.
+///
+/// # Errors
+/// The model's, or those of the devices if none could load it: then it may be loaded later, or elsewhere.
+pub(crate) fn at_each<P: Copy + fmt::Debug, T>(
+    places: &[P],
+    device: impl Fn(P) -> Option<usize>,
+    mut load: impl FnMut(P) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut loaded = Vec::with_capacity(places.len());
+    let mut refused = None;
+    for place in places {
+        match load(*place) {
+            Ok(one) => loaded.push(one),
+            Err(error) if is_of_device(&error) => {
+                tracing::warn!(?place, why = in_words(&error), "a model cannot be loaded on a device");
+                device(*place).filter(|_| is_lasting(&error)).iter().for_each(|device| lose(*device, &error));
+                refused.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match refused {
+        Some(error) if loaded.is_empty() => {
+            Err(Error::temporary("no device of this process could load the model").caused_by(error).hint(
+                "see that nothing else takes the devices' memory (`nvidia-smi`), and what their driver logs (`dmesg`)",
+            ))
+        }
+        _ => Ok(loaded),
     }
 }
 

@@ -27,6 +27,7 @@ mod labels;
 mod line;
 mod linear;
 mod lora;
+mod lost;
 mod model;
 mod pack;
 mod place;
@@ -46,6 +47,7 @@ mod writer;
 
 pub use descriptor::{Architecture, ComputedBy, architectures};
 pub use engine::CandleEngine;
+pub use lost::lost_device;
 pub use model::{EngineOptions, KV_BYTES_DEFAULT, ModelFacts, inspect, inspect_adapted};
 
 #[cfg(test)]

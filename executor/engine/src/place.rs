@@ -16,6 +16,8 @@ use crate::encoder::Encoder;
 use crate::encoder::pool::Embedder;
 use crate::encoder::pool::{Dense, States};
 use crate::linear::Precision;
+#[cfg(feature = "cuda")]
+use crate::lost::{is_lost, lost_device};
 use crate::model::{EngineOptions, Network};
 use crate::writer::Writer;
 
@@ -56,7 +58,7 @@ impl Place {
         Ok(vec![Self::Processor])
     }
 
-    /// All places where this build computes; there is one at least.
+    /// All places where this build computes, but those that are lost to this process; there is one at least.
     #[cfg(feature = "cuda")]
     pub(crate) fn all() -> Result<Vec<Self>> {
         let none = |why: Error| {
@@ -67,7 +69,15 @@ impl Place {
         };
         match cuda::count() {
             Ok(0) => Err(none(Error::invalid("the driver shows no GPU"))),
-            Ok(count) => Ok((0..count).map(Self::Gpu).collect()),
+            Ok(count) => {
+                let sound: Vec<Self> = (0..count).filter(|gpu| !is_lost(*gpu)).map(Self::Gpu).collect();
+                if sound.is_empty() {
+                    return Err(Error::temporary("every GPU of this process has failed")
+                        .with("device", lost_device().unwrap_or_default())
+                        .hint("start the process again; if this comes again, see what the driver logs (`dmesg`)"));
+                }
+                Ok(sound)
+            }
             Err(error) => Err(none(error)),
         }
     }
@@ -75,6 +85,15 @@ impl Place {
     /// The first of them.
     pub(crate) fn first() -> Result<Self> {
         Self::all().map(|places| places.first().copied().unwrap_or(Self::Processor))
+    }
+
+    /// The number of the device, if it is one.
+    pub(crate) fn device(self) -> Option<usize> {
+        match self {
+            Self::Processor => None,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(number) => Some(number),
+        }
     }
 
     /// Whether a model is read only to be held for this place, not to be computed from where it was read.

@@ -8,16 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 use rowmill_jobs::infer::{Answered, Outcome, Task, TaskKind, Usage, find_labels};
-use rowmill_jobs::{Error, Kind, Result};
+use rowmill_jobs::{Error, Result};
 use tokio::sync::oneshot;
 
 use crate::answer::Answerer;
 use crate::decoder::Embedder as DecoderEmbedder;
-use crate::drive::is_out_of_memory;
 use crate::encoder::head::Classifier;
 use crate::encoder::pool::Embedder;
 use crate::encoder::rows::{DECODER_TOKENS, classify, embed};
 use crate::engine::Skill;
+use crate::lost::{in_words, is_lasting, lose};
 use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Network};
 use crate::prompt::{Prompt, Prompter};
 
@@ -93,8 +93,9 @@ pub(crate) struct Post {
     pub(crate) worker: Worker,
     /// Its own threads.
     pub(crate) pool: ThreadPool,
-    /// Whether it computes on a device, which does not outlive a failure: whatever is asked of it afterwards fails at once.
-    pub(crate) on_device: bool,
+    /// The device that it computes on, if not on the processor. A device does not outlive a failure: whatever is asked of it
+    /// afterwards fails at once.
+    pub(crate) device: Option<usize>,
 }
 
 /// What a device leaves that failed: its calls, still without a reply.
@@ -106,22 +107,21 @@ pub(crate) struct Broken {
 impl Broken {
     /// What happened, with its causes.
     pub(crate) fn why(&self) -> String {
-        let first: &(dyn std::error::Error + 'static) = &self.error;
-        let causes = std::iter::successors(Some(first), |error| error.source()).map(ToString::to_string);
-        causes.collect::<Vec<_>>().join(": ")
+        in_words(&self.error)
     }
 
     /// Tells those who called.
     pub(crate) fn reply(self) {
         let error = Error::temporary("a device failed while it computed").caused_by(self.error);
-        let hint = "the model goes on at other devices, or is loaded anew; if this comes again, see what the device's driver logs";
+        let hint = "the model goes on at other devices of this process, if it has any; the one that failed comes back with another \
+                    process only: start it again, and see what the device's driver logs";
         refuse(self.calls, error.hint(hint));
     }
 }
 
 impl Post {
     /// Computes until no call comes any more, or its device fails.
-    pub(crate) fn compute(mut self, queue: &Queue, stopping: &AtomicBool) -> Option<Broken> {
+    pub(crate) fn compute(&mut self, queue: &Queue, stopping: &AtomicBool) -> Option<Broken> {
         let mut waiting: VecDeque<Ready> = VecDeque::new();
         while queue.take(&mut waiting) {
             let mut calls = together(&mut waiting);
@@ -143,7 +143,8 @@ impl Post {
                     }
                 }
                 Ok(None) => {}
-                Err(error) if self.on_device && is_lasting(&error) => {
+                Err(error) if self.device.is_some() && is_lasting(&error) => {
+                    self.device.iter().for_each(|device| lose(*device, &error));
                     calls.extend(waiting);
                     return Some(Broken { calls, error });
                 }
@@ -152,12 +153,6 @@ impl Post {
         }
         None
     }
-}
-
-/// Whether a device that said so fails from now on. What is wrong with a task or a model is not the device's, and memory that
-/// one step lacks another may have.
-pub(crate) fn is_lasting(error: &Error) -> bool {
-    error.kind() == Kind::Internal && !is_out_of_memory(error)
 }
 
 /// One error for several calls: each gets its words.

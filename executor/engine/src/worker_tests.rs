@@ -11,30 +11,27 @@ use tokio::task::JoinSet;
 
 use crate::answer::Answerer;
 use crate::drive::is_out_of_memory;
-use crate::engine::{CandleEngine, threads};
+use crate::engine::{CandleEngine, at_each, threads};
+use crate::lost::{device_error, is_lasting, is_lost, lost_device};
 use crate::model::{EngineOptions, Model, Network};
-use crate::worker::{Post, Worker, is_lasting};
+use crate::worker::{Post, Worker};
 
-#[derive(Clone, Copy, PartialEq)]
-enum Where {
-    Processor,
-    Device,
-}
-
-/// The tiny Llama, once for each step at which its device breaks, if it does.
-fn engine(breaks_at: &[Option<usize>], where_to: Where) -> CandleEngine {
+/// The tiny Llama, once for each step at which its device breaks, if it does. Devices are numbered from `first` on: which of
+/// them are lost is the process's to know, so each test has numbers of its own.
+fn engine(breaks_at: &[Option<usize>], first: Option<usize>) -> CandleEngine {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny");
     let mut prompter = None;
-    let post = |breaks_at: &Option<usize>| {
+    let post = |(number, breaks_at): (usize, &Option<usize>)| {
         let model = Model::load(&source, &EngineOptions::default()).unwrap();
         let Network::Writer(writer) = model.network else { panic!("writes no text") };
         let own = Arc::clone(prompter.get_or_insert_with(|| Arc::new(model.prompter)));
         let mut answerer = Answerer::new(writer, own, 1 << 24);
         answerer.observer.breaks_at = *breaks_at;
+        answerer.observer.panics_at_its_end = first.is_some() && breaks_at.is_some();
         let pool = threads("engine", 1).unwrap();
-        Post { worker: Worker::Writer(Box::new(answerer)), pool, on_device: where_to == Where::Device }
+        Post { worker: Worker::Writer(Box::new(answerer)), pool, device: first.map(|first| first + number) }
     };
-    let posts = breaks_at.iter().map(post).collect();
+    let posts = breaks_at.iter().enumerate().map(post).collect();
     CandleEngine::start("m", prompter.unwrap(), posts).unwrap()
 }
 
@@ -47,9 +44,9 @@ async fn ask(engine: &CandleEngine, format: TextFormat) -> Result<Vec<Outcome>> 
 
 #[tokio::test]
 async fn the_engine_of_the_last_device_that_failed_has_ended_and_says_why() {
-    let engine = Arc::new(engine(&[Some(5)], Where::Device));
+    let engine = Arc::new(engine(&[Some(5)], Some(10)));
     assert_eq!(ask(&engine, TextFormat::Free).await.unwrap().len(), 1);
-    assert!(!engine.has_ended());
+    assert!(!engine.has_ended() && !is_lost(10));
     let mut calls = JoinSet::new();
     for _ in 0..100 {
         let engine = Arc::clone(&engine);
@@ -60,13 +57,15 @@ async fn the_engine_of_the_last_device_that_failed_has_ended_and_says_why() {
             assert!(error.retryable() && ended, "{}", error.report());
         }
     }
+    assert!(is_lost(10), "its process computes nothing more there");
+    assert!(lost_device().unwrap().contains("CUDA_ERROR_ILLEGAL_ADDRESS"));
     let error = ask(&engine, TextFormat::Free).await.unwrap_err();
     assert!(error.retryable() && error.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{}", error.report());
 }
 
 #[tokio::test]
 async fn a_device_that_failed_gets_no_call_any_more_and_the_other_goes_on() {
-    let engine = engine(&[Some(1), None], Where::Device);
+    let engine = engine(&[Some(1), None], Some(20));
     let mut failed = 0;
     for _ in 0..40 {
         if let Err(error) = ask(&engine, TextFormat::Free).await {
@@ -76,16 +75,17 @@ async fn a_device_that_failed_gets_no_call_any_more_and_the_other_goes_on() {
     }
     assert!(failed <= 1, "{failed}");
     assert!(!engine.has_ended());
+    assert!(!is_lost(21));
 }
 
 #[tokio::test]
 async fn what_is_not_the_devices_fault_ends_no_engine() {
-    let asked = engine(&[None], Where::Device);
+    let asked = engine(&[None], Some(30));
     let error = ask(&asked, TextFormat::Pattern { pattern: "a(?=b)".to_owned() }).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid);
     assert!(ask(&asked, TextFormat::Free).await.is_ok() && !asked.has_ended());
     // A processor outlives its errors.
-    let processor = engine(&[Some(1)], Where::Processor);
+    let processor = engine(&[Some(1)], None);
     for _ in 0..2 {
         assert_eq!(ask(&processor, TextFormat::Free).await.unwrap_err().to_string(), "a step failed");
     }
@@ -94,7 +94,8 @@ async fn what_is_not_the_devices_fault_ends_no_engine() {
 
 #[test]
 fn memory_that_ran_out_is_known_by_the_words_of_drivers_and_libraries() {
-    let failed = |words: &'static str| Error::internal("a step failed").caused_by(std::io::Error::other(words));
+    let failed =
+        |words: &'static str| Error::internal("a step failed").caused_by(device_error("a product failed", words));
     for words in ["DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "CublasError(CUBLAS_STATUS_ALLOC_FAILED)"]
     {
         assert!(is_out_of_memory(&failed(words)) && !is_lasting(&failed(words)), "{words}");
@@ -103,4 +104,23 @@ fn memory_that_ran_out_is_known_by_the_words_of_drivers_and_libraries() {
         assert!(!is_out_of_memory(&failed(words)) && is_lasting(&failed(words)), "{words}");
     }
     assert!(!is_lasting(&Error::invalid("labels cannot be scored")));
+    // A defect that a call meets beside the device: the model's tokenizer, the grammars' library, our own.
+    let refused = std::io::Error::other("the grammar's library refused");
+    assert!(!is_lasting(&Error::internal("constrained decoding could not be prepared").caused_by(refused)));
+}
+
+#[test]
+fn a_model_is_loaded_where_it_can_be_and_refused_where_it_is_at_fault() {
+    let load = |place: usize| match place {
+        1 => Err(device_error("the GPU refused an operation", "CUDA_ERROR_ECC_UNCORRECTABLE")),
+        2 => Err(device_error("the GPU refused an operation", "CUDA_ERROR_OUT_OF_MEMORY")),
+        9 => Err(Error::invalid("a tensor is missing")),
+        place => Ok(place),
+    };
+    let device = |place: usize| Some(place + 40);
+    assert_eq!(at_each(&[0, 1, 2, 3], device, load).unwrap(), [0, 3]);
+    assert!(is_lost(41) && !is_lost(42), "memory comes back");
+    let error = at_each(&[2, 1], device, load).unwrap_err();
+    assert!(error.retryable() && error.report().contains("OUT_OF_MEMORY"), "{}", error.report());
+    assert_eq!(at_each(&[0, 9, 3], device, load).unwrap_err().kind(), Kind::Invalid);
 }

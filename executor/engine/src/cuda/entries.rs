@@ -9,6 +9,7 @@ use candle_kernels::ffi;
 use rowmill_jobs::{Error, Result};
 
 use crate::device::stored::Scales;
+use crate::lost::device_error;
 
 /// Many rows: room for shared tiles, matrix, other side, product, columns and rows of the matrix, rows of the other side, blocks from
 /// row to row of the matrix, numbers from row to row of the product, and what the GPU is.
@@ -120,7 +121,11 @@ pub(super) fn launched() -> Result<()> {
     // SAFETY: reads and clears a number of this thread's.
     match unsafe { cudaGetLastError() } {
         0 => Ok(()),
-        MEMORY => Err(Error::internal("the GPU is out of memory for a product of blocks")),
-        error => Err(Error::internal(format!("the GPU refused a product of blocks: CUDA error {error}"))),
+        MEMORY => Err(refused("out of memory".to_owned())),
+        error => Err(refused(format!("CUDA error {error}"))),
     }
+}
+
+fn refused(said: String) -> Error {
+    device_error("the GPU refused a product of blocks", said)
 }

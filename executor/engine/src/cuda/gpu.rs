@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::CudaDevice;
@@ -25,7 +26,7 @@ use super::staging::Staging;
 use super::stored::Bench;
 use crate::device::eights;
 use crate::device::stored::Room;
-use crate::linear::internal;
+use crate::lost::device_error;
 
 /// Kernels, compiled by build.rs, with the names of those in them.
 const MODULES: [(&[u8], &[&str]); 5] = [
@@ -44,7 +45,7 @@ pub(crate) fn count() -> Result<usize> {
 /// A GPU.
 pub(super) struct Gpu {
     stream: Arc<CudaStream>,
-    blas: Arc<CudaBlas>,
+    blas: Blas,
     kernels: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
     /// Where matrices are multiplied that stay as GGUF stores them.
@@ -77,6 +78,23 @@ impl Graph {
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Gpu({})", self.stream.context().ordinal())
+    }
+}
+
+/// cuBLAS on a stream.
+struct Blas {
+    stream: Arc<CudaStream>,
+    library: ManuallyDrop<Arc<CudaBlas>>,
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // Whichever thread lets it go, the driver is to know which GPU is meant, and nothing is to be under way. Where the driver
+        // refuses, cuBLAS would as well, and its own drop panics then: it is left to the end of the process.
+        if self.stream.context().bind_to_thread().is_ok() && self.stream.synchronize().is_ok() {
+            // SAFETY: nobody uses it after this.
+            unsafe { ManuallyDrop::drop(&mut self.library) };
+        }
     }
 }
 
@@ -121,13 +139,16 @@ impl Gpu {
     /// The GPU of this number, with the engine's kernels.
     pub(super) fn open(number: usize) -> Result<Self> {
         // A stream of its own: the default one is another for each thread that calls.
-        let device = CudaDevice::new_with_stream(number).map_err(internal)?;
+        let device = CudaDevice::new_with_stream(number).map_err(failed)?;
         // SAFETY: everything is done on this one stream, in order; no event has to say that something is done.
         unsafe { device.disable_event_tracking() };
-        let (stream, blas) = (device.cuda_stream(), device.cublas_handle());
+        let stream = device.cuda_stream();
+        let blas = Blas { stream: Arc::clone(&stream), library: ManuallyDrop::new(device.cublas_handle()) };
+        // What it holds of cuBLAS is not to be let go last.
+        drop(device);
         memory::keep_freed(stream.context())?;
         let staging = Mutex::new(Staging::new(stream.context()).map_err(failed)?);
-        let workspace = memory::workspace(&stream, &blas)?;
+        let workspace = memory::workspace(&stream, &blas.library)?;
         let mut kernels = HashMap::new();
         for (code, names) in MODULES {
             let module = stream.context().load_module(Ptx::from_binary(code.to_vec())).map_err(|error| {
@@ -190,7 +211,7 @@ impl Gpu {
 
     /// cuBLAS, for C.
     pub(super) fn blas_handle(&self) -> blas::cublasHandle_t {
-        *self.blas.handle()
+        *self.blas.library.handle()
     }
 
     /// What the driver says of the GPU.
@@ -293,5 +314,5 @@ fn shape_of([x, y]: [usize; 2], threads: usize) -> LaunchConfig {
 
 /// An error of the driver's or of cuBLAS; its words say when memory ran out.
 pub(super) fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::internal("the GPU refused an operation").caused_by(error)
+    device_error("the GPU refused an operation", error)
 }
