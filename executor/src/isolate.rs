@@ -219,6 +219,8 @@ async fn compute(order: &Path, patience: Duration, limits: EngineLimits, egress:
     let text = tokio::fs::read(order).await.map_err(|error| unreadable().caused_by(error))?;
     let order: Order = serde_json::from_slice(&text).map_err(|error| unreadable().caused_by(error))?;
     let who = Who { executor: "a process of its own".into(), patience, waiting: Waiting::default() };
+    // What cannot be loaded beside a parent that has it loaded is no fault of the run's.
+    let limits = EngineLimits { others_compute: true, ..limits };
     let run = Runs::new(limits, egress).get(&order.run, &who).await?;
     let shard =
         run.plan.shards.get(order.shard as usize).ok_or_else(|| Error::internal("the plan has no such shard"))?;

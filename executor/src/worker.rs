@@ -39,7 +39,8 @@ pub struct ExecutorOptions {
     /// The command that computes a part of a shard in a process of its own (see [`isolate`]); it gets a file's path as
     /// its last argument. Without it, a shard that ends processes goes on doing so.
     pub isolation: Option<Vec<std::ffi::OsString>>,
-    /// Whether the process ends when a store refuses it or stayed away for longer than `patience`.
+    /// Whether other processes compute the same runs: then this one ends when it can do nothing any more, because a store
+    /// refuses it or stayed away for longer than `patience`, or because a device of its own failed.
     pub ends_when_stuck: bool,
     /// What its engines may take.
     pub engine_limits: EngineLimits,
@@ -65,8 +66,10 @@ pub struct Executor {
     news: Option<mpsc::Sender<ShardNews>>,
     /// Attempts that wait for a store.
     waiting: Waiting,
-    /// Why the process should end: a store refuses it, or stayed away for longer than patience lasts.
+    /// Why the process should end.
     stuck: watch::Sender<Option<Stuck>>,
+    /// Which device is lost to this process, if one is.
+    lost_device: fn() -> Option<String>,
 }
 
 impl Executor {
@@ -78,8 +81,10 @@ impl Executor {
         news: Option<mpsc::Sender<ShardNews>>,
     ) -> Self {
         let stuck = watch::Sender::new(None);
-        let runs = Runs::new(options.engine_limits, Arc::clone(&options.egress));
-        Self { options, runs, scratch, counters, news, waiting: Waiting::default(), stuck }
+        let limits = EngineLimits { others_compute: options.ends_when_stuck, ..options.engine_limits };
+        let runs = Runs::new(limits, Arc::clone(&options.egress));
+        let lost_device = rowmill_engine::lost_device;
+        Self { options, runs, scratch, counters, news, waiting: Waiting::default(), stuck, lost_device }
     }
 
     /// The runs it has open.
@@ -92,8 +97,8 @@ impl Executor {
         !self.waiting.any()
     }
 
-    /// Returns once a store refuses this process, or stayed away for longer than patience lasts: nothing can be done here
-    /// any more.
+    /// Returns once a store refuses this process or stayed away for longer than patience lasts, or a device is lost to it:
+    /// nothing can be done here any more.
     pub async fn stuck(&self) -> Error {
         let mut stuck = self.stuck.subscribe();
         let why = stuck.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
@@ -184,6 +189,15 @@ impl Executor {
         let hint = error.hint_text().map_or_else(|| hint.to_owned(), |own| format!("{own}; {hint}"));
         self.stuck.send_replace(Some(Stuck { kind: error.kind(), message: format!("{what}: {error}"), hint }));
     }
+
+    /// After trouble that may have been a device's: only another process computes on it again, so this one makes room for it.
+    fn look_for_the_devices(&self) {
+        let Some(device) = (self.lost_device)() else { return };
+        let message = format!("a device of this executor failed: {device}");
+        let hint =
+            "finished parts are kept; its supervisor starts it again, and if this comes again, the device is broken";
+        self.stuck.send_replace(Some(Stuck { kind: Kind::Temporary, message, hint: hint.into() }));
+    }
 }
 
 #[async_trait]
@@ -196,6 +210,7 @@ impl ShardHandler for Executor {
                 tracing::warn!(shard = shard.shard, error = %error, "an attempt failed");
                 if self.options.ends_when_stuck {
                     self.look_for_the_store(&shard).await;
+                    self.look_for_the_devices();
                 }
                 ShardNews::Failed { shard: shard.shard, attempt, error }
             }
@@ -253,5 +268,43 @@ impl Observer for Watch {
         self.0.read(progress.rows_in);
         self.0.wrote(progress.rows_out, progress.errors);
         self.0.used(progress.usage);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rowmill_jobs::queue::RunRef;
+
+    use super::*;
+
+    /// What becomes of an executor in whose hands an attempt failed.
+    async fn after_a_failure(ends_when_stuck: bool, lost_device: fn() -> Option<String>) -> Option<Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let options = ExecutorOptions {
+            name: "e".into(),
+            patience: Duration::ZERO,
+            isolation: None,
+            ends_when_stuck,
+            engine_limits: EngineLimits::default(),
+            egress: Arc::new(Egress::new(crate::Accounts::none().unwrap(), "e".into(), folder.path().into())),
+        };
+        let scratch = Scratch::new(folder.path()).unwrap();
+        let mut executor = Executor::new(options, scratch, Arc::default(), None);
+        executor.lost_device = lost_device;
+        // There is no such run.
+        let output = format!("file://{}/", folder.path().display());
+        let run = RunRef { output, run_key: "k".into(), lane: String::new() };
+        executor.handle(ShardRef { run, shard: 0, copy: 0 }).await;
+        executor.stuck().now_or_never()
+    }
+
+    #[tokio::test]
+    async fn an_executor_whose_device_failed_ends_where_others_go_on() {
+        let lost = || Some("device 0: CUDA_ERROR_ILLEGAL_ADDRESS".to_owned());
+        let error = after_a_failure(true, lost).await.unwrap();
+        assert_eq!(error.kind().exit_code(), 75);
+        assert!(error.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{}", error.report());
+        assert!(after_a_failure(true, || None).await.is_none());
+        assert!(after_a_failure(false, lost).await.is_none(), "nobody would start it again");
     }
 }

@@ -240,7 +240,8 @@ pub(crate) struct EngineArgs {
 impl EngineArgs {
     /// The limits.
     pub(crate) fn limits(self) -> EngineLimits {
-        EngineLimits { kv_bytes_max: self.kv_memory.map(|mebibytes| (mebibytes as usize) << 20) }
+        let kv_bytes_max = self.kv_memory.map(|mebibytes| (mebibytes as usize) << 20);
+        EngineLimits { kv_bytes_max, ..EngineLimits::default() }
     }
 
     /// The same as arguments of another process.
