@@ -72,7 +72,7 @@ static void eight_bits() {
   expect("eight, no number", std::isnan(of_eight(eight(NAN))) ? 1.0 : 0.0, 1.0, 0.0);
   const uint32_t rows = 5, width = 272;
   auto x = halves(rows * width, 30.0f);
-  for (uint32_t i = 0; i < width; ++i) x[3 * width + i] = 0;
+  for (uint32_t i = 0; i < width; ++i) x[3 * width + i] = 0, x[4 * width + i] = bf16(rounded(number(1e-38f)));
   std::vector<uint8_t> out(rows * width);
   std::vector<float> scales(rows);
   launch({2}, 128, [&] { eights(out.data(), scales.data(), x.data(), rows, width); });

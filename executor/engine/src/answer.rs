@@ -56,6 +56,15 @@ struct Prior {
     scores: Vec<f32>,
 }
 
+/// Whose the lexer of a row's grammar is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lexers {
+    /// All rows': what it learns of one serves the others, and where it fails with one it fails with all.
+    Shared,
+    /// The row's.
+    Own,
+}
+
 /// What came of a run.
 pub(crate) struct Answers {
     /// One for each prompt.
@@ -158,21 +167,21 @@ impl Answerer {
         Ok(Ok(text))
     }
 
-    /// Runs prompts to their ends. Rows whose grammar failed are run once more with one that is compiled anew: the failure
-    /// may be that of a row beside them, or of many rows before.
+    /// Runs prompts to their ends. Rows whose grammar failed are run once more with one that is compiled anew, each with a lexer
+    /// of its own: the failure may be that of a row beside them, or of many rows before.
     pub(crate) fn run(
         &mut self,
         kind: &TaskKind,
         prompts: &[&[u32]],
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Answers>> {
-        let Some(mut answers) = self.run_once(kind, prompts, stopped)? else { return Ok(None) };
+        let Some(mut answers) = self.run_once(kind, prompts, Lexers::Shared, stopped)? else { return Ok(None) };
         if answers.failed_guides.is_empty() {
             return Ok(Some(answers));
         }
         let rows = std::mem::take(&mut answers.failed_guides);
         let again: Vec<&[u32]> = rows.iter().map(|row| prompts[*row]).collect();
-        let Some(second) = self.run_once(kind, &again, stopped)? else { return Ok(None) };
+        let Some(second) = self.run_once(kind, &again, Lexers::Own, stopped)? else { return Ok(None) };
         for (row, (end, cached)) in rows.into_iter().zip(second.ends.into_iter().zip(second.cached)) {
             (answers.ends[row], answers.cached[row]) = (end, cached);
         }
@@ -183,6 +192,7 @@ impl Answerer {
         &mut self,
         kind: &TaskKind,
         prompts: &[&[u32]],
+        lexers: Lexers,
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Answers>> {
         let (ask, guide) = self.ask(kind)?;
@@ -193,7 +203,10 @@ impl Answerer {
         let rows: Vec<Row> = prompts
             .iter()
             .map(|prompt| {
-                let mut guide = guide.clone();
+                let mut guide = match lexers {
+                    Lexers::Shared => guide.clone(),
+                    Lexers::Own => guide.as_ref().map(Guide::apart),
+                };
                 let forced = guide.as_mut().map(Guide::forced).unwrap_or_default();
                 let ids = [prompt, &first[..], &forced].concat();
                 let (prompt, context) = (prompt.len(), self.prompter.context);
@@ -228,7 +241,8 @@ impl Answerer {
         }
         let failed = |row: &Row| row.guide.as_ref().is_some_and(Guide::has_failed);
         let failed_guides: Vec<usize> = (0..rows.len()).filter(|row| failed(&rows[*row])).collect();
-        if let (false, TaskKind::Complete { format, .. }) = (failed_guides.is_empty(), kind) {
+        let is_lost = lexers == Lexers::Shared && !failed_guides.is_empty();
+        if let (true, TaskKind::Complete { format, .. }) = (is_lost, kind) {
             self.formats.retain(|(known, _)| known != format);
         }
         if !done? {

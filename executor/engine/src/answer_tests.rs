@@ -283,6 +283,27 @@ fn a_grammar_that_failed_fails_no_other_row_and_no_later_call() {
 }
 
 #[test]
+fn a_row_that_breaks_its_lexer_fails_alone() {
+    let (mut answerer, _) = tiny(MANY);
+    let prompts = joined(40);
+    let format = TextFormat::Pattern { pattern: "[A-Z]{2}-[0-9]{3}".to_owned() };
+    let kind = TaskKind::Complete { tokens_max: 50, format };
+    let mut expected = answer(&mut answerer, &kind, &prompts);
+    assert!(expected.iter().all(Result::is_ok), "{expected:?}");
+    // A row's last tokens but one are its own.
+    let own = |ids: &[u32]| ids[ids.len() - 3] == 10 + 7;
+    for row in prompts.iter().enumerate().filter(|(_, ids)| own(ids)).map(|(row, _)| row) {
+        expected[row] = Err(RowErrorCode::InvalidOutput);
+    }
+    assert_eq!(expected.iter().filter(|text| text.is_err()).count(), 1);
+    answerer.observer.breaks_its_lexer = Some(own);
+    for _ in 0..2 {
+        assert_eq!(answer(&mut answerer, &kind, &prompts), expected);
+    }
+    assert_eq!(answerer.held(MANY).0, 0);
+}
+
+#[test]
 fn an_answer_whose_grammar_fails_is_no_answer() {
     let (mut answerer, prompter) = tiny(MANY);
     let format = TextFormat::Pattern { pattern: "[a-z]{3,9}".to_owned() };

@@ -54,6 +54,8 @@ pub(crate) struct Observer {
     pub(crate) refuses: Option<fn(&Pack) -> bool>,
     /// The step, counted from the first one ever, at which the device breaks, as all do from then on.
     pub(crate) breaks_at: Option<usize>,
+    /// The rows, by their prompts, whose text is too much for their lexer.
+    pub(crate) breaks_its_lexer: Option<fn(&[u32]) -> bool>,
     /// Whether it panics when it is let go, as libraries do whose device failed.
     pub(crate) panics_at_its_end: bool,
 }
@@ -188,6 +190,11 @@ impl Drive<'_> {
         #[cfg(test)]
         if self.observer.breaks_at.is_some_and(|step| self.observer.steps + 1 >= step) {
             return Err(crate::lost::device_error("a step failed", "CUDA_ERROR_ILLEGAL_ADDRESS").into());
+        }
+        #[cfg(test)]
+        if let Some(breaks) = self.observer.breaks_its_lexer {
+            let running = self.rows.iter_mut().filter(|row| row.end.is_none() && breaks(&row.ids[..row.prompt]));
+            running.filter_map(|row| row.guide.as_mut()).for_each(Guide::fail);
         }
         let computed = match self.ask {
             Ask::Labels { head, .. } => Computed::Logits(self.writer.logits(&pack, self.cache, head)?),

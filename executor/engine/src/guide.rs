@@ -116,6 +116,11 @@ impl Guides {
 }
 
 impl Guide {
+    /// The same place, with a lexer of its own: whatever it fails with, no other does. Takes as much memory as the lexer has.
+    pub(crate) fn apart(&self) -> Self {
+        Self(self.0.deep_clone())
+    }
+
     /// Tokens that have no alternative now; they count as taken.
     pub(crate) fn forced(&mut self) -> Vec<u32> {
         self.0.consume_ff_tokens()

@@ -2,6 +2,8 @@
 #include "device.cuh"
 
 #define LARGEST 448.0f
+// Rows of smaller numbers become zeros: what they would have to be multiplied with is infinite.
+#define SMALLEST_ROW 1e-30f
 
 // The nearest number of E4M3, even ones where two are as near; larger ones become the largest, and what is no number stays none.
 __device__ __forceinline__ uint8_t eight(float x) {
@@ -36,8 +38,9 @@ __global__ void eights(uint8_t* out, float* scales, const bf16* x, uint32_t rows
     for (int j = 0; j < 4; ++j) most = fmaxf(most, fmaxf(fabsf(low(pairs[j])), fabsf(high(pairs[j]))));
   }
   for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(EVERY_LANE, most, step));
-  const float inverse = most > 0.0f ? LARGEST / most : 0.0f;
-  if (lane == 0) scales[row] = most / LARGEST;
+  const bool is_zero = most < SMALLEST_ROW;
+  const float inverse = is_zero ? 0.0f : LARGEST / most;
+  if (lane == 0) scales[row] = is_zero ? 0.0f : most / LARGEST;
   for (uint32_t i = lane * 8; i < width; i += 256) {
     const uint4 words = *reinterpret_cast<const uint4*>(from + i);
     const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};

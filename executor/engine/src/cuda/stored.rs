@@ -115,7 +115,8 @@ impl Gpu {
             for tensor in run {
                 bytes.extend_from_slice(&tensor.data().map_err(internal)?);
             }
-            bytes.resize(bytes.len() + stored::padding(dtype), 0);
+            let columns = run.first().and_then(|tensor| tensor.shape().dims().last()).copied().unwrap_or(0);
+            bytes.resize(bytes.len() + stored::padding(dtype, columns), 0);
             pieces.push(Blocks { bytes: self.upload(&bytes)?, dtype, rows: rows_of(run) });
         }
         Ok(pieces)
@@ -125,7 +126,7 @@ impl Gpu {
     pub(super) fn gather_blocks(&self, from: &[Blocks], inputs: usize, rows: &Buffer<u32>) -> Result<Vec<Blocks>> {
         let [from] = from else { return Err(Error::internal("rows of several matrices are not taken")) };
         let width = row_bytes(from.dtype, inputs);
-        let bytes = self.zeros::<u8>(rows.len * width + stored::padding(from.dtype))?;
+        let bytes = self.zeros::<u8>(rows.len * width + stored::padding(from.dtype, inputs))?;
         let places = [bytes.place, from.bytes.place, rows.place].map(Argument::At);
         let numbers = [rows.len as u32, (width / 2) as u32].map(Argument::Number);
         self.launch("gather_blocks", [rows.len.div_ceil(4), 1], THREADS, &[&places[..], &numbers].concat())?;

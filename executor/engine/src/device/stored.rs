@@ -49,9 +49,10 @@ pub(crate) fn runs(dtypes: &[GgmlDType]) -> Vec<(GgmlDType, usize)> {
     dtypes.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
 }
 
-/// Zero bytes behind a matrix: kernels read the last row as if its columns were filled up.
-pub(crate) fn padding(dtype: GgmlDType) -> usize {
-    COLUMNS / dtype.block_size() * dtype.type_size()
+/// Zero bytes behind a matrix with so many columns. Kernels for tiles read the last row as if its columns were filled up; those
+/// for vectors take two rows of the matrix at a time, so behind an odd number of rows they read one more.
+pub(crate) fn padding(dtype: GgmlDType, columns: usize) -> usize {
+    row_bytes(dtype, COLUMNS).max(row_bytes(dtype, columns))
 }
 
 /// Columns of the other side, filled up.
@@ -160,7 +161,8 @@ mod tests {
             let tensor =
                 QTensor::quantize(&Tensor::ones((3, columns), candle_core::DType::F32, &Device::Cpu).unwrap(), dtype);
             assert_eq!(tensor.unwrap().data().unwrap().len(), 3 * row_bytes(dtype, columns), "{dtype:?}");
-            assert_eq!(padding(dtype), row_bytes(dtype, 512), "{dtype:?}: as many bytes as 512 columns take");
+            assert_eq!(padding(dtype, columns), row_bytes(dtype, 512), "{dtype:?}: as many bytes as 512 columns take");
+            assert_eq!(padding(dtype, 4096), row_bytes(dtype, 4096), "{dtype:?}: and as another row of the matrix");
             assert!(row_bytes(dtype, dtype.block_size()).is_multiple_of(2), "{dtype:?}: rows are copied in halves");
         }
         for dtype in [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16, GgmlDType::Q8_1, GgmlDType::Q8K] {
