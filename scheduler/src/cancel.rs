@@ -16,6 +16,14 @@ pub async fn cancel(store: &dyn Store, run_key: &str, by: &str, why: &str) -> Re
             .with("output", store.url())
             .hint("give the parameters, and the --rerun ID, that it was started with"));
     }
+    end(store, run_key, by, why).await
+}
+
+/// The same for a run that may have no plan: one that gets it later is over nevertheless.
+///
+/// # Errors
+/// The store does not answer.
+pub(crate) async fn end(store: &dyn Store, run_key: &str, by: &str, why: &str) -> Result<RunOutcome> {
     let outcome = RunOutcome::Cancelled { by: by.into(), why: why.into() };
     let mut name = layout::outcome(run_key);
     if planted::is(Bug::TwoOutcomes) {

@@ -20,24 +20,50 @@ pub enum Supersede {
 /// The date belongs to another run and `supersede` does not allow taking it over.
 pub async fn claim(store: &dyn Store, logical_date: &str, run_key: &str, supersede: Supersede) -> Result<u64> {
     loop {
-        let claims = held(store, logical_date).await?;
-        if let Some((seq, _)) = claims.iter().find(|(_, holder)| holder == run_key) {
-            return Ok(*seq);
-        }
-        let seq = match claims.last() {
-            None => 1,
-            Some((seq, _)) if supersede == Supersede::Yes => seq + 1,
-            Some((_, holder)) => {
-                return Err(Error::invalid(format!("{logical_date} already belongs to run {holder}"))
-                    .with("output", store.url())
-                    .with("this run", run_key)
-                    .hint("the job file or its parameters changed since; to replace that run's result for this date, add --rerun ID (any word; the same word joins the same rerun)"));
-            }
+        let seq = match turn(store, logical_date, run_key, supersede).await? {
+            Turn::Held(seq) => return Ok(seq),
+            Turn::Free(seq) => seq,
         };
         let name = layout::claim(logical_date, seq);
         if store::create_json(store, &name, &Claim { run_key: run_key.into() }).await? == Put::Created {
             return Ok(seq);
         }
+    }
+}
+
+/// Refuses what [`claim`] would refuse as things are now, and claims nothing.
+///
+/// # Errors
+/// Those of [`claim`].
+pub(crate) async fn check_claim(
+    store: &dyn Store,
+    logical_date: &str,
+    run_key: &str,
+    supersede: Supersede,
+) -> Result<()> {
+    turn(store, logical_date, run_key, supersede).await.map(drop)
+}
+
+/// What a run may do on a date.
+enum Turn {
+    /// It has this sequence number.
+    Held(u64),
+    /// It may try to get this one.
+    Free(u64),
+}
+
+async fn turn(store: &dyn Store, logical_date: &str, run_key: &str, supersede: Supersede) -> Result<Turn> {
+    let claims = held(store, logical_date).await?;
+    if let Some((seq, _)) = claims.iter().find(|(_, holder)| holder == run_key) {
+        return Ok(Turn::Held(*seq));
+    }
+    match claims.last() {
+        None => Ok(Turn::Free(1)),
+        Some((seq, _)) if supersede == Supersede::Yes => Ok(Turn::Free(seq + 1)),
+        Some((_, holder)) => Err(Error::invalid(format!("{logical_date} already belongs to run {holder}"))
+            .with("output", store.url())
+            .with("this run", run_key)
+            .hint("the job file or its parameters changed since; to replace that run's result for this date, add --rerun ID (any word; the same word joins the same rerun)")),
     }
 }
 

@@ -65,13 +65,16 @@ pub async fn publish_if_complete(store: &dyn Store, plan: &Plan, max_error_ratio
             announce(store, plan).await?;
             Ok(manifest)
         }
-        Some(RunOutcome::Cancelled { by, why }) => {
-            Err(Error::new(Kind::Cancelled, format!("the run was cancelled by {by}: {why}"))
-                .with("run", &plan.run_key)
-                .hint("start it again with --rerun ID"))
-        }
+        Some(RunOutcome::Cancelled { by, why }) => Err(cancelled(&plan.run_key, &by, &why)),
         None => Err(Error::temporary("the store does not show the outcome just written").with("run", &plan.run_key)),
     }
+}
+
+/// A run that somebody gave up.
+pub(crate) fn cancelled(run_key: &str, by: &str, why: &str) -> Error {
+    Error::new(Kind::Cancelled, format!("the run was cancelled by {by}: {why}"))
+        .with("run", run_key)
+        .hint("start it again with --rerun ID")
 }
 
 /// Lets readers find the run: the publication under its claim, then the marker.

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeSet;
 
-use rowmill_jobs::publish::Manifest;
+use rowmill_jobs::publish::{Manifest, RunOutcome};
 use rowmill_jobs::queue::ShardNews;
 use rowmill_jobs::store::Store;
 use rowmill_jobs::{Error, Result, record};
 use tokio::sync::mpsc;
 
 use crate::drive::{Drive, drive};
-use crate::finalize::{publish_if_complete, publish_within};
+use crate::finalize::{cancelled, publish_if_complete, publish_within};
 
 /// A run that is published.
 #[derive(Debug)]
@@ -42,11 +42,14 @@ pub async fn finish(
 /// # Errors
 /// The run was cancelled, or the store does not answer.
 pub async fn published_before(store: &dyn Store, run_key: &str, max_error_ratio: f64) -> Result<Option<Manifest>> {
-    if record::outcome(store, run_key).await?.is_none() {
-        return Ok(None);
+    let Some(outcome) = record::outcome(store, run_key).await? else { return Ok(None) };
+    match (record::plan(store, run_key).await?, outcome) {
+        (Some(plan), _) => publish_if_complete(store, &plan, max_error_ratio).await.map(Some),
+        // It was given up before it was planned.
+        (None, RunOutcome::Cancelled { by, why }) => Err(cancelled(run_key, &by, &why)),
+        // Nothing of ours deletes a plan.
+        (None, RunOutcome::Success { .. }) => {
+            Err(Error::internal("the run has an outcome but no plan").with("run", run_key))
+        }
     }
-    // Nothing of ours deletes a plan.
-    let plan = record::plan(store, run_key).await?;
-    let plan = plan.ok_or_else(|| Error::internal("the run has an outcome but no plan").with("run", run_key))?;
-    publish_if_complete(store, &plan, max_error_ratio).await.map(Some)
 }

@@ -12,7 +12,7 @@ pub use rowmill_jobs::store::erase::Eraser;
 use rowmill_jobs::store::{ObjectInfo, Payload, Store, create};
 use rowmill_jobs::{Result, layout};
 
-use crate::cancel::cancel;
+use crate::cancel::{cancel, end};
 use crate::claim::sequence;
 use crate::resolve::resolve;
 
@@ -41,9 +41,15 @@ pub struct Collected {
     pub bytes: u64,
 }
 
+/// Where objects are made that tell the store's time.
+const TIMES: &str = "_gc/";
+/// Another collection may be about to look at one that is younger.
+const TIMES_KEPT_MS: i64 = 3_600_000;
+
 /// Collects the garbage of an output: abandoned runs are cancelled; runs that were cancelled, or that a later run of
 /// their date replaced, lose everything but plan and outcome once their grace is over; others what was staged for them and
-/// what models answered on the way. Staged results that no plan names go as well.
+/// what models answered on the way. Staged results that no plan names go as well; a run whose planner died when it was about
+/// to store its plan is abandoned like one that has a plan.
 ///
 /// # Errors
 /// The store does not answer. What was done until then stays done; running it again goes on.
@@ -55,16 +61,16 @@ pub async fn collect(store: &dyn Store, eraser: &dyn Eraser, keep: Retention) ->
         };
         runs.entry(run_key.to_owned()).or_default().push(object);
     }
-    let Some(now) = now(store).await? else { return Ok(Collected::default()) };
+    let Some(now) = now(store, eraser).await? else { return Ok(Collected::default()) };
     let mut collection = Collection { store, eraser, keep, now, done: Collected::default() };
     for (run_key, objects) in runs {
         let find = |name: String| objects.iter().find(|object| object.name == name);
-        if find(layout::plan(&run_key)).is_none() {
-            collection.unplanned(&run_key, &objects).await?;
-        } else if let Some(outcome) = find(layout::outcome(&run_key)) {
+        if let Some(outcome) = find(layout::outcome(&run_key)) {
             if collection.is_older(outcome, keep.grace) {
                 collection.over(&run_key, &objects).await?;
             }
+        } else if find(layout::plan(&run_key)).is_none() {
+            collection.unplanned(&run_key, &objects).await?;
         } else {
             collection.open(&run_key, &objects).await?;
         }
@@ -72,11 +78,17 @@ pub async fn collect(store: &dyn Store, eraser: &dyn Eraser, keep: Retention) ->
     Ok(collection.done)
 }
 
-/// The store's time, from an object made for this.
-async fn now(store: &dyn Store) -> Result<Option<i64>> {
-    let name = format!("_gc/{}", ulid::Ulid::generate().to_string().to_lowercase());
+/// The store's time, from an object made for this. It goes again, with those that collections before left.
+async fn now(store: &dyn Store, eraser: &dyn Eraser) -> Result<Option<i64>> {
+    let left = store.list(TIMES).await?;
+    let name = format!("{TIMES}{}", ulid::Ulid::generate().to_string().to_lowercase());
     create(store, &name, &Payload::Bytes(bytes::Bytes::new())).await?;
-    Ok(store.head(&name).await?.map(|object| object.modified_ms))
+    let Some(object) = store.head(&name).await? else { return Ok(None) };
+    for passed in left.iter().filter(|left| object.modified_ms - left.modified_ms > TIMES_KEPT_MS) {
+        eraser.erase(&passed.name).await?;
+    }
+    eraser.erase(&name).await?;
+    Ok(Some(object.modified_ms))
 }
 
 /// A collection under way.
@@ -94,8 +106,12 @@ impl Collection<'_> {
         self.now - object.modified_ms > i64::try_from(age.as_millis()).unwrap_or(i64::MAX)
     }
 
-    /// Files of stagings that never became a plan; or of one that is just being made: then it learns that they are gone.
+    /// Files of stagings that never became a plan; or of one that is just being made: then it learns that they are gone. Files
+    /// that were kept for a plan which never came go with the run: a planner that wakes up later may still store the plan, and
+    /// finds that the run is over.
     async fn unplanned(&mut self, run_key: &str, objects: &[ObjectInfo]) -> Result<()> {
+        let is_left = objects.iter().all(|object| self.is_older(object, self.keep.abandoned_after));
+        let mut is_kept = false;
         for (attempt, objects) in stagings(run_key, objects) {
             let tombstone = layout::staged_fate(run_key, attempt);
             // It stays: a planner that wakes up later has to find it.
@@ -103,9 +119,15 @@ impl Collection<'_> {
             if files.is_empty() || files.iter().any(|file| !self.is_older(file, self.keep.abandoned_after)) {
                 continue;
             }
-            if record::decide_staging(self.store, run_key, attempt, StagingFate::Gone).await? == StagingFate::Gone {
-                self.erase_all(files.into_iter()).await?;
+            match record::decide_staging(self.store, run_key, attempt, StagingFate::Gone).await? {
+                StagingFate::Gone => drop(self.erase_all(files.into_iter()).await?),
+                StagingFate::Kept => is_kept = true,
             }
+        }
+        if is_kept && is_left && self.store.head(&layout::plan(run_key)).await?.is_none() {
+            let ended =
+                end(self.store, run_key, COLLECTOR, "its planner kept what it staged and stored no plan").await?;
+            self.done.cancelled += usize::from(matches!(ended, RunOutcome::Cancelled { .. }));
         }
         Ok(())
     }

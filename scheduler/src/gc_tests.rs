@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use rowmill_jobs::Kind;
 use rowmill_jobs::infer::Usage;
 use rowmill_jobs::plan::{InputFile, PLAN_VERSION, Plan, TableInput};
 use rowmill_jobs::publish::Manifest;
@@ -13,6 +14,8 @@ use rowmill_jobs::store::local::LocalStore;
 use tempfile::TempDir;
 
 use super::*;
+use crate::finalize::publish_if_complete;
+use crate::finish::published_before;
 use crate::planning::keep_staged;
 
 const RUN: &str = "k";
@@ -144,12 +147,46 @@ async fn what_no_plan_came_to_name_goes_and_its_planner_is_told() {
 #[tokio::test]
 async fn what_a_plan_is_about_to_name_stays() {
     let output = Output::staged(&["a"]).await;
-    keep_staged(&output.store, RUN, "a").await.unwrap();
     output.age(11);
+    keep_staged(&output.store, RUN, "a").await.unwrap();
     assert_eq!((output.collect().await, output.left().await.len()), (0, 1));
     output.plan("a").await;
     output.collect().await;
     assert_eq!(output.left().await, ["a"]);
+}
+
+#[tokio::test]
+async fn what_was_kept_for_a_plan_that_never_came_goes_with_its_run() {
+    let output = Output::staged(&["a"]).await;
+    keep_staged(&output.store, RUN, "a").await.unwrap();
+    output.age(9);
+    assert_eq!((output.collect().await, output.left().await.len()), (0, 1));
+    assert!(published_before(&output.store, RUN, 0.0).await.unwrap().is_none());
+    output.age(11);
+    assert_eq!((output.collect().await, output.left().await.len()), (0, 1), "its grace begins");
+    let again = published_before(&output.store, RUN, 0.0).await.unwrap_err();
+    assert_eq!(again.kind(), Kind::Cancelled, "{}", again.report());
+    // Its planner wakes up: what it stores now is never published, whether the files are still there or not.
+    keep_staged(&output.store, RUN, "a").await.unwrap();
+    output.plan("a").await;
+    output.age(2);
+    output.collect().await;
+    assert!(output.left().await.is_empty());
+    let plan = record::plan(&output.store, RUN).await.unwrap().unwrap();
+    let late = publish_if_complete(&output.store, &plan, 0.0).await.unwrap_err();
+    assert_eq!(late.kind(), Kind::Cancelled, "{}", late.report());
+}
+
+#[tokio::test]
+async fn collections_leave_nothing_of_their_own() {
+    let output = Output::staged(&[]).await;
+    // One died in between, another is at work.
+    output.put("_gc/left").await;
+    output.age(1);
+    output.put("_gc/under-way").await;
+    assert_eq!(output.collect().await, 0);
+    let left: Vec<String> = output.store.list("_gc/").await.unwrap().into_iter().map(|object| object.name).collect();
+    assert_eq!(left, ["_gc/under-way"]);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use rowmill_jobs::store::{self, Payload, Store};
 use rowmill_jobs::{Error, Result, layout, record};
 use rowmill_sql::{Call, CompiledJob, Source, compile, compile_plan, discover_inputs};
 
-use crate::claim::{Supersede, claim};
+use crate::claim::{Supersede, check_claim, claim};
 use crate::split::{ShardSize, split};
 
 /// A job's plan with what is needed to run it.
@@ -69,15 +69,17 @@ pub async fn pin(
     let (staged, compiled, shards) = match shards {
         Some(shards) => (None, compiled, shards),
         None => {
+            // A query that runs for hours only to be refused helps nobody. The date is claimed when it has run.
+            check_claim(store, &job.logical_date, run.run_key, run.supersede).await?;
             // Another scheduler may stage the same query; each writes under a name of its own and the stored plan picks one.
             let attempt = ulid::Ulid::generate().to_string().to_lowercase();
             let staged = stage(store, run, &attempt, &compiled, scratch).await?;
             let compiled = compile(job, &inputs, Some(&staged), models).await?;
             let shards = split(&staged.files, shard_size(job, compiled.calls(), models))?;
-            keep_staged(store, run.run_key, &attempt).await?;
-            (Some(staged), compiled, shards)
+            (Some((attempt, staged)), compiled, shards)
         }
     };
+    let (attempt, staged) = staged.unzip();
     let plan = Plan {
         version: PLAN_VERSION,
         rowmill: env!("CARGO_PKG_VERSION").into(),
@@ -92,7 +94,7 @@ pub async fn pin(
         deadline_ms: job.deadline_ms(&chrono::Local::now())?,
         policy_hash: run.policy_hash.map(str::to_owned),
     };
-    let stored = pin_plan(store, &plan, run.supersede).await?;
+    let stored = pin_staged(store, &plan, attempt.as_deref(), run.supersede).await?;
     if stored == plan { Ok(Planned { plan, compiled }) } else { adopt(stored).await }
 }
 
@@ -101,8 +103,17 @@ pub async fn pin(
 /// # Errors
 /// The date belongs to another run and may not be taken over, or the store does not answer.
 pub async fn pin_plan(store: &dyn Store, plan: &Plan, supersede: Supersede) -> Result<Plan> {
+    pin_staged(store, plan, None, supersede).await
+}
+
+/// The same, for a plan that names what this attempt staged. Of what is kept for a plan garbage collection knows only when the
+/// plan is there, so it is kept last of all.
+async fn pin_staged(store: &dyn Store, plan: &Plan, attempt: Option<&str>, supersede: Supersede) -> Result<Plan> {
     // Only now, when the plan is made: a query that cannot be staged must not hold the date.
     claim(store, &plan.job.logical_date, &plan.run_key, supersede).await?;
+    if let Some(attempt) = attempt {
+        keep_staged(store, &plan.run_key, attempt).await?;
+    }
     match store::create_json(store, &layout::plan(&plan.run_key), plan).await? {
         store::Put::Created => Ok(plan.clone()),
         // Another's; or ours after all, if the write was applied though its answer was lost.
@@ -200,4 +211,62 @@ fn shard_size(job: &JobSpec, calls: &[Call], models: &[ModelPin]) -> ShardSize {
         .min()
         .unwrap_or(WITHOUT_MODEL);
     ShardSize::new(job.shard_rows.unwrap_or(rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use rowmill_jobs::Kind;
+    use rowmill_jobs::plan::Ability;
+    use rowmill_jobs::store::local::LocalStore;
+    use rowmill_sql::read_job_file;
+
+    use super::*;
+
+    const JOB: &str = "CREATE EXTERNAL TABLE t (name STRING) STORED AS CSV LOCATION 't.csv';
+CREATE MODEL e WITH (engine = 'echo');
+CREATE JOB j WITH (output = 'out', logical_date = '2026-11-20', key = 'name', model = 'e') AS
+SELECT name, ai_complete(name) AS answer FROM (SELECT DISTINCT name FROM t);";
+
+    /// What comes of planning a job that must be staged, as run `run_key`.
+    async fn plan(folder: &Path, store: &LocalStore, run_key: &str) -> Result<Planned> {
+        let job = read_job_file(&folder.join("job.sql"), &BTreeMap::new())?;
+        let models = [ModelPin {
+            name: "e".into(),
+            engine: "echo".into(),
+            architecture: "echo".into(),
+            abilities: vec![Ability::Complete],
+            dimensions: None,
+            labels: None,
+            context_tokens: None,
+            revision: None,
+            digest: "d".into(),
+            files: Vec::new(),
+        }];
+        let draft = draft(&job, &models, |_, _| ()).await?;
+        assert!(draft.shards.is_none(), "it must be staged");
+        let scratch = tempfile::tempdir_in(folder).unwrap();
+        let run = RunId { job: &job, run_key, supersede: Supersede::Never, policy_hash: None };
+        pin(store, run, draft, &models, scratch.path()).await
+    }
+
+    #[tokio::test]
+    async fn a_run_whose_date_is_taken_stages_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("t.csv"), "name\na\nb\na\n").unwrap();
+        std::fs::write(folder.path().join("job.sql"), JOB).unwrap();
+        let store = LocalStore::new(folder.path().join("out"));
+        let planned = plan(folder.path(), &store, "first").await.unwrap();
+        assert_eq!(planned.plan.shards.iter().map(Shard::rows).sum::<u64>(), 2);
+        // The job file was changed, and cron comes again and again.
+        for _ in 0..2 {
+            let error = plan(folder.path(), &store, "second").await.unwrap_err();
+            assert!(error.kind() == Kind::Invalid && error.report().contains("--rerun"), "{}", error.report());
+        }
+        assert!(store.list("run=second/").await.unwrap().is_empty());
+        // What is staged for a run that gets its date is kept for its plan, once.
+        let kept = store.list("run=first/_staged/").await.unwrap();
+        assert_eq!(kept.iter().filter(|object| object.name.ends_with("_fate.json")).count(), 1);
+    }
 }
