@@ -137,18 +137,22 @@ async fn compute(
         patience: PATIENCE,
     };
     let on_progress = |committed, _| progress.committed(committed);
+    let mut again = "";
     let finished = tokio::select! {
         finished = finish(drive, asked.job.max_error_ratio, Some(news), on_progress) => finished,
         // It serves until it is stopped below.
         Some(stopped) = serving.join_next() => Err(stopped_by_itself(stopped)),
-        signal = stop => Err(stopped_by(signal, asked)),
+        signal = stop => {
+            again = " again";
+            Err(stopped_by(signal, asked))
+        }
     };
     progress.finish();
     // The run is published, or lost: whatever else is in flight would be thrown away, but for what is paid for.
     serving.shutdown().await;
     tokio::select! {
         () = executor.runs().close(CALLS_WAIT) => {}
-        signal = told_to_stop() => tell(&format!("{signal} again: calls under way are not waited for")),
+        signal = told_to_stop() => tell(&format!("{signal}{again}: calls under way are not waited for")),
     }
     finished.map(|finished| finished.manifest)
 }

@@ -2,8 +2,10 @@
 //! emptied is told again by whoever looks after a run already. It decides nothing of a run.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
+use redis::Script;
 use serde::{Deserialize, Serialize};
 
 use super::redis::RedisQueue;
@@ -15,6 +17,17 @@ const RUNS: &str = "rowmill:runs";
 const SERVICES: &str = "rowmill:service:";
 /// How long Redis keeps what a service said that is gone.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3_600);
+
+/// Registers runs, and only then says that they are: unlike a transaction, a script ends where a command fails. `KEYS`: runs,
+/// the service's word. `ARGV`: how long the word is kept, in seconds; then each run's key and what it is.
+static REMIND: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "for at = 2, #ARGV, 2 do
+           redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1])
+         end
+         redis.call('SET', KEYS[2], 1, 'EX', ARGV[1])",
+    )
+});
 
 /// A run that schedulers look after.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +61,8 @@ impl RedisQueue {
     }
 
     /// Registers the runs that a service looks after again, if Redis forgot what the service told it before, under a word
-    /// of its own: then it was emptied. What another service took off the register since then stays off. The word is
-    /// given when all runs are there, so a call that failed is made up for by the next.
+    /// of its own: then it was emptied. What another service took off the register since then stays off. The runs and the word
+    /// are written in one step, so a call that failed is made up for by the next, which registers no run twice.
     ///
     /// # Errors
     /// Redis does not answer.
@@ -64,13 +77,12 @@ impl RedisQueue {
         if known.is_some() {
             return Ok(());
         }
+        let mut told = REMIND.prepare_invoke();
+        told.key(RUNS).key(&key).arg(kept);
         for run in runs {
-            self.register(run).await?;
+            told.arg(&run.run_key).arg(run.as_text()?);
         }
-        self.with_connection("tell", async |connection| {
-            redis::cmd("SET").arg(&key).arg(1).arg("EX").arg(kept).query_async::<()>(connection).await
-        })
-        .await
+        self.with_connection("tell", async |connection| told.invoke_async::<()>(connection).await).await
     }
 
     /// Takes a run off the register.

@@ -59,7 +59,7 @@ pub(super) fn read(
     let key = names(&mut options, "key", "key = 'ticket_id' or key = 'shop, ticket_id'")?;
     let key = key.map_or_else(Vec::new, |(names, _)| names);
     let model = default_model(&mut options, &models)?;
-    let shard_rows = options.count("shard_rows", 1)?;
+    let shard_rows = options.count("shard_rows", 1..=u64::MAX)?;
     let max_error_ratio = options.ratio("max_error_ratio")?.unwrap_or(ERROR_RATIO_DEFAULT);
     let pool = pool(&mut options)?;
     let never_send = names(&mut options, "never_send", "never_send = 'email' or never_send = 'email, phone'")?;

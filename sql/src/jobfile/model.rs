@@ -13,6 +13,9 @@ use super::options::{Options, Place};
 use super::render::Rendered;
 use super::statements::ModelStatement;
 
+/// Longest vectors of the engine that makes them of a hash.
+const ECHO_DIMENSIONS_MAX: u32 = 65_536;
+
 /// Reads one statement.
 pub(super) fn read(source: &Rendered, folder: &Path, statement: ModelStatement) -> Result<ModelSpec> {
     let owner = format!("CREATE MODEL {}", statement.name);
@@ -59,7 +62,7 @@ fn candle(options: &mut Options<'_>, folder: &Path) -> Result<EngineSpec> {
         "dtype",
         &[("auto", Dtype::Auto), ("f32", Dtype::F32), ("bf16", Dtype::Bf16), ("f16", Dtype::F16), ("fp8", Dtype::Fp8)],
     )?;
-    let context_tokens = options.count("context_tokens", 16)?.map(|tokens| u32::try_from(tokens).unwrap_or(u32::MAX));
+    let context_tokens = options.count("context_tokens", 16..=u32::MAX)?;
     let pooling = options.word(
         "pooling",
         &[("mean", Pooling::Mean), ("cls", Pooling::Cls), ("last", Pooling::Last), ("max", Pooling::Max)],
@@ -124,7 +127,7 @@ fn managed(options: &mut Options<'_>, kind: &str) -> Result<EngineSpec> {
         return Err(options.error(name_at, "a model's name has letters, digits and - _ . : / @ only"));
     }
     let provider = options.text("provider")?.map_or_else(|| kind.to_owned(), |(provider, _)| provider);
-    let dimensions = options.count("dimensions", 1)?.map(|dimensions| u32::try_from(dimensions).unwrap_or(u32::MAX));
+    let dimensions = options.count("dimensions", 1..=u32::MAX)?;
     let lane = lane(options, kind)?;
     let capabilities = capabilities(options)?;
     Ok(EngineSpec::Managed { kind: kind.to_owned(), provider, name, dimensions, lane, capabilities })
@@ -145,7 +148,6 @@ fn capabilities(options: &mut Options<'_>) -> Result<Capabilities> {
         ("gemini", SchemaSubset::Gemini),
         ("plain", SchemaSubset::Plain),
     ];
-    let tokens = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
     Ok(Capabilities {
         structured: options.words("structured", &structured)?,
         schema_subset: options.word("schema_subset", &subsets)?,
@@ -153,9 +155,9 @@ fn capabilities(options: &mut Options<'_>) -> Result<Capabilities> {
             .word("system_role", &[("system", "system"), ("developer", "developer")])?
             .map(str::to_owned),
         temperature: options.truth("temperature")?,
-        logprobs: options.count("logprobs", 0)?.map(tokens),
+        logprobs: options.count("logprobs", 0..=u32::MAX)?,
         think_tags: options.truth("think_tags")?,
-        thinking_tokens: options.count("thinking_tokens", 0)?.map(tokens),
+        thinking_tokens: options.count("thinking_tokens", 0..=u32::MAX)?,
     })
 }
 
@@ -182,10 +184,9 @@ fn lane(options: &mut Options<'_>, kind: &str) -> Result<LaneChoice> {
 }
 
 fn echo(options: &mut Options<'_>) -> Result<EngineSpec> {
-    let delay_ms = options.count("delay_ms", 0)?.unwrap_or(0);
+    let delay_ms = options.count("delay_ms", 0..=u64::MAX)?.unwrap_or(0);
     let fail_ratio = options.ratio("fail_ratio")?.unwrap_or(0.0);
-    let dimensions = options.count("dimensions", 1)?.unwrap_or(64);
-    let dimensions = u32::try_from(dimensions).unwrap_or(u32::MAX).min(65_536);
+    let dimensions = options.count("dimensions", 1..=ECHO_DIMENSIONS_MAX)?.unwrap_or(64);
     let abort_on = options.text("abort_on")?.map(|(text, _)| text).filter(|text| !text.is_empty());
     Ok(EngineSpec::Echo { delay_ms, fail_ratio, dimensions, abort_on })
 }

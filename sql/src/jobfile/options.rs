@@ -1,6 +1,10 @@
 //! The options of `CREATE … WITH (name = value, …)`: taken one by one with their type, and what nobody took is an error
 //! at its place. It knows no option's meaning.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
 use rowmill_jobs::{Error, Result, error::closest};
 
 use super::render::Rendered;
@@ -127,13 +131,21 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// A whole number of at least `least`.
-    pub(crate) fn count(&mut self, name: &'static str, least: u64) -> Result<Option<u64>> {
+    /// A whole number within bounds.
+    pub(crate) fn count<T: FromStr + PartialOrd + Display>(
+        &mut self,
+        name: &'static str,
+        bounds: RangeInclusive<T>,
+    ) -> Result<Option<T>> {
         let Some(item) = self.take(name) else { return Ok(None) };
         let OptionValue::Number(digits) = &item.value else { return Err(self.wrong_type(&item, "a whole number")) };
-        match digits.parse::<u64>() {
-            Ok(number) if number >= least => Ok(Some(number)),
-            _ => Err(self.error(item.value_at, format!("option `{name}` takes a whole number of at least {least}"))),
+        let (least, most) = (bounds.start(), bounds.end());
+        match digits.parse::<T>() {
+            Ok(number) if bounds.contains(&number) => Ok(Some(number)),
+            _ => Err(self.error(
+                item.value_at,
+                format!("option `{name}` takes a whole number of at least {least} and at most {most}"),
+            )),
         }
     }
 

@@ -12,12 +12,15 @@ use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use rowmill_jobs::plan::RowGroup;
 use rowmill_jobs::{Error, Result};
 
+use super::listing::FILES_MAX;
+
 /// Read first; footers of files with a hundred columns fit.
 const TAIL_BYTES: u64 = 128 * 1024;
 /// A footer larger than this is no footer.
 const FOOTER_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// A file with more rows than this is none: the rows of all of a table's files fit into 64 bits.
-const ROWS_MAX: u64 = 1 << 48;
+const ROWS_MAX: u64 = 1 << 46;
+const _: () = assert!(ROWS_MAX.checked_mul(FILES_MAX as u64).is_some(), "rows of so many files cannot be counted");
 
 /// What a footer tells.
 pub(crate) struct Footer {

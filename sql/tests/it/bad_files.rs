@@ -115,6 +115,14 @@ const FILES: &[(&str, &str)] = &[
         "error: option `fail_ratio` takes a number from 0 to 1\n  at job.sql:1:52",
     ),
     (
+        "CREATE MODEL m WITH (engine = 'echo', dimensions = 65537);",
+        "error: option `dimensions` takes a whole number of at least 1 and at most 65536\n  at job.sql:1:52",
+    ),
+    (
+        "CREATE MODEL m WITH (engine = 'openai', name = 'n', logprobs = 5000000000);",
+        "error: option `logprobs` takes a whole number of at least 0 and at most 4294967295\n  at job.sql:1:64",
+    ),
+    (
         "CREATE MODEL m WITH (engine = 'echo', engine = 'echo')",
         "error: option `engine` is given twice\n  at job.sql:1:39",
     ),
