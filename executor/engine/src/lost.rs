@@ -47,9 +47,10 @@ pub(crate) fn is_lasting(error: &Error) -> bool {
     is_of_device(error) && !is_out_of_memory(error)
 }
 
-/// What happened, with its causes.
+/// What happened, with its causes, and what can be done about it.
 pub(crate) fn in_words(error: &Error) -> String {
-    chain(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let causes = chain(error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    error.hint_text().map_or_else(|| causes.clone(), |hint| format!("{causes} ({hint})"))
 }
 
 fn chain(error: &Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
