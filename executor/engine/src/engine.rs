@@ -187,7 +187,8 @@ pub(crate) fn at_each<P: Copy + fmt::Debug, T>(
     }
     match refused {
         Some(error) if loaded.is_empty() => {
-            let hint = "see that nothing else takes the devices' memory (`nvidia-smi`), and what their driver logs (`dmesg`)";
+            let hint =
+                "see that nothing else takes the devices' memory (`nvidia-smi`), and what their driver logs (`dmesg`)";
             let hint = error.hint_text().unwrap_or(hint).to_owned();
             Err(Error::temporary("no device of this process could load the model").caused_by(error).hint(hint))
         }
