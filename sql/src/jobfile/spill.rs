@@ -62,8 +62,10 @@ pub(super) fn read(options: &mut Options<'_>, models: &[ModelSpec]) -> Result<(O
         );
     }
     if let Some((to, to_at)) = to.as_ref().filter(|_| needs(SpillWhen::Late))
-        && let Some((slow, why)) =
-            models.iter().filter(|model| to.contains(&model.name)).find_map(|model| Some((model, keeps_waiting(model)?)))
+        && let Some((slow, why)) = models
+            .iter()
+            .filter(|model| to.contains(&model.name))
+            .find_map(|model| Some((model, keeps_waiting(model)?)))
     {
         let message = format!("model `{}` {why}: what is late cannot wait for it", slow.name);
         return Err(options.error(*to_at, message).hint("spill to a model with lane = 'online', or drop 'late'"));

@@ -78,10 +78,7 @@ fn is_refused(head: &str, (options, wrong, message, hint): (&str, &str, &str, &s
     let error = bed.spec(&format!("{head}{options}) AS SELECT 1")).unwrap_err();
     let column = head.lines().last().unwrap().len() + options.find(wrong).unwrap() + 1;
     let file = format!("{}/", bed.folder.path().display());
-    assert_eq!(
-        error.report().replace(&file, ""),
-        format!("error: {message}\n  at job.sql:2:{column}\n  hint: {hint}")
-    );
+    assert_eq!(error.report().replace(&file, ""), format!("error: {message}\n  at job.sql:2:{column}\n  hint: {hint}"));
 }
 
 #[test]
