@@ -1,6 +1,6 @@
 //! `lane = 'auto'`: the cheapest lane that a model's provider has and the operator permits, for as long as the deadline leaves
-//! time for it, and online after that. Which lane is the cheapest does not depend on the time: all processes of a run take
-//! the same. How long it is waited for is decided where it is waited, in [`rowmill_managed::engine::due`].
+//! time for it, and online after that. Which lane is the cheapest does not depend on the time, but on prices and the policy:
+//! the first process of a run decides, and all take the same. How long it is waited for is decided where it is waited, in [`rowmill_managed::engine::due`].
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use chrono::{DateTime, Local, SecondsFormat};
 use rowmill_jobs::lane::Lane;
 use rowmill_jobs::spec::{EngineSpec, JobSpec};
-use rowmill_jobs::{Error, Result};
+use rowmill_jobs::store::Store;
+use rowmill_jobs::{Error, Result, record};
 use rowmill_managed::batch::BatchProvider;
 use rowmill_managed::call::Estimate;
 use rowmill_managed::engine::due;
@@ -100,6 +101,7 @@ impl Egress {
             let permit = self.online_permit(run, name).unwrap_or(permit);
             return self.in_lane(run, name, permit, means).await;
         };
+        let permit = self.decided(run, store.as_ref(), name, permit).await?;
         let (lane, alias) = (permit.lane(), permit.provider().to_owned());
         let engine = self.in_lane(run, name, permit, means).await?;
         let online = match lane {
@@ -113,6 +115,23 @@ impl Egress {
         };
         let calls = run.calls.iter().filter(|call| goes_to(run.job, call, &alias)).count() as u64;
         Ok(engine.until(Due::new(online, deadline_ms, calls, Arc::new(forecast))))
+    }
+
+    /// The permit for the lane that the run has taken, which is this permit's if nobody has decided. In another, batches that
+    /// are under way would not be found again, and their rows be paid twice.
+    async fn decided(&self, run: Sending<'_>, store: &dyn Store, name: &str, permit: Permit) -> Result<Permit> {
+        let lane = record::decide_lane(store, run.run_key, name, permit.lane()).await?;
+        if lane == permit.lane() {
+            return Ok(permit);
+        }
+        tracing::info!(model = name, lane = lane.as_str(), "the run began in this lane and goes on in it");
+        self.permit_in(run, name, lane).map_err(|error| {
+            let word = lane.as_str();
+            let message = format!("the run began in lane {word}, which is not permitted any more: {error}");
+            Error::new(error.kind(), message)
+                .caused_by(error)
+                .hint(format!("permit lane {word} until the run has ended, or start again with --rerun ID"))
+        })
     }
 
     /// Which lanes models with `lane = 'auto'` take now, when their calls ask so much.
