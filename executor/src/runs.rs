@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn the_oldest_runs_go_but_none_that_is_in_use() {
-        let run = |key: usize, lane: &str| RunRef { output: String::new(), run_key: key.to_string(), lane: lane.into() };
+        let run =
+            |key: usize, lane: &str| RunRef { output: String::new(), run_key: key.to_string(), lane: lane.into() };
         let open = |runs: usize| -> Vec<_> { (0..runs).map(|key| (run(key, "a"), key)).collect() };
         for (runs, in_use, gone) in [
             (4, &[][..], &[][..]),

@@ -221,9 +221,7 @@ impl ManagedEngine {
         };
         let redactions = vault.counts().clone();
         let talk = Talk { engine: self, asked, who, unwanted, rows: rows.len() as u64, redactions };
-        let asking = self.pace.begin();
         let outcomes = talk.run(Conversation::of_texts(&asked.question, texts), leeway).await?;
-        asking.answered(talk.rows);
         Ok(match &self.guard.redactor {
             None => outcomes,
             Some(redactor) => {
@@ -253,9 +251,13 @@ impl Talk<'_> {
         mut step: Step,
         (mut rows, mut nano_usd): (u64, u64),
     ) -> Result<Vec<Outcome>> {
+        let asking = self.engine.pace.begin();
         let failed = loop {
             match step {
-                Step::Done(outcomes) => return Ok(self.with_cost(outcomes, nano_usd)),
+                Step::Done(outcomes) => {
+                    asking.answered(self.rows);
+                    return Ok(self.with_cost(outcomes, nano_usd));
+                }
                 Step::Failed(error) => break error.with("provider", self.engine.permit.provider()),
                 Step::Ask if self.unwanted.is_set() => break unwanted(),
                 Step::Ask => match self.send(&mut conversation, std::mem::take(&mut rows), leeway).await {

@@ -15,7 +15,7 @@ use rowmill_managed::batch::BatchProvider;
 use rowmill_managed::call::Estimate;
 use rowmill_managed::engine::due;
 use rowmill_managed::policy::Permit;
-use rowmill_managed::pricing::Tokens;
+use rowmill_managed::pricing::{ModelPrice, Tokens};
 use rowmill_managed::{Due, ManagedEngine, Remaining};
 use rowmill_sql::Call;
 
@@ -54,10 +54,14 @@ fn cheapest(offers: &[(Lane, Option<u64>)]) -> Option<Lane> {
 }
 
 /// Which lane a model with `lane = 'auto'` takes now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Outlook {
     /// The model, by its name in SQL.
     pub model: String,
+    /// Calls that may be asked of it, by their places among the job's: they name it, or spill to it.
+    pub calls: Vec<usize>,
+    /// What it costs, if that is known.
+    pub price: Option<ModelPrice>,
     /// The lane.
     pub lane: Lane,
     /// From when on, as RFC 3339 in this machine's time zone, what has no answer is asked online, if it may be.
@@ -157,7 +161,9 @@ impl Egress {
                 (true, false) => (Lane::Online, None),
                 (true, true) => (lane, Some(last_ms)),
             };
-            Outlook { model: model.to_owned(), lane, online_from: last_ms.and_then(moment) }
+            let (price, online_from) = (self.accounts.price(permit).ok(), last_ms.and_then(moment));
+            let calls = (0..calls.len()).filter(|call| asks(job, &calls[*call], model)).collect();
+            Outlook { model: model.to_owned(), calls, price, lane, online_from }
         };
         Ok(choosing.filter_map(|model| Some((model.name.as_str(), permits.get(&model.name)?))).map(outlook).collect())
     }

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -44,12 +45,14 @@ pub struct Due {
     /// What a row asks of the account.
     calls: u64,
     remaining: Arc<dyn Remaining>,
+    /// Whether what is left was not known when it was last asked for.
+    unknown: AtomicBool,
 }
 
 impl Due {
     /// For a run whose rows ask the account so many times each.
     pub fn new(online: Arc<ManagedEngine>, deadline_ms: i64, calls: u64, remaining: Arc<dyn Remaining>) -> Self {
-        Self { online, deadline_ms, calls, remaining }
+        Self { online, deadline_ms, calls, remaining, unknown: AtomicBool::new(false) }
     }
 
     /// Who asks online.
@@ -61,11 +64,15 @@ impl Due {
     pub(super) async fn last_ms(&self, end_ms: i64, tokens: Estimate) -> i64 {
         match self.remaining.rows().await {
             Ok(rows) => {
+                self.unknown.store(false, Ordering::Relaxed);
                 let requests = rows.saturating_mul(self.calls);
                 last_ms(self.deadline_ms, end_ms, requests, self.online.pace.per_second(tokens))
             }
             Err(error) => {
-                tracing::warn!(%error, "what is left of the run is not known; cheap lanes are waited for");
+                // It is asked for with every row.
+                if !self.unknown.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "what is left of the run is not known; cheap lanes are waited for");
+                }
                 i64::MAX
             }
         }

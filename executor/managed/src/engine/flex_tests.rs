@@ -1,7 +1,7 @@
 //! The flex lane of a model that chose it, against a simulated provider: rows go there as long as there is leeway, however
 //! many were asked for at once, and online from then on.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use rowmill_jobs::capability::Capabilities;
 use rowmill_jobs::infer::{Outcome, Piece, Task, TaskKind, TextFormat};
