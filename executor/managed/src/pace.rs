@@ -85,6 +85,12 @@ impl Pace {
         Held(Arc::clone(self))
     }
 
+    /// Time in which something was held back, and rows that were answered in it.
+    #[cfg(test)]
+    pub(crate) fn measured(&self) -> (Duration, u64) {
+        self.lock().holding.total()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Clocks> {
         // Nobody panics while holding the lock.
         self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
