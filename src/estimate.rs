@@ -110,12 +110,16 @@ fn sample(shards: &[Shard], rows: u64) -> Vec<Slice> {
 impl PricedCall {
     /// Nano-dollars in a lane.
     fn cost(&self, lane: Lane) -> Option<u64> {
-        let (_, price) = self.quote.as_ref()?;
+        self.quote.as_ref().map(|(_, price)| self.cost_at(price, lane))
+    }
+
+    /// The same, at this price.
+    fn cost_at(&self, price: &ModelPrice, lane: Lane) -> u64 {
         let tokens = Tokens { input: self.call.input_tokens, output: self.call.output_tokens, ..Tokens::default() };
         // A long prompt's price is that of each request, not of all together.
         let requests = self.call.requests.max(1);
         let one = Tokens { input: tokens.input / requests, output: tokens.output / requests, ..tokens };
-        Some(price.cost(one, lane).saturating_mul(requests))
+        price.cost(one, lane).saturating_mul(requests)
     }
 }
 
@@ -124,9 +128,10 @@ impl Estimate {
         self.calls.iter().map(|call| call.cost(lane)).sum()
     }
 
-    /// What the calls that name a model cost in a lane.
-    fn cost_of(&self, model: &str, lane: Lane) -> Option<u64> {
-        self.calls.iter().filter(|priced| priced.call.model == model).map(|priced| priced.cost(lane)).sum()
+    /// What the calls that may go to a model cost there in a lane.
+    fn cost_of(&self, outlook: &Outlook, lane: Lane) -> Option<u64> {
+        let price = outlook.price.as_ref()?;
+        Some(outlook.calls.iter().filter_map(|call| self.calls.get(*call)).map(|call| call.cost_at(price, lane)).sum())
     }
 
     /// As JSON.
@@ -155,9 +160,9 @@ impl Estimate {
             "auto": self.outlooks.iter().map(|outlook| json!({
                 "model": outlook.model,
                 "lane": outlook.lane.as_str(),
-                "cost_usd": usd(self.cost_of(&outlook.model, outlook.lane)),
+                "cost_usd": usd(self.cost_of(outlook, outlook.lane)),
                 "online_from": outlook.online_from,
-                "online_cost_usd": usd(self.cost_of(&outlook.model, Lane::Online)),
+                "online_cost_usd": usd(self.cost_of(outlook, Lane::Online)),
             })).collect::<Vec<_>>(),
             "local": self.here.as_ref().map(|here| json!({
                 "seconds": here.time.as_secs_f64(),
@@ -204,8 +209,8 @@ impl Estimate {
 
     /// Which lane a model takes, and what that costs.
     fn auto_text(&self, outlook: &Outlook) -> String {
-        let Outlook { model, lane, online_from } = outlook;
-        let cost = |lane| dollars(self.cost_of(model, lane));
+        let Outlook { model, lane, online_from, .. } = outlook;
+        let cost = |lane| dollars(self.cost_of(outlook, lane));
         let rest = online_from.as_ref().map_or_else(String::new, |moment| {
             format!("; what has no answer by {moment} goes online, {} for all", cost(Lane::Online))
         });

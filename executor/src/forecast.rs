@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rowmill_jobs::plan::Plan;
 use rowmill_jobs::store::Store;
-use rowmill_jobs::{Result, layout};
+use rowmill_jobs::{Error, Result, layout};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -84,7 +84,15 @@ pub(crate) struct Forecast {
     run_key: String,
     shard_rows: Vec<u64>,
     deadline_ms: i64,
-    seen: Mutex<Option<(Instant, Arc<[ShardSeen]>)>>,
+    last: Mutex<Option<Look>>,
+}
+
+/// A look at the store.
+#[derive(Debug)]
+struct Look {
+    at: Instant,
+    /// What was seen, if the store answered.
+    seen: Option<Arc<[ShardSeen]>>,
 }
 
 impl Forecast {
@@ -95,7 +103,7 @@ impl Forecast {
             run_key: plan.run_key.clone(),
             shard_rows: plan.shards.iter().map(|shard| shard.rows()).collect(),
             deadline_ms: plan.deadline_ms?,
-            seen: Mutex::default(),
+            last: Mutex::default(),
         })
     }
 
@@ -120,12 +128,19 @@ impl Forecast {
     }
 
     async fn look(&self) -> Result<Arc<[ShardSeen]>> {
-        let mut known = self.seen.lock().await;
-        if let Some((at, seen)) = &*known
+        let mut last = self.last.lock().await;
+        if let Some(Look { at, seen }) = &*last
             && at.elapsed() < LOOK_EVERY
         {
-            return Ok(Arc::clone(seen));
+            // Many ask, and one after the other would wait for a store that stays away.
+            return seen.clone().ok_or_else(|| Error::temporary("the store did not answer a moment ago"));
         }
+        let seen = self.read().await;
+        *last = Some(Look { at: Instant::now(), seen: seen.as_ref().ok().cloned() });
+        seen
+    }
+
+    async fn read(&self) -> Result<Arc<[ShardSeen]>> {
         let mut shards: Vec<ShardSeen> =
             self.shard_rows.iter().map(|rows| ShardSeen { rows: *rows, ..ShardSeen::default() }).collect();
         for part in self.store.list(&layout::parts(&self.run_key)).await? {
@@ -142,14 +157,14 @@ impl Forecast {
                 shard.began_ms = shard.began_ms.max(Some(attempt.modified_ms));
             }
         }
-        let seen: Arc<[ShardSeen]> = shards.into();
-        *known = Some((Instant::now(), Arc::clone(&seen)));
-        Ok(seen)
+        Ok(shards.into())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rowmill_jobs::store::local::LocalStore;
+
     use super::*;
 
     const HOUR: i64 = 3_600_000;
@@ -265,5 +280,27 @@ mod tests {
     #[test]
     fn what_never_ends_is_late() {
         assert_eq!(end_ms(&[under_way(0)], Some(0.0), 1), Some(i64::MAX));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_does_not_answer_is_not_asked_by_everybody() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("output");
+        // No folder, so it cannot be listed.
+        std::fs::write(&output, "").unwrap();
+        let forecast = Forecast {
+            store: Arc::new(LocalStore::new(output.clone())),
+            run_key: "run".into(),
+            shard_rows: vec![100, 20],
+            deadline_ms: HOUR,
+            last: Mutex::default(),
+        };
+        assert!(forecast.open_rows().await.is_err());
+        std::fs::remove_file(&output).unwrap();
+        let error = forecast.open_rows().await.unwrap_err();
+        assert!(error.retryable() && error.to_string().contains("a moment ago"), "{error}");
+        assert!(!forecast.is_late(Some(1e-9), 0).await, "that is no reason to spend money");
+        tokio::time::advance(LOOK_EVERY).await;
+        assert_eq!(forecast.open_rows().await.unwrap(), 120);
     }
 }

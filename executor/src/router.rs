@@ -127,6 +127,12 @@ impl Router {
         Arc::new(AtShard { router, who, pace: Mutex::default() })
     }
 
+    /// Whether there are attempts, or calls of attempts that have ended.
+    pub(crate) fn is_at_work(&self) -> bool {
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        attempts.iter().any(|attempt| attempt.strong_count() > 0)
+    }
+
     /// Returns once nothing more is asked here.
     async fn closed(&self) {
         // The sender lives as long as this does.

@@ -19,7 +19,7 @@ use crate::engines::{EngineLimits, Engines};
 use crate::models::{ResolvedModel, resolve};
 use crate::router::{Models, Router};
 
-/// Runs kept open.
+/// Runs kept open, unless more are in use.
 const OPEN_MAX: usize = 4;
 
 /// What an executor needs to know of a run.
@@ -61,22 +61,24 @@ impl Runs {
     /// # Errors
     /// The store stays away, the run has no plan, or this machine cannot compute it.
     pub async fn get(&self, run: &RunRef, who: &Who) -> Result<Arc<RunContext>> {
-        let cell = self.cell(run).await;
-        cell.get_or_try_init(|| self.open(run, who)).await.map(Arc::clone)
+        let (cell, idle) = self.cell(run).await;
+        let opening = cell.get_or_try_init(|| self.open(run, who));
+        // Nothing of them is under way.
+        let (opened, ()) = tokio::join!(opening, end(&idle, Duration::ZERO));
+        opened.map(Arc::clone)
     }
 
-    async fn cell(&self, run: &RunRef) -> Opened {
+    /// A run's place, and those that went to make room.
+    async fn cell(&self, run: &RunRef) -> (Opened, Vec<Opened>) {
         let mut open = self.open.lock().await;
         let cell = match open.iter().position(|(known, _)| known == run) {
             Some(index) => open.remove(index).1,
             None => Arc::default(),
         };
         open.push((run.clone(), Arc::clone(&cell)));
-        // The newest stays; its engines are shared with those that go.
-        let excess = open.len().saturating_sub(OPEN_MAX);
-        open.drain(..excess);
-        open.retain(|(known, _)| known.lane == run.lane);
-        cell
+        // Engines are shared with those that go.
+        let idle = take_idle(&mut open, &run.lane, in_use);
+        (cell, idle)
     }
 
     async fn open(&self, run: &RunRef, who: &Who) -> Result<Arc<RunContext>> {
@@ -102,8 +104,8 @@ impl Runs {
     /// Ends what is open, when this process computes nothing more; calls under way are waited for, at most this long.
     pub async fn close(&self, wait_max: Duration) {
         let open = std::mem::take(&mut *self.open.lock().await);
-        let contexts = open.iter().filter_map(|(_, run)| run.get());
-        join_all(contexts.map(|context| context.engine.close(context.store.as_ref(), wait_max))).await;
+        let runs: Vec<Opened> = open.into_iter().map(|(_, run)| run).collect();
+        end(&runs, wait_max).await;
     }
 
     /// What may be sent.
@@ -115,6 +117,30 @@ impl Runs {
     pub fn engines(&self) -> &Engines {
         &self.engines
     }
+}
+
+/// Takes out runs that are not needed any more: the first of those that are too many, and those of other lanes. A run in use
+/// stays, as its calls have to be waited for when the process ends.
+fn take_idle<T>(open: &mut Vec<(RunRef, T)>, lane: &str, in_use: impl Fn(&T) -> bool) -> Vec<T> {
+    let mut excess = open.len().saturating_sub(OPEN_MAX);
+    let goes = |(run, opened): &mut (RunRef, T)| {
+        let goes = (excess > 0 || run.lane != lane) && !in_use(opened);
+        excess -= usize::from(goes && excess > 0);
+        goes
+    };
+    open.extract_if(.., goes).map(|(_, opened)| opened).collect()
+}
+
+/// Whether somebody opens a run, computes something of it, or left calls of it under way.
+fn in_use(run: &Opened) -> bool {
+    let computes = |context: &Arc<RunContext>| Arc::strong_count(context) > 1 || context.engine.is_at_work();
+    Arc::strong_count(run) > 1 || run.get().is_some_and(computes)
+}
+
+/// Ends runs; calls under way are waited for, at most this long.
+async fn end(runs: &[Opened], wait_max: Duration) {
+    let contexts = runs.iter().filter_map(|run| run.get());
+    join_all(contexts.map(|context| context.engine.close(context.store.as_ref(), wait_max))).await;
 }
 
 /// A plan's models, as they can be had here.
@@ -164,4 +190,40 @@ fn pinned_specs(plan: &Plan) -> Vec<ModelSpec> {
         }
     }
     specs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_runs_go_but_none_that_is_in_use() {
+        let run =
+            |key: usize, lane: &str| RunRef { output: String::new(), run_key: key.to_string(), lane: lane.into() };
+        let open = |runs: usize| -> Vec<_> { (0..runs).map(|key| (run(key, "a"), key)).collect() };
+        for (runs, in_use, gone) in [
+            (4, &[][..], &[][..]),
+            (6, &[], &[0, 1]),
+            (6, &[0, 5], &[1, 2]),
+            (6, &[0, 1, 2, 3, 4, 5], &[]),
+            (6, &[1, 2, 3, 4, 5], &[0]),
+        ] {
+            let mut kept = open(runs);
+            assert_eq!(take_idle(&mut kept, "a", |key| in_use.contains(key)), gone, "{runs} runs, {in_use:?} in use");
+            assert_eq!(kept.len(), runs - gone.len());
+        }
+        let mut kept = open(3);
+        kept.push((run(3, "b"), 3));
+        assert_eq!(take_idle(&mut kept, "b", |key| *key == 1), [0, 2]);
+        assert_eq!(kept.iter().map(|(_, key)| *key).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn a_run_that_somebody_opens_is_in_use() {
+        let (held, idle) = (Opened::default(), Opened::default());
+        let somebody = Arc::clone(&held);
+        assert_eq!((in_use(&held), in_use(&idle)), (true, false));
+        drop(somebody);
+        assert!(!in_use(&held));
+    }
 }

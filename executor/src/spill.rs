@@ -85,9 +85,12 @@ impl Spill {
             Some(forecast) => share(seats, forecast, task, &requests).await,
             None => alone(seats.here, task, &requests).await,
         };
-        if self.has(SpillWhen::Unavailable)
-            && let Some(error) = partial.stopped.take()
-        {
+        if let Some(error) = partial.stopped.take() {
+            // What was answered elsewhere is kept there, rows that were refused as well: the next attempt finds it, and asks
+            // here again.
+            if !self.has(SpillWhen::Unavailable) {
+                return Err(error);
+            }
             tracing::warn!(model = task.model, error = %error, "the model fails; from now on its rows are asked elsewhere");
             self.gone.store(true, Ordering::Relaxed);
             // What was answered before stands, wherever: it was paid for, or computed.

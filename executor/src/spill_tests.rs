@@ -273,6 +273,32 @@ async fn late_rows_that_another_model_refuses_are_answered_here() {
     assert_eq!((here.asked().len(), there.asked().len()), (200, 200 - HERE_FIRST), "each once, wherever it was asked");
 }
 
+#[tokio::test(start_paused = true)]
+async fn when_this_machine_fails_at_refused_rows_their_errors_stand_only_if_the_job_does_without_it() {
+    let texts: Vec<String> = (0..200).map(|row| format!("{}{row}", if row < 197 { 'r' } else { 'f' })).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let models = |fails_after| {
+        let here = Model { delay: Duration::from_millis(100), fails_after, ..Model::new("here") };
+        (here, Model { delay: Duration::from_millis(1), filters: true, ..Model::new("there") })
+    };
+    let late = LateAfter(Instant::now());
+    // A machine that does not fail shows which of its calls is the one about refused rows: the last.
+    let (here, there) = models(usize::MAX);
+    let seats = Seats { here: &here, there: &there, forecast: Some(&late) };
+    let outcomes = spill(&[SpillWhen::Late]).answer(seats, &task(), rows(&texts)).await.unwrap();
+    assert_eq!(outcomes.iter().map(text).collect::<Vec<_>>()[197..], ["here f197", "here f198", "here f199"]);
+    let last = here.calls.load(Ordering::SeqCst) - 1;
+    for (when, errors) in [(&[SpillWhen::Late][..], None), (&[SpillWhen::Late, SpillWhen::Unavailable], Some(3))] {
+        let (here, there) = models(last);
+        let seats = Seats { here: &here, there: &there, forecast: Some(&late) };
+        let answered = spill(when).answer(seats, &task(), rows(&texts)).await;
+        assert_eq!(here.calls.load(Ordering::SeqCst), last + 1, "{when:?}: it failed at another call");
+        let found = answered.ok().map(|outcomes| outcomes.iter().filter(|outcome| outcome.is_err()).count());
+        assert_eq!(found, errors, "{when:?}");
+        assert!(there.asked().len() <= 200, "{when:?}: a row was asked there twice");
+    }
+}
+
 #[test]
 fn rows_are_taken_from_both_ends_until_they_meet() {
     let requests = rows(&["a"; 10]);

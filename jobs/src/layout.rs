@@ -147,6 +147,12 @@ pub fn attempt_of_staged<'a>(run_key: &str, name: &'a str) -> Option<&'a str> {
     name.strip_prefix(&staged_of_run(run_key))?.split_once('/').map(|(attempt, _)| attempt)
 }
 
+/// Which lane a model takes in a run, if it chooses. A model's name may have any characters.
+pub fn lane(run_key: &str, model: &str) -> String {
+    let model: String = url::form_urlencoded::byte_serialize(model.as_bytes()).collect();
+    format!("run={run_key}/_lanes/{model}.json")
+}
+
 /// What the records of all provider batches of a run start with.
 pub fn batches_of_run(run_key: &str) -> String {
     format!("run={run_key}/_batches/")

@@ -1,9 +1,11 @@
-//! The records of a run that are not its result: the plan, the outcome, and what became of attempts. All are created once
+//! The records of a run that are not its result: the plan, the outcome, what was decided on the way, and what became of attempts. All are created once
 //! and never changed. Attempts and failures are for diagnosis and for finding rows that kill a process; whether a shard is
 //! done is told by its part alone.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::lane::Lane;
 use crate::plan::{PLAN_VERSION, Plan};
 use crate::publish::RunOutcome;
 use crate::store::{self, Store};
@@ -55,13 +57,25 @@ pub async fn decide_staging(
     attempt: &str,
     wanted: StagingFate,
 ) -> Result<StagingFate> {
-    let name = layout::staged_fate(run_key, attempt);
-    match store::create_json(store, &name, &wanted).await? {
+    decide(store, &layout::staged_fate(run_key, attempt), wanted).await.map_err(|error| error.with("run", run_key))
+}
+
+/// Decides which lane a model that chooses takes in a run, unless that is decided: what was answered in one lane is not all
+/// known in another. Returns what counts.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn decide_lane(store: &dyn Store, run_key: &str, model: &str, wanted: Lane) -> Result<Lane> {
+    decide(store, &layout::lane(run_key, model), wanted).await.map_err(|error| error.with("run", run_key))
+}
+
+/// Decides something for good, unless somebody has. Returns what counts.
+async fn decide<T: Serialize + DeserializeOwned>(store: &dyn Store, name: &str, wanted: T) -> Result<T> {
+    match store::create_json(store, name, &wanted).await? {
         store::Put::Created => Ok(wanted),
         // Another's; or ours after all.
-        store::Put::Exists => store::get_json(store, &name).await?.ok_or_else(|| {
-            Error::temporary("the store reports what becomes of a staged result but does not show it")
-                .with("run", run_key)
+        store::Put::Exists => store::get_json(store, name).await?.ok_or_else(|| {
+            Error::temporary("the store reports what was decided but does not show it").with("object", name)
         }),
     }
 }

@@ -10,10 +10,11 @@ use rowmill_provider_simulator::{Config, Provider};
 use serde_json::Value;
 
 use crate::lanes::{
-    CLAUDE_THERE, SHARDS, audited, cost, created, in_batches, kill, ledger_out, online, quick, records, seen, start,
-    wait_for,
+    BATCHES, CLAUDE_THERE, SHARDS, audited, cost, created, in_batches, kill, ledger_out, online, quick, records, seen,
+    start, wait_for,
 };
 use crate::managed::elsewhere::{Elsewhere, Providers, ROWS, SELECT, holds};
+use crate::spill::{COMPLETE, Spilling};
 use crate::support::{Said, integers, read_table, strings};
 
 /// Answers of a whole job.
@@ -155,6 +156,29 @@ fn killed_while_it_gives_batches_up_the_same_command_pays_nothing_twice() {
 }
 
 #[test]
+fn a_run_goes_on_in_the_lane_that_it_began_in() {
+    let simulated = Provider::Openai;
+    let providers = Providers::with(Config { batches: Batches { row_ms: 200, ..quick() }, ..seen() });
+    let away = choosing("openai", "gpt-4o-mini", FAR);
+    let usual = config(&providers, "openai", simulated, "");
+    away.config(&usual);
+    let mut first = start(&away);
+    wait_for(&mut first, "all batches are under way", || records(&away, "created.json").len() == 3 * SHARDS as usize);
+    kill(first);
+    // Batches are not permitted any more: nothing is asked in another lane, where they would not be found.
+    away.config(&config(&providers, "openai", simulated, "lanes = [\"online\"]\n"));
+    let said = away.say("run");
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.contains("the run began in lane batch, which is not permitted any more"), "{}", said.stderr);
+    // They cost as much as online now, where they would not be chosen.
+    let same =
+        "[prices.\"away/gpt-4o-mini\"]\ninput = \"1\"\noutput = \"4\"\nbatch = { input = \"1\", output = \"4\" }\n";
+    away.config(&format!("{usual}{same}"));
+    check(&away, away.say("run"), &providers, simulated);
+    assert_eq!((created(&providers, simulated), online(&providers, simulated)), (3 * SHARDS, 0));
+}
+
+#[test]
 fn without_time_or_permission_for_batches_everything_goes_online() {
     let cases = [
         ("the deadline has passed", "2020-01-01T06:00:00Z", ""),
@@ -216,4 +240,20 @@ fn a_plan_says_which_lane_it_will_be_and_what_both_cost() {
     away.say("preview").ok();
     assert_eq!(created(&providers, Provider::Openai), 0);
     assert!(online(&providers, Provider::Openai) > 0);
+}
+
+#[test]
+fn a_plan_says_what_rows_cost_that_spill_to_a_model_that_chooses_its_lane() {
+    let providers = Providers::with(Config { batches: quick(), ..seen() });
+    let options = format!("spill_to = 'away', spill_when = 'always', deadline = '{FAR}'");
+    let spilling = Spilling::at(providers, "engine = 'echo'", &options, COMPLETE);
+    spilling.edit("provider = 'away', ", "provider = 'away', lane = 'auto', ");
+    spilling.configure("[[egress.allow]]", &format!("{BATCHES}[[egress.allow]]"));
+    spilling.job.with_rows("a", 0, 1_000);
+    let estimate = spilling.say("plan").ok().summary()["estimate"].clone();
+    let auto = &estimate["auto"][0];
+    assert_eq!((auto["model"].as_str(), auto["lane"].as_str()), (Some("away"), Some("batch")), "{estimate}");
+    assert!(auto["cost_usd"].as_f64().is_some_and(|cost| cost > 0.0), "{estimate}");
+    assert_eq!(auto["cost_usd"], estimate["cost_usd"]["batch"], "{estimate}");
+    assert_eq!(auto["online_cost_usd"], estimate["cost_usd"]["online"], "{estimate}");
 }

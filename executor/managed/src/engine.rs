@@ -15,16 +15,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rowmill_jobs::capability::Capabilities;
 use rowmill_jobs::infer::{Answer, Outcome, Request, RowError, RowErrorCode, Task, TaskKind, TextFormat};
 use rowmill_jobs::{Error, Result};
+use tokio::time::Instant;
 
 use crate::accounts::Accounts;
 use crate::audit::{Audit, Intent};
 use crate::budget::{Amount, Budget};
-use crate::call::{Call, Spent, Witness};
+use crate::call::{Call, CallError, Reply, Spent, Witness};
 use crate::conversation::{Conversation, Step};
 use crate::journal::{Fingerprints, Journal};
 use crate::lane::Lane;
 use crate::on_behalf::{OnBehalf, Unwanted};
-use crate::pace::Pace;
+use crate::pace::{Holding, Pace};
 use crate::payment::Payment;
 use crate::policy::Permit;
 use crate::pricing::ModelPrice;
@@ -34,6 +35,7 @@ use crate::target::Target;
 use crate::tokens::Estimates;
 use crate::transport::Transport;
 
+use due::Leeway;
 pub use due::{Due, Remaining};
 use in_batches::Batches;
 pub use in_batches::BatchesOfRun;
@@ -72,7 +74,7 @@ pub struct ManagedEngine {
     /// Until when it may be waited for, if its lane was chosen among several.
     due: Option<Due>,
     /// How fast it answers, one call at a time.
-    pace: Pace,
+    pace: Arc<Pace>,
 }
 
 /// A task, made ready, with what was learned of it. It keeps the task, whose address is its name here.
@@ -122,7 +124,7 @@ impl ManagedEngine {
         let host = url.as_ref().and_then(url::Url::host_str).unwrap_or_default().to_owned();
         let region = target.holes.get("region").cloned();
         let concurrency = accounts.concurrency(&permit);
-        let pace = accounts.pace(&permit);
+        let pace = Arc::new(accounts.pace(&permit));
         let (budget, questions) = (Arc::new(budget), Mutex::default());
         Ok(Self {
             permit,
@@ -204,17 +206,22 @@ impl ManagedEngine {
         Ok(texts.iter().map(|text| redactor.redact(text, vault)).collect::<Result<_>>().ok())
     }
 
-    /// Talks about one row, or one pack of texts to embed.
-    async fn talk(&self, who: &OnBehalf, asked: &Asked, rows: &[Request], unwanted: &Unwanted) -> Result<Vec<Outcome>> {
+    /// Talks about one row, or one pack of texts to embed, as far as there is leeway.
+    async fn talk(
+        &self,
+        who: &OnBehalf,
+        asked: &Asked,
+        rows: &[Request],
+        unwanted: &Unwanted,
+        leeway: Option<Leeway<'_>>,
+    ) -> Result<Vec<Outcome>> {
         let mut vault = Vault::default();
         let Some(texts) = self.texts(asked, rows, &mut vault)? else {
             return Ok(rows.iter().map(|_| Err(unsearchable())).collect());
         };
         let redactions = vault.counts().clone();
         let talk = Talk { engine: self, asked, who, unwanted, rows: rows.len() as u64, redactions };
-        let asking = self.pace.begin();
-        let outcomes = talk.run(Conversation::of_texts(&asked.question, texts)).await?;
-        asking.answered(talk.rows);
+        let outcomes = talk.run(Conversation::of_texts(&asked.question, texts), leeway).await?;
         Ok(match &self.guard.redactor {
             None => outcomes,
             Some(redactor) => {
@@ -225,37 +232,61 @@ impl ManagedEngine {
 }
 
 impl Talk<'_> {
-    async fn run(&self, mut conversation: Conversation) -> Result<Vec<Outcome>> {
+    async fn run(&self, mut conversation: Conversation, leeway: Option<Leeway<'_>>) -> Result<Vec<Outcome>> {
         let step = conversation.first();
         // They leave with the first call; a further one about them takes none of what a rule allows.
-        self.go_on(conversation, step, (self.who.first_of(self.rows), 0)).await
+        self.go_on_within(leeway, conversation, step, (self.who.first_of(self.rows), 0)).await
     }
 
     /// Goes on with a conversation of which so many rows have not left yet, and which has cost something already.
-    async fn go_on(
+    async fn go_on(&self, conversation: Conversation, step: Step, so_far: (u64, u64)) -> Result<Vec<Outcome>> {
+        self.go_on_within(None, conversation, step, so_far).await
+    }
+
+    /// The same, as far as there is leeway.
+    async fn go_on_within(
         &self,
+        leeway: Option<Leeway<'_>>,
         mut conversation: Conversation,
         mut step: Step,
         (mut rows, mut nano_usd): (u64, u64),
     ) -> Result<Vec<Outcome>> {
-        loop {
+        let asking = self.engine.pace.begin();
+        let failed = loop {
             match step {
-                Step::Done(outcomes) => return Ok(self.with_cost(outcomes, nano_usd)),
-                Step::Failed(error) => return Err(error.with("provider", self.engine.permit.provider())),
-                Step::Ask if self.unwanted.is_set() => return Err(unwanted()),
-                Step::Ask => {
-                    let call = conversation.call(&self.estimates());
-                    let (next, spent) = self.send(&mut conversation, call, std::mem::take(&mut rows)).await?;
-                    nano_usd += spent;
-                    step = next;
+                Step::Done(outcomes) => {
+                    asking.answered(self.rows);
+                    return Ok(self.with_cost(outcomes, nano_usd));
                 }
+                Step::Failed(error) => break error.with("provider", self.engine.permit.provider()),
+                Step::Ask if self.unwanted.is_set() => break unwanted(),
+                Step::Ask => match self.send(&mut conversation, std::mem::take(&mut rows), leeway).await {
+                    Ok((next, spent)) => {
+                        nano_usd += spent;
+                        step = next;
+                    }
+                    Err(error) => break error,
+                },
             }
-        }
+        };
+        // Whoever answers the rows now does not know of it.
+        self.who.paid_for_errors(nano_usd);
+        Err(failed)
     }
 
     /// Sends one call. Returns what to do next, and what it cost.
-    async fn send(&self, conversation: &mut Conversation, mut call: Call, rows: u64) -> Result<(Step, u64)> {
+    async fn send(
+        &self,
+        conversation: &mut Conversation,
+        rows: u64,
+        leeway: Option<Leeway<'_>>,
+    ) -> Result<(Step, u64)> {
         let engine = self.engine;
+        let over_by = match leeway {
+            Some(leeway) => Some(leeway.over_by().await?),
+            None => None,
+        };
+        let mut call = conversation.call(&self.estimates());
         let bytes = call.body.as_ref().map_or(0, bytes::Bytes::len);
         // No tokenizer makes more tokens of a text than it has bytes.
         let input_tokens_max = bytes as u64 + TEMPLATE_TOKENS_MAX;
@@ -265,7 +296,7 @@ impl Talk<'_> {
         call.estimate.nano_usd_max = nano_usd;
         let most = Amount { rows, tokens: input_tokens_max + output_tokens_max, nano_usd };
         let payment = Payment::new(&engine.guard.audit, &engine.budget, self.intent(&call, bytes as u64), most);
-        match engine.transport.send_paid(call, Arc::clone(&payment) as Arc<dyn Witness>).await {
+        match self.transmit(call, &payment, over_by).await {
             Ok(reply) => {
                 let turn = conversation.on_reply(&reply);
                 let nano_usd = price(&|price| price.cost(&turn.spent, engine.permit.lane()));
@@ -277,6 +308,21 @@ impl Talk<'_> {
                 let nano_usd = payment.failed()?;
                 Ok((conversation.on_error(&error), nano_usd))
             }
+        }
+    }
+
+    /// Sends a call that has to be over at a moment, or when its transport says.
+    async fn transmit(
+        &self,
+        call: Call,
+        payment: &Arc<Payment>,
+        over_by: Option<Instant>,
+    ) -> std::result::Result<Reply, CallError> {
+        let transport = &self.engine.transport;
+        let witness = Holding::new(&self.engine.pace, Arc::clone(payment) as Arc<dyn Witness>);
+        match over_by {
+            Some(over_by) => transport.send_by(call, over_by, Some(witness)).await,
+            None => transport.send_paid(call, witness).await,
         }
     }
 

@@ -1,12 +1,14 @@
-//! [`Pace`]: how fast an account answers online. Measured where it has been asked for long enough; before that what the
-//! operator says of the account, and where nobody says anything a rate that small accounts have. It limits nothing.
+//! [`Pace`]: how fast an account answers online. Measured while it was asked for all that it can do; before that what the
+//! operator says of the account, and where nobody says anything a rate that small accounts have. What was answered while
+//! little was asked says how little that was, and nothing of the account. It limits nothing.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::call::Estimate;
+use crate::call::{CallError, Class, Estimate, Left, Witness};
 use crate::policy::config::Limits;
 
 /// Requests a second of an account of which nothing is known.
@@ -15,75 +17,178 @@ const UNKNOWN: f64 = 5.0;
 const CALL: Duration = Duration::from_secs(10);
 /// Time of asking from which a measured rate counts: accounts are limited by the minute, and let more pass for seconds.
 const MEASURED_FROM: Duration = Duration::from_secs(60);
+/// Shorter times in which something was held back tell nothing: every call is for a moment, on its way out.
+const HELD_MIN: Duration = Duration::from_secs(1);
 
 /// How fast an account answers.
 #[derive(Debug)]
 pub struct Pace {
     limits: Limits,
     concurrency: usize,
-    asked: Mutex<Asked>,
+    clocks: Mutex<Clocks>,
 }
 
-#[derive(Debug, Default)]
-struct Asked {
-    under_way: usize,
-    /// Since when calls are under way without a break.
-    since: Option<Instant>,
-    /// How long they were, before that.
-    before: Duration,
-    answered: u64,
+#[derive(Debug)]
+struct Clocks {
+    /// Runs while calls are under way. The account can do what was answered then, and maybe more.
+    asking: Clock,
+    /// Runs while something is held back that would be asked. The account can do what was answered then, and no more.
+    holding: Clock,
+}
+
+/// Adds up time and what was answered in it.
+#[derive(Debug)]
+struct Clock {
+    /// Shorter times do not count.
+    least: Duration,
+    /// Reasons to run now.
+    reasons: usize,
+    /// Since when it runs without a break, and rows that were answered since then.
+    now: Option<(Instant, u64)>,
+    /// Time and rows before that.
+    before: (Duration, u64),
 }
 
 /// A call under way, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Asking<'a>(&'a Pace);
 
+/// Something is held back that would be asked, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<Pace>);
+
 impl Pace {
     /// Of an account with these limits, and so many calls at once.
     pub fn new(limits: Limits, concurrency: usize) -> Self {
-        Self { limits, concurrency, asked: Mutex::default() }
+        let clocks = Clocks { asking: Clock::new(Duration::ZERO), holding: Clock::new(HELD_MIN) };
+        Self { limits, concurrency, clocks: Mutex::new(clocks) }
     }
 
     /// Rows a second, of requests that take so many tokens on average.
     pub fn per_second(&self, tokens: Estimate) -> f64 {
-        let asked = self.lock();
-        let took = asked.before + asked.since.map_or(Duration::ZERO, |since| since.elapsed());
-        if took >= MEASURED_FROM && asked.answered > 0 {
-            return asked.answered as f64 / took.as_secs_f64();
-        }
-        assumed(&self.limits, self.concurrency, tokens)
+        let clocks = self.lock();
+        clocks.holding.rate().unwrap_or_else(|| {
+            let assumed = assumed(&self.limits, self.concurrency, tokens);
+            clocks.asking.rate().map_or(assumed, |rate| rate.max(assumed))
+        })
     }
 
     /// A call begins.
     pub(crate) fn begin(&self) -> Asking<'_> {
-        let mut asked = self.lock();
-        asked.under_way += 1;
-        asked.since.get_or_insert_with(Instant::now);
+        self.lock().asking.run();
         Asking(self)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Asked> {
+    /// Something has to wait until it can be asked.
+    pub(crate) fn hold(self: &Arc<Self>) -> Held {
+        self.lock().holding.run();
+        Held(Arc::clone(self))
+    }
+
+    /// Time in which something was held back, and rows that were answered in it.
+    #[cfg(test)]
+    pub(crate) fn measured(&self) -> (Duration, u64) {
+        self.lock().holding.total()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Clocks> {
         // Nobody panics while holding the lock.
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Clock {
+    fn new(least: Duration) -> Self {
+        Self { least, reasons: 0, now: None, before: Default::default() }
+    }
+
+    fn run(&mut self) {
+        self.reasons += 1;
+        self.now.get_or_insert_with(|| (Instant::now(), 0));
+    }
+
+    fn answered(&mut self, rows: u64) {
+        if let Some((_, answered)) = &mut self.now {
+            *answered += rows;
+        }
+    }
+
+    /// A reason is gone.
+    fn rest(&mut self) {
+        self.reasons -= 1;
+        if self.reasons == 0 {
+            self.before = self.total();
+            self.now = None;
+        }
+    }
+
+    /// Time that counts, and rows in it.
+    fn total(&self) -> (Duration, u64) {
+        let (took, rows) = self.before;
+        let now = self.now.map(|(since, answered)| (since.elapsed(), answered));
+        now.filter(|(now, _)| *now >= self.least).map_or((took, rows), |(now, answered)| (took + now, rows + answered))
+    }
+
+    /// Rows a second, once there are some.
+    fn rate(&self) -> Option<f64> {
+        let (took, rows) = self.total();
+        (took >= MEASURED_FROM && rows > 0).then(|| rows as f64 / took.as_secs_f64())
     }
 }
 
 impl Asking<'_> {
     /// It has answered so many rows.
     pub(crate) fn answered(self, rows: u64) {
-        self.0.lock().answered += rows;
+        let mut clocks = self.0.lock();
+        clocks.asking.answered(rows);
+        clocks.holding.answered(rows);
     }
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        let mut asked = self.0.lock();
-        asked.under_way -= 1;
-        if asked.under_way == 0
-            && let Some(since) = asked.since.take()
-        {
-            asked.before += since.elapsed();
+        self.0.lock().asking.rest();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.lock().holding.rest();
+    }
+}
+
+/// A call's witness that tells the pace while the call is held back: until it leaves, and from when on the provider asks
+/// for fewer until it leaves again.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    pace: Arc<Pace>,
+    witness: Arc<dyn Witness>,
+    held: Mutex<Option<Held>>,
+}
+
+impl Holding {
+    /// For a call that is about to be sent.
+    pub(crate) fn new(pace: &Arc<Pace>, witness: Arc<dyn Witness>) -> Arc<Self> {
+        Arc::new(Self { pace: Arc::clone(pace), witness, held: Mutex::new(Some(pace.hold())) })
+    }
+
+    fn set(&self, held: Option<Held>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+}
+
+#[async_trait]
+impl Witness for Holding {
+    async fn leaving(&self) -> bool {
+        self.set(None);
+        self.witness.leaving().await
+    }
+
+    async fn unanswered(&self, error: &CallError, left: Left) {
+        if error.class == Class::Throttled {
+            self.set(Some(self.pace.hold()));
         }
+        self.witness.unanswered(error, left).await;
     }
 }
 
@@ -129,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_minute_of_asking_tells_more_than_any_word() {
+    async fn what_was_answered_in_a_minute_can_be_answered_again() {
         let pace = Pace::new(Limits::default(), 256);
         let (first, second) = (pace.begin(), pace.begin());
         tokio::time::advance(Duration::from_secs(40)).await;
@@ -142,5 +247,68 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         third.answered(1_000);
         assert!((pace.per_second(tokens(1, 1)) - 30.0).abs() < 1e-9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_that_is_asked_for_little_is_not_slow() {
+        let limits = Limits { requests_per_minute: Some(3_000), ..Limits::default() };
+        let pace = Arc::new(Pace::new(limits, 1_000));
+        for _ in 0..100 {
+            let few: Vec<Asking<'_>> = (0..5).map(|_| pace.begin()).collect();
+            // On its way out every call is held for a moment.
+            let held = pace.hold();
+            tokio::time::advance(Duration::from_millis(100)).await;
+            drop(held);
+            tokio::time::advance(Duration::from_secs(10)).await;
+            few.into_iter().for_each(|asking| asking.answered(1));
+        }
+        assert_eq!(pace.per_second(tokens(1, 1)), 50.0, "half a row a second was all that was asked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_that_holds_calls_back_does_what_it_does_then() {
+        let limits = Limits { requests_per_minute: Some(3_000), ..Limits::default() };
+        let pace = Arc::new(Pace::new(limits, 1_000));
+        let call = Holding::new(&pace, Arc::new(Nobody));
+        for second in 0..60 {
+            assert_eq!(pace.per_second(tokens(1, 1)), 50.0, "after {second} seconds");
+            let asking = pace.begin();
+            tokio::time::advance(Duration::from_secs(1)).await;
+            asking.answered(2);
+        }
+        assert_eq!(pace.per_second(tokens(1, 1)), 2.0);
+        // From when on it has left, nothing is held back.
+        assert!(call.leaving().await);
+        let asking = pace.begin();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        asking.answered(1_000);
+        assert_eq!(pace.per_second(tokens(1, 1)), 2.0);
+        // A provider that asks for fewer holds it again.
+        let error = |class| CallError {
+            class,
+            status: Some(429),
+            code: None,
+            message: String::new(),
+            retry_after: None,
+            request_id: None,
+        };
+        call.unanswered(&error(Class::Transient), Left::Something).await;
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(pace.per_second(tokens(1, 1)), 2.0);
+        call.unanswered(&error(Class::Throttled), Left::Something).await;
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(pace.per_second(tokens(1, 1)), 1.0);
+    }
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    #[async_trait]
+    impl Witness for Nobody {
+        async fn leaving(&self) -> bool {
+            true
+        }
+
+        async fn unanswered(&self, _: &CallError, _: Left) {}
     }
 }

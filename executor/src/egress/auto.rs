@@ -1,6 +1,6 @@
 //! `lane = 'auto'`: the cheapest lane that a model's provider has and the operator permits, for as long as the deadline leaves
-//! time for it, and online after that. Which lane is the cheapest does not depend on the time: all processes of a run take
-//! the same. How long it is waited for is decided where it is waited, in [`rowmill_managed::engine::due`].
+//! time for it, and online after that. Which lane is the cheapest does not depend on the time, but on prices and the policy:
+//! the first process of a run decides, and all take the same. How long it is waited for is decided where it is waited, in [`rowmill_managed::engine::due`].
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -9,12 +9,13 @@ use async_trait::async_trait;
 use chrono::{DateTime, Local, SecondsFormat};
 use rowmill_jobs::lane::Lane;
 use rowmill_jobs::spec::{EngineSpec, JobSpec};
-use rowmill_jobs::{Error, Result};
+use rowmill_jobs::store::Store;
+use rowmill_jobs::{Error, Result, record};
 use rowmill_managed::batch::BatchProvider;
 use rowmill_managed::call::Estimate;
 use rowmill_managed::engine::due;
 use rowmill_managed::policy::Permit;
-use rowmill_managed::pricing::Tokens;
+use rowmill_managed::pricing::{ModelPrice, Tokens};
 use rowmill_managed::{Due, ManagedEngine, Remaining};
 use rowmill_sql::Call;
 
@@ -53,10 +54,14 @@ fn cheapest(offers: &[(Lane, Option<u64>)]) -> Option<Lane> {
 }
 
 /// Which lane a model with `lane = 'auto'` takes now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Outlook {
     /// The model, by its name in SQL.
     pub model: String,
+    /// Calls that may be asked of it, by their places among the job's: they name it, or spill to it.
+    pub calls: Vec<usize>,
+    /// What it costs, if that is known.
+    pub price: Option<ModelPrice>,
     /// The lane.
     pub lane: Lane,
     /// From when on, as RFC 3339 in this machine's time zone, what has no answer is asked online, if it may be.
@@ -100,6 +105,7 @@ impl Egress {
             let permit = self.online_permit(run, name).unwrap_or(permit);
             return self.in_lane(run, name, permit, means).await;
         };
+        let permit = self.decided(run, store.as_ref(), name, permit).await?;
         let (lane, alias) = (permit.lane(), permit.provider().to_owned());
         let engine = self.in_lane(run, name, permit, means).await?;
         let online = match lane {
@@ -113,6 +119,23 @@ impl Egress {
         };
         let calls = run.calls.iter().filter(|call| goes_to(run.job, call, &alias)).count() as u64;
         Ok(engine.until(Due::new(online, deadline_ms, calls, Arc::new(forecast))))
+    }
+
+    /// The permit for the lane that the run has taken, which is this permit's if nobody has decided. In another, batches that
+    /// are under way would not be found again, and their rows be paid twice.
+    async fn decided(&self, run: Sending<'_>, store: &dyn Store, name: &str, permit: Permit) -> Result<Permit> {
+        let lane = record::decide_lane(store, run.run_key, name, permit.lane()).await?;
+        if lane == permit.lane() {
+            return Ok(permit);
+        }
+        tracing::info!(model = name, lane = lane.as_str(), "the run began in this lane and goes on in it");
+        self.permit_in(run, name, lane).map_err(|error| {
+            let word = lane.as_str();
+            let message = format!("the run began in lane {word}, which is not permitted any more: {error}");
+            Error::new(error.kind(), message)
+                .caused_by(error)
+                .hint(format!("permit lane {word} until the run has ended, or start again with --rerun ID"))
+        })
     }
 
     /// Which lanes models with `lane = 'auto'` take now, when their calls ask so much.
@@ -138,7 +161,9 @@ impl Egress {
                 (true, false) => (Lane::Online, None),
                 (true, true) => (lane, Some(last_ms)),
             };
-            Outlook { model: model.to_owned(), lane, online_from: last_ms.and_then(moment) }
+            let (price, online_from) = (self.accounts.price(permit).ok(), last_ms.and_then(moment));
+            let calls = (0..calls.len()).filter(|call| asks(job, &calls[*call], model)).collect();
+            Outlook { model: model.to_owned(), calls, price, lane, online_from }
         };
         Ok(choosing.filter_map(|model| Some((model.name.as_str(), permits.get(&model.name)?))).map(outlook).collect())
     }

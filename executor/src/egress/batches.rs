@@ -43,15 +43,24 @@ impl Egress {
         Ok(Some(Arc::new(self.calling(run, model, permit, &means).await?)))
     }
 
-    /// The permit to send a model's rows online, if the policy gives one. The job stays what it is but for that model's lane:
-    /// what a model is asked depends on those that spill to it.
+    /// The permit to send a model's rows online, if the policy gives one.
     pub(super) fn online_permit(&self, run: Sending<'_>, model: &str) -> Option<Permit> {
+        self.permit_in(run, model, Lane::Online).ok()
+    }
+
+    /// The permit to send a model's rows in a lane. The job stays what it is but for that model's lane: what a model is asked
+    /// depends on those that spill to it.
+    ///
+    /// # Errors
+    /// As [`Egress::permits`].
+    pub(super) fn permit_in(&self, run: Sending<'_>, model: &str, lane: Lane) -> Result<Permit> {
         let mut job = run.job.clone();
         for known in job.models.iter_mut().filter(|known| known.name == model) {
-            if let EngineSpec::Managed { lane, .. } = &mut known.engine {
-                *lane = LaneChoice::Fixed(Lane::Online);
+            if let EngineSpec::Managed { lane: choice, .. } = &mut known.engine {
+                *choice = LaneChoice::Fixed(lane);
             }
         }
-        self.permits(&job, run.calls).ok()?.remove(model)
+        let permit = self.permits(&job, run.calls)?.remove(model);
+        permit.ok_or_else(|| Error::internal(format!("model {model} is not asked and has no permit")))
     }
 }

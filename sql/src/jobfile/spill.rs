@@ -62,11 +62,13 @@ pub(super) fn read(options: &mut Options<'_>, models: &[ModelSpec]) -> Result<(O
         );
     }
     if let Some((to, to_at)) = to.as_ref().filter(|_| needs(SpillWhen::Late))
-        && let Some(slow) = models.iter().find(|model| to.contains(&model.name) && is_batch(model))
+        && let Some((slow, why)) = models
+            .iter()
+            .filter(|model| to.contains(&model.name))
+            .find_map(|model| Some((model, keeps_waiting(model)?)))
     {
-        let message =
-            format!("model `{}` answers in batches, up to a day later: what is late cannot wait for it", slow.name);
-        return Err(options.error(*to_at, message).hint("spill to a model without lane = 'batch', or drop 'late'"));
+        let message = format!("model `{}` {why}: what is late cannot wait for it", slow.name);
+        return Err(options.error(*to_at, message).hint("spill to a model with lane = 'online', or drop 'late'"));
     }
     match to {
         Some((to, _)) => Ok((Some(SpillSpec { to, when, min_confidence }), deadline.map(|(text, _)| text))),
@@ -75,8 +77,15 @@ pub(super) fn read(options: &mut Options<'_>, models: &[ModelSpec]) -> Result<(O
     }
 }
 
-fn is_batch(model: &ModelSpec) -> bool {
-    matches!(model.engine, EngineSpec::Managed { lane: LaneChoice::Fixed(Lane::Batch), .. })
+/// How a model's lane keeps rows waiting, if it does.
+fn keeps_waiting(model: &ModelSpec) -> Option<&'static str> {
+    let EngineSpec::Managed { lane, .. } = &model.engine else { return None };
+    match lane {
+        LaneChoice::Fixed(Lane::Online) => None,
+        LaneChoice::Fixed(Lane::Flex) => Some("answers when its provider has room, hours later at times"),
+        LaneChoice::Fixed(Lane::Batch) => Some("answers in batches, up to a day later"),
+        LaneChoice::Auto => Some("waits for cheap lanes as long as the deadline allows"),
+    }
 }
 
 fn never(to: Vec<String>) -> SpillSpec {

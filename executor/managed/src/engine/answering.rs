@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rowmill_jobs::Result;
 use rowmill_jobs::infer::{Outcome, Partial, Request, Task};
 
+use super::due::Leeway;
 use super::{Asked, ManagedEngine, OnBehalf, Unwanted, all, to_its_end};
 use crate::journal::{Fingerprint, Journal};
 
@@ -42,11 +43,6 @@ impl ManagedEngine {
                 Ok(outcomes) => Partial { outcomes: outcomes.into_iter().map(Some).collect(), stopped: None },
                 Err(error) => stopped(error),
             };
-        }
-        if let Some(due) = &self.due
-            && !due.leaves_time(&asked, &requests).await
-        {
-            return Box::pin(due.online().infer_some(who, task, requests)).await;
         }
         let (engine, on_behalf) = (Arc::clone(self), Arc::clone(who));
         let answering =
@@ -86,13 +82,21 @@ impl ManagedEngine {
 
     /// Asks for rows, several at a time. After the first error nothing new is begun; what was is waited for.
     async fn talks(&self, who: &OnBehalf, asked: &Asked, requests: &[Request], unwanted: &Unwanted) -> Partial {
-        let talks = asked.question.packs(requests).into_iter().map(|pack| async move {
-            let outcomes = self.talk(who, asked, &requests[pack.clone()], unwanted).await?;
-            if let (Some(journal), Some(prints)) = (&self.guard.journal, &asked.prints) {
-                let prints: Vec<Fingerprint> = requests[pack.clone()].iter().map(|row| prints.of(row)).collect();
-                journal.record(who.shard, &prints, &outcomes).await;
+        let leeway = self.due.as_ref().map(|due| due.leeway(asked, requests));
+        let packs = asked.question.packs(requests);
+        // Until the last is begun, the account is asked for all that it can do.
+        let (last, mut more) = (packs.len().saturating_sub(1), Some(self.pace.hold()));
+        let talks = packs.into_iter().enumerate().map(|(index, pack)| {
+            more.take_if(|_| index == last);
+            async move {
+                let rows = &requests[pack.clone()];
+                let outcomes = self.talk_in_time(who, asked, rows, unwanted, leeway).await?;
+                if let (Some(journal), Some(prints)) = (&self.guard.journal, &asked.prints) {
+                    let prints: Vec<Fingerprint> = rows.iter().map(|row| prints.of(row)).collect();
+                    journal.record(who.shard, &prints, &outcomes).await;
+                }
+                Ok((pack, outcomes))
             }
-            Ok((pack, outcomes))
         });
         let done = all(talks, self.concurrency, unwanted).await;
         let mut partial = Partial { stopped: done.stopped, ..Partial::nothing(requests.len()) };
@@ -100,5 +104,30 @@ impl ManagedEngine {
             pack.zip(outcomes).for_each(|(row, outcome)| partial.outcomes[row] = Some(outcome));
         }
         partial
+    }
+
+    /// Talks about rows in this lane, as long as there is leeway, and online after that. The journal keeps answers of both
+    /// under the same names.
+    async fn talk_in_time(
+        &self,
+        who: &OnBehalf,
+        asked: &Asked,
+        rows: &[Request],
+        unwanted: &Unwanted,
+        leeway: Option<Leeway<'_>>,
+    ) -> Result<Vec<Outcome>> {
+        let Some(within) = leeway else { return self.talk(who, asked, rows, unwanted, None).await };
+        if within.is_enough().await {
+            match self.talk(who, asked, rows, unwanted, leeway).await {
+                // Another attempt would ask online. Whether they have left before is not known: a rule counts them again.
+                Err(error) if error.retryable() && !within.is_enough().await => {
+                    tracing::info!(shard = who.shard, %error, "there is no more time for the flex lane; rows go online");
+                }
+                ended => return ended,
+            }
+        }
+        let online = within.online();
+        let asked = online.asked(&asked.task)?;
+        online.talk(who, &asked, rows, unwanted, None).await
     }
 }

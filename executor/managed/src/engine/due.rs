@@ -4,16 +4,20 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::Utc;
-use rowmill_jobs::Result;
 use rowmill_jobs::infer::Request;
+use rowmill_jobs::{Error, Result};
+use tokio::time::Instant;
 
 use super::{Asked, ManagedEngine};
 use crate::batch::Patience;
 use crate::call::Estimate;
 use crate::lane::Lane;
+use crate::transport::Timeouts;
 
 /// Requests that tell how long all are.
 const SAMPLE: usize = 32;
@@ -41,12 +45,14 @@ pub struct Due {
     /// What a row asks of the account.
     calls: u64,
     remaining: Arc<dyn Remaining>,
+    /// Whether what is left was not known when it was last asked for.
+    unknown: AtomicBool,
 }
 
 impl Due {
     /// For a run whose rows ask the account so many times each.
     pub fn new(online: Arc<ManagedEngine>, deadline_ms: i64, calls: u64, remaining: Arc<dyn Remaining>) -> Self {
-        Self { online, deadline_ms, calls, remaining }
+        Self { online, deadline_ms, calls, remaining, unknown: AtomicBool::new(false) }
     }
 
     /// Who asks online.
@@ -58,19 +64,55 @@ impl Due {
     pub(super) async fn last_ms(&self, end_ms: i64, tokens: Estimate) -> i64 {
         match self.remaining.rows().await {
             Ok(rows) => {
+                self.unknown.store(false, Ordering::Relaxed);
                 let requests = rows.saturating_mul(self.calls);
                 last_ms(self.deadline_ms, end_ms, requests, self.online.pace.per_second(tokens))
             }
             Err(error) => {
-                tracing::warn!(%error, "what is left of the run is not known; cheap lanes are waited for");
+                // It is asked for with every row.
+                if !self.unknown.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "what is left of the run is not known; cheap lanes are waited for");
+                }
                 i64::MAX
             }
         }
     }
 
-    /// Whether requests may go into the flex lane, whose calls cannot be taken back.
-    pub(super) async fn leaves_time(&self, asked: &Asked, requests: &[Request]) -> bool {
-        Utc::now().timestamp_millis() < self.last_ms(FLEX_MS, mean(asked, requests)).await
+    /// The leeway for requests in the flex lane.
+    pub(super) fn leeway(&self, asked: &Asked, requests: &[Request]) -> Leeway<'_> {
+        Leeway { due: self, tokens: mean(asked, requests) }
+    }
+}
+
+/// How long the flex lane, whose calls cannot be taken back, may be used for some requests. It is looked at before each of
+/// them, and again before each call: it takes hours until all are asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leeway<'a> {
+    due: &'a Due,
+    /// What the requests take on average.
+    tokens: Estimate,
+}
+
+impl<'a> Leeway<'a> {
+    /// Whether there is time for one more.
+    pub(super) async fn is_enough(&self) -> bool {
+        Utc::now().timestamp_millis() < self.due.last_ms(FLEX_MS, self.tokens).await
+    }
+
+    /// When a call has to be over that is sent now: then all that is open has to be asked online.
+    ///
+    /// # Errors
+    /// That moment has passed.
+    pub(super) async fn over_by(&self) -> Result<Instant> {
+        let left_ms = self.due.last_ms(0, self.tokens).await.saturating_sub(Utc::now().timestamp_millis());
+        let left = u64::try_from(left_ms).ok().filter(|left_ms| *left_ms > 0).map(Duration::from_millis);
+        let left = left.ok_or_else(|| Error::temporary("there is no more time for the flex lane"))?;
+        Ok(Instant::now() + left.min(Timeouts::FLEX.call))
+    }
+
+    /// Who asks after that.
+    pub(super) fn online(&self) -> &'a Arc<ManagedEngine> {
+        &self.due.online
     }
 }
 
@@ -116,6 +158,10 @@ pub fn last_ms(deadline_ms: i64, end_ms: i64, requests: u64, per_second: f64) ->
     // What never ends is infinite, and a cast takes it for the greatest number there is.
     deadline_ms.saturating_sub(end_ms).saturating_sub(online_ms as i64)
 }
+
+#[cfg(test)]
+#[path = "flex_tests.rs"]
+mod flex_tests;
 
 #[cfg(test)]
 mod tests {
