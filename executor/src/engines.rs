@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
+use rowmill_engine::echo::EchoEngine;
 use rowmill_engine::{CandleEngine, EngineOptions};
 use rowmill_jobs::infer::Engine;
 use rowmill_jobs::spec::EngineSpec;
@@ -14,7 +15,6 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::echo::EchoEngine;
 use crate::models::ResolvedModel;
 
 /// Without a limit of the operator's, the keys and values of one model's rows take at most this part of the memory: the rest

@@ -6,14 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rowmill_engine::echo::{EchoEngine, smallest};
 use rowmill_jobs::infer::{Engine, Outcome, Piece, Request, Task, TaskKind, TextFormat, Usage};
 use rowmill_jobs::spec::EngineSpec;
 use rowmill_jobs::{Error, Result};
 use rowmill_sql::Call;
 
-use crate::echo::{EchoEngine, smallest};
 use crate::engines::{Engines, Loadable};
 use crate::models::ResolvedModel;
+use rowmill_engine::echo::{EchoEngine, smallest};
 
 /// Bytes of a token, about what English text has.
 const BYTES_PER_TOKEN: u64 = 4;

@@ -6,7 +6,6 @@
 pub mod attempt;
 mod chain;
 mod digest;
-pub mod echo;
 pub mod egress;
 pub mod engines;
 pub mod estimate;

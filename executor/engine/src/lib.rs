@@ -1,5 +1,6 @@
 //! The candle engine: open models on this machine, for tables. Tokens in, outcomes out: packed ragged batches, a paged KV
-//! cache with shared prefixes, label scoring without decoding, constrained output, continuous batching.
+//! cache with shared prefixes, label scoring without decoding, constrained output, continuous batching. Beside it, an
+//! engine without a model ([`echo`]).
 //! Knows no table, no network and no file it was not given; fetches nothing and writes nothing.
 
 mod answer;
@@ -16,6 +17,7 @@ mod descriptor;
 #[cfg(any(test, feature = "cuda"))]
 mod device;
 mod drive;
+pub mod echo;
 mod encoder;
 mod engine;
 mod gemm;

@@ -108,7 +108,7 @@ fn vector(text: &str, dimensions: usize) -> Vec<f32> {
 }
 
 /// The plainest value that a JSON Schema of the kind Rowmill makes allows: null where it may be null.
-pub(crate) fn smallest(schema: &Value) -> Value {
+pub fn smallest(schema: &Value) -> Value {
     if let Some(choice) = schema.get("enum").and_then(|values| values.get(0)) {
         return choice.clone();
     }
