@@ -14,7 +14,6 @@ use rowmill_sql::Call;
 
 use crate::engines::{Engines, Loadable};
 use crate::models::ResolvedModel;
-use rowmill_engine::echo::{EchoEngine, smallest};
 
 /// Bytes of a token, about what English text has.
 const BYTES_PER_TOKEN: u64 = 4;
