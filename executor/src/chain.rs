@@ -41,8 +41,11 @@ impl Target {
         away.is_some_and(|since| since.elapsed() < AWAY_FOR)
     }
 
-    async fn ask(&self, who: &Arc<OnBehalf>, task: &Arc<Task>, requests: Vec<Request>) -> Partial {
-        let came = self.engine.infer_some(who, task, requests).await;
+    async fn ask(&self, who: &Arc<OnBehalf>, task: &Arc<Task>, requests: Vec<Request>, after: After) -> Partial {
+        let came = match after {
+            After::Another => self.engine.infer_or_leave(who, task, requests).await,
+            After::Nobody => self.engine.infer_some(who, task, requests).await,
+        };
         let away = came.stopped.as_ref().filter(|error| error.kind() == Kind::Temporary);
         if let Some(error) = away {
             tracing::warn!(model = &*self.name, error = %error, "a model that rows spill to is away");
@@ -53,6 +56,15 @@ impl Target {
         self.own(came)
     }
 
+    /// Whether another may be asked after this error. Of rows that go in batches only what they were certainly not sent in:
+    /// with a store that is away, say, batches may be under way, and are paid for.
+    fn gives_way(&self, error: &Error) -> bool {
+        match self.portion() {
+            Portion::Usual => error.kind() == Kind::Temporary,
+            Portion::Large => ManagedEngine::has_left(error),
+        }
+    }
+
     /// Says of answers that they are its own.
     fn own(&self, mut came: Partial) -> Partial {
         for answered in came.outcomes.iter_mut().flatten().flatten() {
@@ -60,6 +72,15 @@ impl Target {
         }
         came
     }
+}
+
+/// Who is asked after a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum After {
+    /// Another model.
+    Another,
+    /// Nobody: it is waited for.
+    Nobody,
 }
 
 /// The models that rows spill to: the first whose provider is there answers.
@@ -101,14 +122,16 @@ impl Elsewhere for There<'_> {
         if online && let Err(error) = self.recall(task, &requests, &mut partial).await {
             return Partial { stopped: Some(error), ..partial };
         }
-        for target in self.in_turn() {
+        let targets = self.in_turn();
+        for (place, target) in targets.iter().enumerate() {
             let open = partial.open();
             if open.is_empty() {
                 break;
             }
             let asked = open.iter().map(|row| requests[*row].clone()).collect();
-            partial.fill(&open, target.ask(self.who, task, asked).await);
-            if partial.stopped.as_ref().is_none_or(|error| error.kind() != Kind::Temporary) {
+            let after = if place + 1 < targets.len() { After::Another } else { After::Nobody };
+            partial.fill(&open, target.ask(self.who, task, asked, after).await);
+            if partial.stopped.as_ref().is_none_or(|error| !target.gives_way(error)) {
                 break;
             }
         }

@@ -1,12 +1,12 @@
 //! Work of models of this machine that goes elsewhere, in each case that a job can name.
 
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
-use rowmill_provider_simulator::config::Faults;
+use rowmill_provider_simulator::config::{Batches, Faults, Reach};
 use rowmill_provider_simulator::{Config, Provider};
 
 use crate::lanes::{BATCHES, created, quick};
@@ -266,6 +266,68 @@ fn rows_that_spill_into_batches_go_together_wherever_that_model_stands() {
     spilling.job.with_rows("a", 0, 1_500);
     assert_eq!(count(&spilling.published()), 1_500);
     assert_eq!(created(&second, Provider::Openai), 1);
+}
+
+/// A job that spills its 40 rows to `away`, in batches, and to `second`, online, when that is away.
+fn batches_first(away: &Providers, second: &Providers) -> Spilling {
+    let spilling = chain(away.simulator.address(), second, "shard_rows = 20");
+    spilling.edit("provider = 'away', ", "provider = 'away', lane = 'batch', ");
+    spilling.configure("[[egress.allow]]", &format!("{BATCHES}[[egress.allow]]"));
+    spilling.job.with_rows("a", 0, 40);
+    spilling
+}
+
+/// Providers whose batch interface takes nothing.
+fn without_batches() -> Providers {
+    let faults = Faults { throttled: 1.0, reach: Reach::Batches, ..Faults::default() };
+    Providers::with(Config { faults, ..Config::default() })
+}
+
+#[test]
+fn rows_that_a_batch_interface_does_not_take_are_asked_of_the_next_model_and_stay_there() {
+    let (away, second) = (without_batches(), Providers::start(Faults::default()));
+    let spilling = batches_first(&away, &second);
+    let rows = spilling.published();
+    assert_eq!((count(&rows), integers(&rows, "id")), (40, (0..40).collect()));
+    let models: Vec<_> = spilled(&rows).into_iter().flatten().map(|(_, model)| model).collect();
+    assert!(models.len() == 40 && models.iter().all(|model| model == "second"), "{models:?}");
+    assert_eq!(second.requests(), 40);
+}
+
+#[test]
+fn rows_of_batches_that_may_be_under_way_are_asked_of_nobody_else() {
+    let slow = Batches { row_ms: 600_000, ..quick() };
+    let there = Providers::with(Config { batches: slow, ..Config::default() });
+    let (away, second) = (without_batches(), Providers::start(Faults::default()));
+    let spilling = batches_first(&there, &second);
+    let start = || spilling.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let until = |process: &mut Child, what: &str, condition: &dyn Fn() -> bool| {
+        let started = Instant::now();
+        while !condition() {
+            assert!(process.try_wait().expect("a process").is_none(), "it ended before {what}");
+            assert!(started.elapsed() < Duration::from_secs(120), "not in time: {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        process.kill().expect("it can be killed");
+        process.wait().expect("it ended");
+    };
+    // One slot: one shard has its batch, the other none, when the provider goes away.
+    until(&mut start(), "a batch is under way", &|| created(&there, Provider::Openai) > 0);
+    let [here, gone] = [&there, &away].map(|providers| providers.simulator.address().to_string());
+    spilling.configure(&here, &gone);
+    let begun = created(&there, Provider::Openai);
+    // Longer than it takes to find out that no batch can be created: after five failures, pauses get longer, from a second on.
+    until(&mut start(), "it looks again and again", &|| away.requests() >= 9);
+    let asked = second.requests();
+    assert!(asked <= 20 * (2 - begun), "{asked} rows of batches that are under way were asked elsewhere");
+    spilling.configure(&gone, &here);
+    there.simulator.time().advance(Duration::from_secs(24 * 3_600));
+    let rows = spilling.published();
+    assert_eq!((count(&rows), integers(&rows, "id")), (40, (0..40).collect()));
+    let (batches, _) = there.simulator.journal().paid_answers(Provider::Openai);
+    let (online, again) = second.simulator.journal().paid_answers(Provider::Openai);
+    assert_eq!((batches + online, again), (40, 0), "{batches} in batches, {online} online");
+    assert!(batches >= 20 * begun, "{batches} in batches");
 }
 
 #[test]

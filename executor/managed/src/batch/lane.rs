@@ -1,24 +1,27 @@
 //! [`BatchLane`]: takes a shard's rows through a provider's batch API, a visit at a time. Does what the machine says and
 //! records what came of it; between visits it holds nothing, so any process may make the next one.
 
+mod acting;
 mod create;
 mod rounds;
+mod settling;
+mod standing;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rowmill_jobs::store::{Put, Store};
 use rowmill_jobs::{Error, Kind, Result};
 
-use super::api::{BatchProvider, Status};
-use super::find;
+use super::api::BatchProvider;
 use super::machine::{Action, BatchMachine, Fact, Patience};
-use super::reconcile::{Again, Ended, Failed, Reason, RowEnd, RowResult, reconcile, strangers};
-use super::record::{Created, Records, Round, Settled, Void};
+use super::reconcile::RowEnd;
+use super::record::{Records, Round, Void, Why};
 use super::rows::{BatchJob, Limits, rows_of};
 use super::seam::{BatchCall, BatchRef, BatchWire, Part};
 use crate::call::{CallError, Class};
+pub use rounds::Sent;
+use standing::Standing;
 
 /// A shard's way through a provider's batch API.
 pub struct BatchLane {
@@ -43,6 +46,19 @@ pub enum Wanted {
     Everything,
     /// No more than what is paid for already: batches are cancelled, what they did is kept. From then on for all who come.
     WhatIsDone,
+    /// As before, because another model is asked for all rows.
+    Elsewhere,
+}
+
+impl Wanted {
+    /// Why no more is wanted, if so.
+    fn stops(self) -> Option<Why> {
+        match self {
+            Wanted::Everything => None,
+            Wanted::WhatIsDone => Some(Why::Unwanted),
+            Wanted::Elsewhere => Some(Why::Elsewhere),
+        }
+    }
 }
 
 /// What a visit came to.
@@ -122,90 +138,54 @@ impl BatchLane {
     /// The store does not answer ([`Kind::Temporary`]); the provider refuses the lane itself: keys, money, a model that it
     /// does not know, the job's own cap. All can be tried again: nothing is lost.
     pub async fn advance(&self, wanted: Wanted, now_ms: &(dyn Fn() -> i64 + Sync)) -> Result<Progress> {
-        let mut ends: Vec<Option<RowEnd>> = vec![None; self.job.rows.len()];
-        let mut rows: Vec<u32> = (0..u32::try_from(self.job.rows.len()).unwrap_or(u32::MAX)).collect();
-        // Why those that are left have no answer yet.
-        let mut reasons: HashMap<u32, Reason> = HashMap::new();
+        let mut rows = Standing::new(self.job.rows.len());
         let mut not_before_ms = 0;
         for round in 0.. {
-            if rows.is_empty() {
+            if rows.open().is_empty() {
                 break;
             }
-            let are_too_few = wanted == Wanted::Everything && rows.len() < self.limits.rows_min;
-            let plan = match wanted {
-                Wanted::Everything if !are_too_few => self.plan(round, &rows, not_before_ms).await?,
-                _ => self.stop(round, now_ms()).await?,
+            let are_too_few = rows.open().len() < self.limits.rows_min;
+            let plan = match wanted.stops().or(are_too_few.then_some(Why::TooFew)) {
+                None => self.plan(round, rows.open(), not_before_ms).await?,
+                Some(why) => self.stop(round, why, now_ms()).await?,
             };
             if plan.stopped_ms.is_some() {
-                for row in rows {
-                    let reason = match (reasons.get(&row), are_too_few) {
-                        (None, true) => Reason::TooFew,
-                        (Some(_), true) => Reason::TooFewLeft,
-                        (last, false) => last.copied().unwrap_or(Reason::Stopped),
-                    };
-                    *slot(&mut ends, row)? = Some(RowEnd::Failed(Failed::of(reason)));
-                }
+                rows.end_all(plan.why)?;
                 break;
             }
-            if wanted == Wanted::WhatIsDone {
-                self.stop(round + 1, now_ms()).await?;
+            if let Some(why) = wanted.stops() {
+                self.stop(round + 1, why, now_ms()).await?;
             }
+            rows.end_those_in_none(&plan)?;
             if let Some(until_ms) = self.visit_round(round, &plan, now_ms).await? {
                 return Ok(Progress::Wait(until_ms));
             }
-            rows.clear();
+            let mut all = Vec::new();
+            let mut until_ms = None;
             for (index, ranges) in plan.batches.iter().enumerate() {
                 let results = self.records.results(round, index).await?;
-                self.settle((round, index), rows_of(ranges).collect(), &results, now_ms()).await?;
-                for result in results {
-                    let (row, reason) = (result.row, result.resubmitted);
-                    match result.into_end() {
-                        Some(RowEnd::Failed(Failed { reason: Reason::Stopped, .. })) | None => {
-                            reasons.extend(reason.map(|reason| (row, reason)));
-                            rows.push(row);
-                        }
-                        Some(end) => *slot(&mut ends, row)? = Some(end),
-                    }
-                }
+                let wait_ms = self.settle((round, index), rows_of(ranges).collect(), &results, now_ms).await?;
+                until_ms = earlier(until_ms, wait_ms);
+                all.extend(results);
             }
-            rows.sort_unstable();
+            // Until then, what was set aside for them is missing to those that go on.
+            if let Some(until_ms) = until_ms {
+                return Ok(Progress::Wait(until_ms));
+            }
+            rows.take(all)?;
             not_before_ms = now_ms() + self.patience.poll_least_ms;
         }
-        let whole: Option<Vec<RowEnd>> = ends.into_iter().collect();
-        whole.map(Progress::Done).ok_or_else(|| Error::internal("a row has no end"))
-    }
-
-    /// Settles what a batch took, unless that was done, or begun.
-    async fn settle(
-        &self,
-        (round, index): (u32, usize),
-        rows: Vec<u32>,
-        results: &[RowResult],
-        at_ms: i64,
-    ) -> Result<()> {
-        if results.iter().all(RowResult::is_unsent) {
-            return Ok(());
-        }
-        let settled = Settled { executor: self.executor.clone(), at_ms };
-        if self.records.write(round, index, "settled.json", &settled).await? == Put::Exists {
-            return Ok(());
-        }
-        let batch = BatchRef { name: self.job.batch_name(round, index), rows, round, part: Part::Creation };
-        if let Err(error) = self.wire.settle(&batch, results).await {
-            // What was set aside counts as spent then: too much, never too little.
-            tracing::warn!(batch = batch.name, %error, "what a batch took could not be settled");
-        }
-        Ok(())
+        rows.into_ends().map(Progress::Done)
     }
 
     /// Visits all batches of a round; returns when to come again, unless all are finished.
     async fn visit_round(&self, round: u32, plan: &Round, now_ms: &(dyn Fn() -> i64 + Sync)) -> Result<Option<i64>> {
-        let mut until_ms: Option<i64> = None;
+        let mut until_ms = None;
         for (index, rows) in plan.batches.iter().enumerate() {
             let rows = rows_of(rows).collect();
             let batch = Batch { round, index, name: self.job.batch_name(round, index), rows, plan };
             if let Some(wait_ms) = self.visit(&batch, now_ms).await? {
-                until_ms = Some(until_ms.map_or(wait_ms, |until_ms| until_ms.min(wait_ms)));
+                until_ms = earlier(until_ms, Some(wait_ms));
             }
         }
         Ok(until_ms)
@@ -225,17 +205,39 @@ impl BatchLane {
                 action => {
                     tracing::debug!(batch = batch.name, ?action, "batch");
                     if let Err(error) = self.perform(batch, &mut machine, action, now_ms).await? {
-                        return Ok(Some(now_ms() + self.pause_after(&error)?));
+                        return self.after(&error, batch, &machine, now_ms()).await;
                     }
                 }
             }
         }
     }
 
+    /// Goes on after an error of the provider: when to come again, unless the batch is waited for no longer. Errors that waiting
+    /// does not help are errors of the lane.
+    async fn after(
+        &self,
+        error: &CallError,
+        batch: &Batch<'_>,
+        machine: &BatchMachine,
+        now_ms: i64,
+    ) -> Result<Option<i64>> {
+        let until_ms = match self.pause_after(error) {
+            Ok(pause_ms) => now_ms + pause_ms,
+            // A key that is not taken says nothing of the batch, which another one may open.
+            Err(refused) if !machine.has_stopped() || matches!(error.status, Some(401 | 403)) => return Err(refused),
+            Err(_) => now_ms + self.patience.poll_least_ms,
+        };
+        tracing::warn!(batch = batch.name, %error, "the batch API does not do what it is asked");
+        match machine.after_error(until_ms, now_ms) {
+            Action::Wait(until_ms) => Ok(Some(until_ms)),
+            _ => self.abandon(batch).await.map(|()| None),
+        }
+    }
+
     /// How long to wait after an error of the provider; those that waiting does not help are errors of the lane.
     fn pause_after(&self, error: &CallError) -> Result<i64> {
         match error.class {
-            Class::Throttled | Class::Transient | Class::InvalidOutput => {
+            Class::Throttled | Class::Transient => {
                 let asked_ms = error.retry_after.map_or(0, |wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
                 Ok(asked_ms
                     .clamp(self.patience.poll_least_ms, self.patience.poll_most_ms.max(self.patience.poll_least_ms)))
@@ -255,115 +257,9 @@ impl BatchLane {
             .caused_by(error.clone())
     }
 
-    /// Does what the machine says and tells it what came of it. An inner error is the provider's, and leaves the batch as it
-    /// is for now.
-    async fn perform(
-        &self,
-        batch: &Batch<'_>,
-        machine: &mut BatchMachine,
-        action: Action,
-        now_ms: &(dyn Fn() -> i64 + Sync),
-    ) -> Result<std::result::Result<(), CallError>> {
-        let api = self.provider.api();
-        match action {
-            Action::Intend(number) => {
-                let intent = self.intent(batch, now_ms());
-                if self.write(batch, &format!("intent-{number}.json"), &intent).await? == Put::Created {
-                    machine.learn(Fact::Permitted(number));
-                    // Whoever stopped before this either finds the permission, or is found here.
-                    self.learn_stop(batch.round, machine).await?;
-                }
-            }
-            Action::Upload(number) => {
-                let uploaded = self.upload(batch, number, now_ms).await?;
-                if let Err(error) = uploaded {
-                    machine.learn(Fact::Used);
-                    self.reload(batch, machine).await?;
-                    return Ok(Err(error));
-                }
-            }
-            Action::Create { intent, file } => {
-                machine.learn(Fact::Used);
-                let created = self.create(batch, intent, file, now_ms).await?;
-                self.reload(batch, machine).await?;
-                return Ok(created);
-            }
-            Action::GiveUp(number) => {
-                machine.learn(Fact::Used);
-                self.give_up(batch, number, now_ms(), ("the permission was not used in time", false)).await?;
-            }
-            Action::Find(number) => {
-                let Some(sought) = machine.sought(number) else { return Ok(Ok(())) };
-                match find::find(self.wire.as_ref(), api, (&batch.name, &batch.rows), &sought).await? {
-                    Ok(found) => machine.learn(Fact::Found(found)),
-                    Err(error) => return Ok(Err(error)),
-                }
-            }
-            Action::Adopt(remote) => {
-                tracing::info!(batch = batch.name, remote, "found a batch that another process created");
-                self.write(batch, "created.json", &Created { remote, at_ms: now_ms() }).await?;
-            }
-            Action::Poll(remote) => match self.send(api.poll(&remote)).await {
-                Ok(answer) => machine.learn(Fact::Status(api.status(&remote, &answer)?)),
-                // It is not kept any more: what it did is lost.
-                Err(error) if error.status == Some(404) => machine.learn(Fact::Status(Status::failed())),
-                Err(error) => return Ok(Err(error)),
-            },
-            Action::Cancel(remote) => {
-                if let Err(error) = self.send(api.cancel(&remote)).await {
-                    tracing::warn!(batch = batch.name, %error, "cannot cancel a batch");
-                }
-                machine.learn(Fact::CancelSent);
-            }
-            Action::Fetch(_) => {
-                let status = machine.status().cloned().unwrap_or_else(Status::failed);
-                let again = if machine.has_stopped() { Again::No } else { self.again(batch) };
-                if let Err(error) = self.fetch(batch, &status, again).await? {
-                    return Ok(Err(error));
-                }
-            }
-            Action::Forgo => self.end_all(batch, Reason::Stopped).await?,
-            Action::Abandon => {
-                tracing::warn!(batch = batch.name, "the provider does not end a batch that was cancelled");
-                self.end_all(batch, Reason::NotEnded).await?;
-            }
-            Action::Wait(_) | Action::Finished => {}
-        }
-        self.reload(batch, machine).await?;
-        Ok(Ok(()))
-    }
-
-    /// Fetches what a batch did and records every row's end.
-    async fn fetch(
-        &self,
-        batch: &Batch<'_>,
-        status: &Status,
-        again: Again,
-    ) -> Result<std::result::Result<(), CallError>> {
-        let lines = match find::fetch(self.wire.as_ref(), self.provider.api(), status).await? {
-            Ok(lines) => lines,
-            Err(error) => return Ok(Err(error)),
-        };
-        let nobodys = lines.nameless + strangers(&batch.name, &batch.rows, &lines.lines);
-        if nobodys > 0 {
-            tracing::warn!(batch = batch.name, lines = nobodys, "lines of a batch's results are of none of its rows");
-        }
-        let (lines, whole_failed) = (lines.lines, status.has_failed());
-        if whole_failed {
-            tracing::warn!(batch = batch.name, "a batch failed as a whole; the provider's own pages say why");
-        }
-        let ended = Ended { name: &batch.name, rows: &batch.rows, lines, whole_failed };
-        let results = reconcile(ended, again);
-        self.records.write_results(batch.round, batch.index, &results).await.map(|_| Ok(()))
-    }
-
-    /// Records the same end for every row.
-    async fn end_all(&self, batch: &Batch<'_>, reason: Reason) -> Result<()> {
-        let results: Vec<_> = batch.rows.iter().map(|row| RowResult::failed(*row, reason)).collect();
-        self.records.write_results(batch.round, batch.index, &results).await.map(drop)
-    }
-
+    /// What others have recorded meanwhile counts, too: no creation follows an end that was decided while the input was sent.
     async fn reload(&self, batch: &Batch<'_>, machine: &mut BatchMachine) -> Result<()> {
+        self.learn_stop(batch.round, machine).await?;
         machine.learn(Fact::Steps(self.records.steps(batch.round, batch.index).await?));
         Ok(())
     }
@@ -386,6 +282,7 @@ impl BatchLane {
     }
 }
 
-fn slot(ends: &mut [Option<RowEnd>], row: u32) -> Result<&mut Option<RowEnd>> {
-    ends.get_mut(row as usize).ok_or_else(|| Error::internal("a result of a row that the shard has not"))
+/// The earlier one of two moments that there may be.
+fn earlier(one: Option<i64>, other: Option<i64>) -> Option<i64> {
+    one.into_iter().chain(other).min()
 }

@@ -9,7 +9,8 @@
 //! longer than both, and what it is longer by is how much clocks may differ.
 //!
 //! A batch that is not wanted any more is cancelled, and its end waited for: rows that were under way are computed, paid and
-//! among its results all the same. A provider that does not end it in [`Patience::cancel_ms`] is waited for no longer.
+//! among its results all the same. A provider that does not end it in [`Patience::cancel_ms`], or says nothing for so long,
+//! is waited for no longer. One that does not know a batch which it has just created may know it a little later.
 
 use super::api::{Listed, Status};
 use super::record::Steps;
@@ -22,7 +23,9 @@ const CLOCKS_DIFFER_MS: i64 = 5 * 60_000;
 pub struct Patience {
     /// Longest time that any call may take. The transport must hold it.
     pub call_ms: i64,
-    /// Time after a permission from which a creation that a list does not show was not done; above twice `call_ms`.
+    /// Time after a permission from which a creation that a list does not show was not done; above twice `call_ms`. What
+    /// was created so long ago is known to all of the provider's machines; and who was permitted to do something does it no
+    /// more.
     pub settle_ms: i64,
     /// Shortest time between two looks at a batch.
     pub poll_least_ms: i64,
@@ -85,6 +88,8 @@ pub struct BatchMachine {
     ours: Option<u32>,
     found: Option<Found>,
     status: Option<Status>,
+    /// The provider did not know it, in this visit.
+    is_missing: bool,
     cancel_sent: bool,
 }
 
@@ -119,6 +124,8 @@ pub enum Action {
     Forgo,
     /// The batch has not ended, and is waited for no longer: record so for every row.
     Abandon,
+    /// The provider knows the batch no more: record so for every row.
+    Lose,
     /// Nothing to do before this time.
     Wait(i64),
     /// Every row's end is recorded.
@@ -138,6 +145,8 @@ pub enum Fact {
     Found(Found),
     /// How the batch is.
     Status(Status),
+    /// The provider knows no such batch.
+    Missing,
     /// The provider was asked to end it.
     CancelSent,
     /// Since this time, no more is wanted.
@@ -156,6 +165,7 @@ impl BatchMachine {
             ours: None,
             found: None,
             status: None,
+            is_missing: false,
             cancel_sent: false,
         }
     }
@@ -168,6 +178,7 @@ impl BatchMachine {
             Fact::Used => self.ours = None,
             Fact::Found(found) => self.found = Some(found),
             Fact::Status(status) => self.status = Some(status),
+            Fact::Missing => self.is_missing = true,
             Fact::CancelSent => self.cancel_sent = true,
             Fact::Stopped(at_ms) => self.stopped_ms = Some(at_ms),
         }
@@ -190,6 +201,11 @@ impl BatchMachine {
         self.stopped_ms.is_some()
     }
 
+    /// When the batch was created, by its record.
+    pub(crate) fn created_ms(&self) -> Option<i64> {
+        self.steps.created.as_ref().map(|created| created.at_ms)
+    }
+
     /// How the batch was when it was last looked at, in this visit.
     pub fn status(&self) -> Option<&Status> {
         self.status.as_ref()
@@ -209,6 +225,11 @@ impl BatchMachine {
     /// The batch is there.
     fn follow(&self, remote: &str, created_ms: i64, now_ms: i64) -> Action {
         match &self.status {
+            None if self.is_missing => {
+                let settled_ms = created_ms + self.patience.settle_ms;
+                let next_ms = now_ms + self.patience.interval_ms(now_ms - created_ms);
+                if now_ms < settled_ms { self.wait(next_ms.min(settled_ms), now_ms) } else { Action::Lose }
+            }
             None => Action::Poll(remote.to_owned()),
             Some(status) if status.has_ended() => Action::Fetch(remote.to_owned()),
             Some(status) => match self.stopped_ms {
@@ -219,7 +240,14 @@ impl BatchMachine {
         }
     }
 
-    /// Waits for what the provider does, unless no more is wanted for too long already.
+    /// What to do when the provider did not do what it was asked, and is asked again at `until_ms`.
+    pub fn after_error(&self, until_ms: i64, now_ms: i64) -> Action {
+        let is_unsent =
+            self.steps.created.is_none() && self.steps.intents.last().is_none_or(|(_, void)| void.is_some());
+        if is_unsent { Action::Wait(until_ms) } else { self.wait(until_ms, now_ms) }
+    }
+
+    /// Waits for what the provider does, or for its answer, unless no more is wanted for too long already.
     fn wait(&self, until_ms: i64, now_ms: i64) -> Action {
         match self.stopped_ms.map(|stopped_ms| stopped_ms + self.patience.cancel_ms) {
             None => Action::Wait(until_ms),

@@ -120,6 +120,34 @@ fn a_batch_that_is_not_wanted_is_cancelled_and_its_end_waited_for_but_not_for_ev
 }
 
 #[test]
+fn a_batch_that_is_not_known_is_waited_for_until_all_must_know_it() {
+    let (patience, created) = (Patience::default(), Created { remote: "r".into(), at_ms: 1_000 });
+    let steps = Steps { created: Some(created), ..Steps::default() };
+    let mut missing = machine(steps.clone());
+    missing.learn(Fact::Missing);
+    assert_eq!(missing.next(1_000), Action::Wait(31_000));
+    let settled_ms = 1_000 + patience.settle_ms;
+    assert_eq!((missing.next(settled_ms - 1), missing.next(settled_ms)), (Action::Wait(settled_ms), Action::Lose));
+    // One that is not wanted either is given up first.
+    let mut unwanted = stopped(1_000 - patience.cancel_ms, steps);
+    unwanted.learn(Fact::Missing);
+    assert_eq!(unwanted.next(1_000), Action::Abandon);
+}
+
+#[test]
+fn errors_are_waited_out_for_so_long_where_something_may_have_been_sent() {
+    let last_ms = Patience::default().cancel_ms;
+    let unsure = Steps { intents: vec![(intent(0), None)], ..Steps::default() };
+    assert_eq!(machine(unsure.clone()).after_error(last_ms + 9, last_ms), Action::Wait(last_ms + 9));
+    let unwanted = stopped(0, unsure);
+    assert_eq!(unwanted.after_error(last_ms + 9, last_ms - 1), Action::Wait(last_ms));
+    assert_eq!(unwanted.after_error(last_ms + 9, last_ms), Action::Abandon);
+    let void = Void { at_ms: 0, why: "full".into(), input_refused: false };
+    let unsent = stopped(0, Steps { intents: vec![(intent(0), Some(void))], ..Steps::default() });
+    assert_eq!(unsent.after_error(last_ms + 9, last_ms), Action::Wait(last_ms + 9), "the next look forgoes it");
+}
+
+#[test]
 fn looks_are_30_seconds_to_10_minutes_apart() {
     let intervals = [0, 60_000, 600_000, 3_600_000, 86_400_000].map(|age| Patience::default().interval_ms(age));
     assert_eq!(intervals, [30_000, 30_000, 150_000, 600_000, 600_000]);

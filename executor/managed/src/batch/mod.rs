@@ -3,7 +3,7 @@
 //! instruction and another goes on; the records' names are in [`record`].
 //!
 //! ```text
-//! round planned → intended → uploaded → created → (polled) → ended, fetched → reconciled → next round, or done
+//! round planned → intended → uploaded → created → (polled) → ended, fetched → reconciled → settled → next round, or done
 //!                                                    ↑ cancelled, once it is recorded that there is no next round
 //! ```
 //!
@@ -23,7 +23,7 @@ pub mod seam;
 
 pub use self::api::BatchProvider;
 pub use self::folder::Folder;
-pub use self::lane::{BatchLane, Progress, Wanted};
+pub use self::lane::{BatchLane, Progress, Sent, Wanted};
 pub use self::machine::Patience;
 pub use self::reconcile::{Failed, Reason, RowEnd, RowResult};
 pub use self::rows::{Asks, BatchJob, BatchRow, Limits};

@@ -25,6 +25,8 @@ pub struct Lines {
     pub lines: Vec<Line>,
     /// Lines that cannot be read, and do not even say of which row they are.
     pub nameless: usize,
+    /// Whether a file of them that there was is not kept any more.
+    pub is_part_gone: bool,
 }
 
 /// What a line says of its row.
@@ -128,12 +130,16 @@ pub enum Reason {
     NoLine,
     /// The batch failed as a whole.
     BatchFailed,
+    /// The provider knows the batch no more, or has lost what it did: that may have been computed and be on the bill.
+    Gone,
     /// The batch was given up and did not end in time: the provider may compute the row still, and bill it.
     NotEnded,
     /// It was never sent: the job wanted no more of batches.
     Stopped,
     /// It was never sent: the rows are fewer than the provider takes in a batch.
     TooFew,
+    /// It was never sent: the provider was away, and another model is asked for all rows.
+    Elsewhere,
     /// It got no answer, and the rows that were left are fewer than the provider takes in a further batch.
     TooFewLeft,
 }
@@ -149,9 +155,10 @@ impl Reason {
             | Reason::NotDone
             | Reason::NoLine
             | Reason::BatchFailed
+            | Reason::Gone
             | Reason::NotEnded
             | Reason::TooFewLeft => Class::Transient,
-            Reason::Stopped | Reason::TooFew => Class::Stopped,
+            Reason::Stopped | Reason::TooFew | Reason::Elsewhere => Class::Stopped,
         }
     }
 }
@@ -174,8 +181,8 @@ pub struct Ended<'a> {
     pub rows: &'a [u32],
     /// All lines of all its files.
     pub lines: Vec<Line>,
-    /// Whether the batch failed as a whole.
-    pub whole_failed: bool,
+    /// Why a row has no answer that no line tells of.
+    pub untold: Reason,
 }
 
 /// One end for every row of a batch, in the rows' order. Of several lines for a row an answer counts, else the first. Lines
@@ -198,7 +205,7 @@ pub fn reconcile(ended: Ended<'_>, again: Again) -> Vec<RowResult> {
         }
     }
     let ends = said.into_iter().zip(ended.rows);
-    ends.map(|(says, row)| end(*row, says, ended.whole_failed, again)).collect()
+    ends.map(|(says, row)| end(*row, says, ended.untold, again)).collect()
 }
 
 /// How many lines are of no row of a batch.
@@ -207,7 +214,7 @@ pub fn strangers(name: &str, rows: &[u32], lines: &[Line]) -> usize {
     lines.iter().filter_map(|line| line.name.as_ref()).filter(|name| !names.contains(*name)).count()
 }
 
-fn end(row: u32, says: Option<Says>, whole_failed: bool, again: Again) -> RowResult {
+fn end(row: u32, says: Option<Says>, untold: Reason, again: Again) -> RowResult {
     let (reason, status, code) = match says {
         Some(Says::Answer(body)) => {
             return RowResult { row, answered: Some(body), failed: None, resubmitted: None };
@@ -215,8 +222,7 @@ fn end(row: u32, says: Option<Says>, whole_failed: bool, again: Again) -> RowRes
         Some(Says::Error { status, code }) => (reason_of(status, code.as_deref()), status, code),
         Some(Says::NotDone) => (Reason::NotDone, None, None),
         Some(Says::Unreadable) => (Reason::Unreadable, None, None),
-        None if whole_failed => (Reason::BatchFailed, None, None),
-        None => (Reason::NoLine, None, None),
+        None => (untold, None, None),
     };
     let failed = |reason| RowResult {
         row,
@@ -265,7 +271,7 @@ mod tests {
     }
 
     fn ends(lines: Vec<Line>, again: Again) -> Vec<String> {
-        let ended = Ended { name: "b", rows: &[4, 5, 9], lines, whole_failed: false };
+        let ended = Ended { name: "b", rows: &[4, 5, 9], lines, untold: Reason::NoLine };
         let told = |result: &RowResult| match (&result.answered, &result.failed, &result.resubmitted) {
             (Some(body), None, None) => format!("{} {}", result.row, body.get()),
             (None, Some(failed), None) => format!("{} {:?}", result.row, failed.reason),
@@ -329,7 +335,7 @@ mod tests {
             name: "b",
             rows: &[1, 2],
             lines: vec![line(&row_name("b", 1), answer(r#"{"a":[1.50]}"#)), line(&row_name("b", 2), error(422))],
-            whole_failed: false,
+            untold: Reason::NoLine,
         };
         let results = reconcile(ended, Again::No);
         let text = serde_json::to_string(&results).unwrap();

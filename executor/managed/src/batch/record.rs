@@ -8,7 +8,8 @@
 //!                   uploaded-<k>.json  the input's file at the provider
 //!                   created.json       the batch at the provider
 //!                   results.jsonl      every row's end in this batch
-//!                   settled.json       who settled what the batch took: once
+//!                   settling-<k>.json  the k-th permission to settle what the batch took: nobody else does meanwhile
+//!                   settled.json       that is done
 //! ```
 //!
 //! A chunk is what was asked together, named by a digest of its requests: two calls of a job never meet in one record.
@@ -43,6 +44,29 @@ pub struct Round {
     /// Since when no more is wanted of batches, if so: milliseconds since 1970. Then it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped_ms: Option<i64>,
+    /// Why no more is wanted, if so.
+    #[serde(default, skip_serializing_if = "Why::is_usual")]
+    pub why: Why,
+}
+
+/// Why no more is wanted of batches. Who comes later, with other settings perhaps, does by it what was decided.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Why {
+    /// The job wants no more: there is no more time, or the provider takes none.
+    #[default]
+    Unwanted,
+    /// The rows are fewer than the provider takes in a batch.
+    TooFew,
+    /// The provider was away, and another model is asked for the rows.
+    Elsewhere,
+}
+
+impl Why {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A permission to send one creation.
@@ -106,7 +130,7 @@ pub struct Steps {
     pub has_results: bool,
 }
 
-/// What a batch took is settled, or was begun to be: nobody else does it.
+/// What a batch took is settled, or a permission to do that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settled {

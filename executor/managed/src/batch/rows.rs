@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::call::Estimate;
+use crate::hex;
 
-/// Bytes of the names that rows and batches have at a provider; all of them are allowed everywhere.
-const NAME_DIGITS: usize = 32;
+/// Bytes of a digest in the names that rows and batches have at a provider: two digits each, which are allowed everywhere.
+const NAME_BYTES: usize = 16;
 
 /// A row's request.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,33 +55,31 @@ impl BatchJob {
             hasher.update((row.body.len() as u64).to_le_bytes());
             hasher.update(&row.body);
         }
-        hex(&hasher.finalize(), 64)
+        hex::encode(hasher.finalize())
     }
 
     /// Names the chunk by what it asks, and whom: the same in every process, and another for other requests.
     #[must_use]
     pub fn named_for(mut self, provider: &str) -> Self {
         let text = format!("{provider}\n{}", self.digest());
-        self.chunk = hex(&Sha256::digest(text.as_bytes()), NAME_DIGITS);
+        self.chunk = name_of(&text);
         self
     }
 
     /// Name of a batch at the provider: of this run, shard and chunk, this round, this batch.
     pub fn batch_name(&self, round: u32, batch: usize) -> String {
         let text = format!("{}\n{}\n{}\n{round}\n{batch}", self.run_key, self.shard, self.chunk);
-        format!("rowmill-{}", hex(&Sha256::digest(text.as_bytes()), NAME_DIGITS))
+        format!("rowmill-{}", name_of(&text))
     }
 }
 
 /// Name of a row in a batch. Tells nothing of its content.
 pub fn row_name(batch_name: &str, row: u32) -> String {
-    hex(&Sha256::digest(format!("{batch_name}\n{row}").as_bytes()), NAME_DIGITS)
+    name_of(&format!("{batch_name}\n{row}"))
 }
 
-fn hex(bytes: &[u8], digits: usize) -> String {
-    let mut text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    text.truncate(digits);
-    text
+fn name_of(text: &str) -> String {
+    hex::encode(&Sha256::digest(text.as_bytes())[..NAME_BYTES])
 }
 
 /// How much a provider takes in one batch.
@@ -114,16 +113,38 @@ pub fn rows_of(ranges: &[Range]) -> impl Iterator<Item = u32> + '_ {
     ranges.iter().flat_map(|(start, end)| *start..*end)
 }
 
-/// Cuts rows into batches that respect the limits; `bytes_of` tells the size of a row in the provider's format. A row too
-/// large for any batch gets one of its own: the provider shall refuse it. The last batch takes rows of the one before if it
-/// has too few.
+/// Cuts rows into batches that respect the limits; `bytes_of` tells the size of a row in the provider's format. They are as
+/// few as can be, and of about the same number of rows where the last one would have too few. Rows that are in none are too
+/// few for a batch of their own. A row too large for any batch gets one of its own, where that may have one row: the provider
+/// shall refuse it.
 pub fn cut(rows: &[u32], limits: Limits, bytes_of: impl Fn(u32) -> usize) -> Vec<Vec<u32>> {
+    let full = fill(rows, limits.bytes_max, &bytes_of, |_| limits.rows_max);
+    let is_enough = |batch: &Vec<u32>| batch.len() >= limits.rows_min;
+    if full.iter().all(is_enough) {
+        return full;
+    }
+    // There is one at least: it has too few.
+    let (least, longer) = (rows.len() / full.len(), rows.len() % full.len());
+    let even = fill(rows, limits.bytes_max, &bytes_of, |index| least + usize::from(index < longer));
+    let whole = |batches: &[Vec<u32>]| -> usize { batches.iter().filter(|batch| is_enough(batch)).map(Vec::len).sum() };
+    let best = if whole(&even) > whole(&full) { even } else { full };
+    best.into_iter().filter(is_enough).collect()
+}
+
+/// Fills one batch after the other, each with so many rows at most as its place allows.
+fn fill(
+    rows: &[u32],
+    bytes_max: usize,
+    bytes_of: &impl Fn(u32) -> usize,
+    rows_max: impl Fn(usize) -> usize,
+) -> Vec<Vec<u32>> {
     let mut batches: Vec<Vec<u32>> = Vec::new();
     let mut bytes = 0usize;
     for &row in rows {
         let more = bytes_of(row);
+        let place = batches.len().saturating_sub(1);
         match batches.last_mut() {
-            Some(batch) if batch.len() < limits.rows_max && bytes + more <= limits.bytes_max => {
+            Some(batch) if batch.len() < rows_max(place) && bytes + more <= bytes_max => {
                 batch.push(row);
                 bytes += more;
             }
@@ -132,19 +153,6 @@ pub fn cut(rows: &[u32], limits: Limits, bytes_of: impl Fn(u32) -> usize) -> Vec
                 bytes = more;
             }
         }
-    }
-    if let [.., before, last] = &mut batches[..] {
-        let mut first = before.len();
-        while before.len() - first + last.len() < limits.rows_min && first > limits.rows_min {
-            bytes += bytes_of(before[first - 1]);
-            if bytes > limits.bytes_max {
-                break;
-            }
-            first -= 1;
-        }
-        let mut whole = before.split_off(first);
-        whole.append(last);
-        *last = whole;
     }
     batches
 }
@@ -171,18 +179,25 @@ mod tests {
     }
 
     #[test]
-    fn the_last_batch_has_enough_rows_if_the_one_before_can_spare_them() {
+    fn no_batch_has_too_few_rows_and_as_few_rows_as_can_be_are_in_none() {
         let sizes = |count: u32, (rows_min, bytes_max): (usize, usize)| {
             let rows: Vec<u32> = (0..count).collect();
             let batches = cut(&rows, Limits { rows_min, rows_max: 10, bytes_max }, |_| 1);
-            assert_eq!(batches.concat(), rows);
+            assert!(rows.starts_with(&batches.concat()), "{batches:?}");
             batches.iter().map(Vec::len).collect::<Vec<_>>()
         };
-        assert_eq!(sizes(22, (4, 100)), [10, 8, 4]);
+        assert_eq!(sizes(22, (4, 100)), [8, 7, 7]);
+        assert_eq!(sizes(21, (7, 100)), [7, 7, 7]);
+        assert_eq!(sizes(24, (4, 100)), [10, 10, 4]);
         assert_eq!(sizes(20, (4, 100)), [10, 10]);
-        assert_eq!(sizes(3, (4, 100)), [3], "whoever sends no such batches looks before");
-        assert_eq!(sizes(11, (8, 100)), [8, 3], "none gets too few for another's sake");
-        assert_eq!(sizes(7, (4, 6)), [4, 3]);
+        assert_eq!(sizes(3, (4, 100)), [0; 0], "they are too few");
+        assert_eq!(sizes(11, (8, 100)), [10], "none gets too few for another's sake");
+        assert_eq!(sizes(7, (4, 6)), [6]);
+        assert_eq!(sizes(8, (4, 6)), [4, 4]);
+        // Wherever two halves of what is too much for one are enough, every row is in a batch.
+        for count in 6..200 {
+            assert_eq!(sizes(count, (5, 100)).iter().sum::<usize>(), count as usize, "{count}");
+        }
     }
 
     #[test]

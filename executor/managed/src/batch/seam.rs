@@ -103,14 +103,18 @@ pub trait BatchWire: Send + Sync {
     /// error it may have. Every call must end within [`super::Patience::call_ms`].
     async fn send(&self, call: BatchCall) -> std::result::Result<Reply, CallError>;
 
-    /// What a batch took is to be settled now: its rows' ends are recorded, and nobody else settles it. `batch.part` says
-    /// nothing.
+    /// What a batch took is to be settled now: its rows' ends are recorded, and nobody else settles it meanwhile. Settling what
+    /// is settled does nothing: whoever did may have died before anybody knew. It must end within
+    /// [`super::Patience::call_ms`]. `batch.part` says nothing.
     ///
     /// # Errors
-    /// It cannot be written down. It is not settled later.
+    /// It cannot be written down. It may be asked for again.
     async fn settle(&self, _batch: &BatchRef, _results: &[RowResult]) -> Result<()> {
         Ok(())
     }
+
+    /// A batch of which something was sent is settled, and this is said once.
+    async fn settled(&self, _batch: &BatchRef, _results: &[RowResult]) {}
 }
 
 /// Whether the provider surely did nothing.

@@ -273,6 +273,13 @@ fn check_batches<'a>(alias: &'a str, provider: &'a Provider) -> Result<(), Wrong
     if let Some((key, _)) = set.iter().find(|(_, value)| *value == Some(0)) {
         return Err(wrong(&["providers", alias, "batches", *key], format!("`{key}` is 0"), "give 1 or more"));
     }
+    if let (Some(least), Some(most)) = (batches.rows_min, batches.rows_max)
+        && u64::from(most) + 1 < 2 * u64::from(least)
+    {
+        let message = format!("what is one row too much for a batch of {most} cannot be two of {least}");
+        let hint = "set rows_max to twice rows_min or more";
+        return Err(wrong(&["providers", alias, "batches", "rows_max"], message, hint));
+    }
     check_folder(alias, provider)
 }
 

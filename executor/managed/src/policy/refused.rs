@@ -437,6 +437,7 @@ fn a_wrong_file_is_refused_with_its_line() {
             "a batch is stored",
         ),
         (&format!("{provider}[providers.a.batches]\nrounds_max = 0\n"), 5, "`rounds_max` is 0"),
+        (&format!("{provider}[providers.a.batches]\nrows_min = 9\nrows_max = 16\n"), 6, "cannot be two of 9"),
         (&format!("{provider}[providers.a.batches]\ns3_uri = \"s3://b/\"\n"), 5, "go through no folder"),
         (&format!("{cloud}s3_uri = \"s3://b/\"\n"), 6, "who opens it"),
         (

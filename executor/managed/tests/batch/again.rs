@@ -24,8 +24,11 @@ const SLOW_MS: u64 = 1_500;
 /// A run at a provider whose batches answer everything in the wrong form, and which is slow online.
 pub struct Run {
     pub simulator: Simulator,
-    folder: tempfile::TempDir,
-    accounts: Accounts,
+    pub folder: tempfile::TempDir,
+    /// What the operator says; its last table is that of batches.
+    pub config: String,
+    /// What bounds what may be sent, in a process of this name.
+    pub budget: fn(&Arc<dyn Store>, &str) -> Budget,
 }
 
 impl Run {
@@ -35,7 +38,8 @@ impl Run {
     }
 
     pub async fn with(batches: Batches, faults: Faults) -> Self {
-        let simulator = Simulator::start(Config { batches, faults, ..Config::default() }).await.unwrap();
+        let keys = [("one".to_owned(), "sk".to_owned())].into();
+        let simulator = Simulator::start(Config { batches, faults, keys, ..Config::default() }).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let key = folder.path().join("key");
         std::fs::write(&key, "sk").unwrap();
@@ -47,13 +51,27 @@ impl Run {
             simulator.base(Provider::Openai),
             key.display(),
         );
-        let accounts = Accounts::new(Policy::parse(&config, "rowmill.toml").unwrap(), None).unwrap();
-        Self { simulator, folder, accounts }
+        Self { simulator, folder, config, budget: |_, _| Budget::new() }
+    }
+
+    /// From now on, processes show this key.
+    pub fn show_key(&self, key: &str) {
+        std::fs::write(self.folder.path().join("key"), key).unwrap();
+    }
+
+    /// The run's store.
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::new(LocalStore::new(self.folder.path().join("output")))
     }
 
     /// The model as a process has it, and what that keeps of answers.
     pub async fn engine(&self, executor: &str) -> (ManagedEngine, Arc<Journal>) {
-        let store: Arc<dyn Store> = Arc::new(LocalStore::new(self.folder.path().join("output")));
+        self.engine_with(executor, self.store()).await
+    }
+
+    /// The same, with a store that may be in trouble.
+    pub async fn engine_with(&self, executor: &str, store: Arc<dyn Store>) -> (ManagedEngine, Arc<Journal>) {
+        let accounts = Accounts::new(Policy::parse(&self.config, "rowmill.toml").unwrap(), None).unwrap();
         let audit = Audit::open(&self.folder.path().join("audit"), "run", executor, None).await.unwrap();
         let journal = Journal::open(Arc::clone(&store), "run", None);
         let guard = RunGuard { audit: Arc::new(audit), redactor: None, journal: Some(Arc::clone(&journal)) };
@@ -66,13 +84,14 @@ impl Run {
                 columns: vec!["text".into()],
                 ..EgressRequest::default()
             };
-            let permit = self.accounts.policy().decide(&asked).unwrap();
+            let permit = accounts.policy().decide(&asked).unwrap();
             let said = (None, &Capabilities::default());
-            ManagedEngine::open(&self.accounts, permit, said, Budget::new(), guard.clone()).await.unwrap()
+            let budget = (self.budget)(&store, &format!("{executor}-{lane:?}"));
+            ManagedEngine::open(&accounts, permit, said, budget, guard.clone()).await.unwrap()
         };
         let online = Some(Arc::new(open(Lane::Online).await));
-        let batches = BatchesOfRun { store, run_key: "run".into(), executor: executor.into() };
-        (open(Lane::Batch).await.in_batches(&self.accounts, batches, online).unwrap(), journal)
+        let batches = BatchesOfRun { store: Arc::clone(&store), run_key: "run".into(), executor: executor.into() };
+        (open(Lane::Batch).await.in_batches(&accounts, batches, online).unwrap(), journal)
     }
 
     /// What a process is answered that asks for the shard, to its end.

@@ -8,11 +8,13 @@ mod late;
 mod memory;
 mod seeds;
 mod stopped;
+mod trouble;
+mod wire;
 mod world;
 
 use std::time::Duration;
 
-use rowmill_managed::batch::{BatchProvider, Limits, Progress, Reason, Wanted};
+use rowmill_managed::batch::{BatchProvider, Limits, Progress, Reason, RowEnd, Wanted};
 use rowmill_provider_simulator::Config;
 use rowmill_provider_simulator::config::{Batches, Faults, Reach};
 
@@ -145,8 +147,9 @@ async fn a_batch_whose_creation_was_not_answered_is_found_among_many() {
     let in_body = [BatchProvider::Anthropic, BatchProvider::Gemini];
     for provider in BatchProvider::ALL {
         let world = World::new(provider, ROWS, Config::default()).await;
-        // Dies as the creation arrives: after the round, the intent, and for most the upload and its record.
-        let life = Life::of(if in_body.contains(&provider) { 2 } else { 4 }, Moment::After);
+        // Dies as the creation arrives: after the round, the intent, what is set aside (for most once for the upload, which is
+        // recorded, and once more).
+        let life = Life::of(if in_body.contains(&provider) { 3 } else { 6 }, Moment::After);
         assert!(world.visit("first", Wanted::Everything, &life).await.is_none());
         assert_eq!(world.remote_batches().await, 1, "{provider:?}");
         world.others(3, ROWS).await;
@@ -174,10 +177,12 @@ async fn rows_that_are_too_few_go_into_no_batch_and_those_left_of_one_into_no_fu
     world.limits.rows_min = ROWS + 1;
     let ends = world.finish(Wanted::Everything, &Life::endless()).await;
     assert_eq!((reasons(&ends)[&Reason::TooFew], world.simulator.journal().requests()), (ROWS, 0));
-    // What is decided stands, whoever comes and whatever he was told.
+    // What is decided stands, and why, whoever comes and whatever he was told.
     world.limits.rows_min = 1;
-    let ends = world.finish(Wanted::Everything, &Life::endless()).await;
-    assert_eq!((reasons(&ends)[&Reason::Stopped], world.simulator.journal().requests()), (ROWS, 0));
+    for wanted in [Wanted::Everything, Wanted::WhatIsDone] {
+        let ends = world.finish(wanted, &Life::endless()).await;
+        assert_eq!((reasons(&ends)[&Reason::TooFew], world.simulator.journal().requests()), (ROWS, 0));
+    }
 
     let behaviour = Batches { row_error: 0.3, ..Batches::default() };
     let config = Config { batches: behaviour, seed: 1, ..Config::default() };
@@ -188,6 +193,21 @@ async fn rows_that_are_too_few_go_into_no_batch_and_those_left_of_one_into_no_fu
     let left = reasons(&ends)[&Reason::TooFewLeft];
     assert_eq!((answered(&ends) + left, world.remote_batches().await), (ROWS, 1));
     assert!(left > 0 && left < ROWS, "{left}");
+}
+
+#[tokio::test]
+async fn rows_that_fit_into_no_batch_of_enough_go_into_none() {
+    let mut world = World::new(BatchProvider::Bedrock, 16, Config::default()).await;
+    world.limits = Limits { rows_min: 10, rows_max: 15, bytes_max: usize::MAX };
+    let ends = world.finish(Wanted::Everything, &Life::endless()).await;
+    world.check(&ends).await;
+    assert_eq!((answered(&ends), reasons(&ends)[&Reason::TooFew], world.remote_batches().await), (15, 1, 1));
+    assert!(matches!(&ends[15], RowEnd::Failed(failed) if failed.reason == Reason::TooFew), "{:?}", ends[15]);
+    let mut world = World::new(BatchProvider::Bedrock, 16, Config::default()).await;
+    world.limits = Limits { rows_min: 8, rows_max: 15, bytes_max: usize::MAX };
+    let ends = world.finish(Wanted::Everything, &Life::endless()).await;
+    world.check(&ends).await;
+    assert_eq!((answered(&ends), world.remote_batches().await), (16, 2));
 }
 
 #[tokio::test]
@@ -212,8 +232,8 @@ async fn an_input_that_the_provider_forgot_is_sent_again() {
     let behaviour = Batches { retention_ms: 24 * 3_600_000, ..Batches::default() };
     let config = Config { batches: behaviour, ..Config::default() };
     let world = World::new(BatchProvider::Mistral, ROWS, config).await;
-    // Dies after the upload is recorded: round, intent, upload, its record.
-    let life = Life::of(3, Moment::After);
+    // Dies after the upload is recorded: round, intent, what is set aside, upload, its record.
+    let life = Life::of(4, Moment::After);
     assert!(world.visit("first", Wanted::Everything, &life).await.is_none());
     assert!(world.store.names().iter().any(|name| name.contains("uploaded-1")), "{:?}", world.store.names());
     world.pass(Duration::from_secs(25 * 3600));

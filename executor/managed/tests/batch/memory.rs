@@ -9,9 +9,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use rowmill_jobs::Result;
 use rowmill_jobs::store::{ObjectInfo, Payload, Put, Store};
-use rowmill_managed::batch::{BatchCall, BatchWire};
+use rowmill_managed::batch::{BatchCall, BatchRef, BatchWire, RowResult};
 use rowmill_managed::call::{CallError, Reply};
 use tokio::sync::Notify;
+
+use crate::wire::PlainWire;
 
 /// Objects by name.
 #[derive(Debug, Default)]
@@ -122,7 +124,7 @@ impl Life {
 
 /// A store, or a wire, as a process sees it that will die.
 #[derive(Debug)]
-pub struct Mortal<T: ?Sized> {
+pub struct Mortal<T> {
     pub life: Arc<Life>,
     pub inner: Arc<T>,
 }
@@ -156,8 +158,19 @@ impl Store for Mortal<MemoryStore> {
 }
 
 #[async_trait]
-impl BatchWire for Mortal<dyn BatchWire> {
+impl BatchWire for Mortal<PlainWire> {
     async fn send(&self, call: BatchCall) -> std::result::Result<Reply, CallError> {
+        if let Some(batch) = &call.of {
+            self.life.live(async { self.inner.set_aside(batch) }).await;
+        }
         self.life.live(self.inner.send(call)).await
+    }
+
+    async fn settle(&self, batch: &BatchRef, results: &[RowResult]) -> Result<()> {
+        self.life.live(self.inner.settle(batch, results)).await
+    }
+
+    async fn settled(&self, batch: &BatchRef, results: &[RowResult]) {
+        self.life.live(self.inner.settled(batch, results)).await
     }
 }

@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use rowmill_jobs::store::{self, Store};
 use rowmill_managed::batch::{
-    Asks, BatchBody, BatchCall, BatchJob, BatchLane, BatchProvider, BatchRow, BatchWire, Folder, Limits, Patience,
-    Progress, Reason, RowEnd, Wanted,
+    Asks, BatchCall, BatchJob, BatchLane, BatchProvider, BatchRow, BatchWire, Failed, Folder, Limits, Patience,
+    Progress, Reason, RowEnd, Sent, Wanted,
 };
-use rowmill_managed::call::{CallError, Class, Estimate, Reply};
+use rowmill_managed::call::Estimate;
 use rowmill_provider_simulator::{Config, Provider, Simulator};
 use serde_json::{Value, json};
 
 use crate::memory::{Life, MemoryStore, Mortal};
+use crate::wire::PlainWire;
 
 /// Visits after which a shard that is not done hangs.
 const VISITS_MAX: usize = 3_000;
@@ -24,65 +24,12 @@ const VISITS_MAX: usize = 3_000;
 /// What a provider is told that opens a folder.
 const ROLE: &str = "arn:aws:iam::123456789012:role/batches";
 
-/// Sends over HTTP, with no policy of any kind.
-pub struct PlainWire {
-    client: reqwest::Client,
-    base: String,
-    folder: Folder,
-}
-
-#[async_trait]
-impl BatchWire for PlainWire {
-    async fn send(&self, call: BatchCall) -> Result<Reply, CallError> {
-        let error = |class, status, message: &str| CallError {
-            class,
-            status,
-            code: None,
-            message: message.into(),
-            retry_after: None,
-            request_id: None,
-        };
-        let url = format!("{}{}", self.base, call.path);
-        let request = match call.body {
-            BatchBody::Put(content) => {
-                let url = self.folder.put(&call.path, content).await.expect("a folder of this machine");
-                return Ok(Reply { body: url.into(), request_id: None, first_byte: Duration::ZERO });
-            }
-            BatchBody::Read => {
-                let object = self.folder.read(&call.path).await.expect("a folder of this machine");
-                let body = object.ok_or_else(|| error(Class::Denied, Some(404), "no object"))?;
-                return Ok(Reply { body, request_id: None, first_byte: Duration::ZERO });
-            }
-            BatchBody::Get => self.client.get(url),
-            BatchBody::Empty => self.client.post(url),
-            BatchBody::Json(body) => self.client.post(url).header("content-type", "application/json").body(body),
-            BatchBody::Form { fields, name, content } => {
-                let part = reqwest::multipart::Part::stream(content).file_name(name);
-                let form = reqwest::multipart::Form::new().part("file", part);
-                let form = fields.into_iter().fold(form, |form, (name, value)| form.text(name, value));
-                self.client.post(url).multipart(form)
-            }
-        };
-        let request = request.bearer_auth("k").header("anthropic-version", "2023-06-01");
-        let answer = request.send().await.map_err(|_| error(Class::Transient, None, "no answer"))?;
-        let status = answer.status().as_u16();
-        let body = answer.bytes().await.map_err(|_| error(Class::Transient, None, "a cut answer"))?;
-        match status {
-            200..300 => Ok(Reply { body, request_id: None, first_byte: Duration::ZERO }),
-            429 | 503 | 529 => Err(error(Class::Throttled, Some(status), "throttled")),
-            401 | 403 | 404 => Err(error(Class::Denied, Some(status), "denied")),
-            400..500 => Err(error(Class::Refused, Some(status), "refused")),
-            _ => Err(error(Class::Transient, Some(status), "server error")),
-        }
-    }
-}
-
 /// Everything but the processes.
 pub struct World {
     pub provider: BatchProvider,
     pub simulator: Simulator,
     pub store: Arc<MemoryStore>,
-    wire: Arc<dyn BatchWire>,
+    pub wire: Arc<PlainWire>,
     /// What the provider reads and writes, if it needs one.
     pub folder: tempfile::TempDir,
     rows: usize,
@@ -110,12 +57,11 @@ impl World {
         let base = simulator.base(peer(provider));
         let place = tempfile::tempdir().expect("a folder");
         let folder = Folder::open(&store::folder_url(place.path()), ROLE).expect("a folder");
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(20)).build().expect("a client");
         Self {
             provider,
             simulator,
             store: Arc::default(),
-            wire: Arc::new(PlainWire { client, base, folder }),
+            wire: Arc::new(PlainWire::new(base, folder)),
             folder: place,
             rows,
             patience: Patience { rounds_max: 8, ..Patience::default() },
@@ -169,13 +115,20 @@ impl World {
         }
     }
 
+    /// What was sent, by the records.
+    pub async fn sent(&self) -> Sent {
+        let wire = Arc::clone(&self.wire) as Arc<dyn BatchWire>;
+        let store = Arc::clone(&self.store) as Arc<dyn Store>;
+        self.lane(wire, store, self.job(), "observer").sent().await.expect("the store answers")
+    }
+
     /// Others' shards of this size begin their batches at the same provider.
     pub async fn others(&self, count: usize, rows: usize) {
         for other in 0..count {
             let job = BatchJob { run_key: format!("other {rows} {other}"), ..self.job() };
             let job = BatchJob { rows: job.rows.into_iter().take(rows).collect(), ..job };
             let store: Arc<MemoryStore> = Arc::default();
-            let lane = self.lane(Arc::clone(&self.wire), store, job, "other");
+            let lane = self.lane(Arc::clone(&self.wire) as Arc<dyn BatchWire>, store, job, "other");
             let now_ms = || self.now_ms();
             assert!(matches!(lane.advance(Wanted::Everything, &now_ms).await, Ok(Progress::Wait(_))));
         }
@@ -222,7 +175,8 @@ impl World {
         panic!("the list of batches cannot be had");
     }
 
-    /// What must hold at any end: one end for every row, no answer of another row, no batch but those that are recorded.
+    /// What must hold at any end: one end for every row, no answer of another row, no batch but those that are recorded,
+    /// nothing set aside any more and every row of a batch taken once.
     pub async fn check(&self, ends: &[RowEnd]) {
         assert_eq!(ends.len(), self.rows);
         let names = self.store.names();
@@ -231,17 +185,26 @@ impl World {
         let mut ends_of: BTreeMap<u64, Vec<&str>> = BTreeMap::new();
         let results: Vec<String> =
             names.iter().filter(|name| name.ends_with("results.jsonl")).map(|name| self.store.text(name)).collect();
+        let mut sent = 0;
         for line in results.iter().flat_map(|text| text.lines()) {
             let line: Value = serde_json::from_str(line).expect("JSON");
+            sent += usize::from(line["failed"]["reason"] != "stopped");
             let kinds = ["answered", "failed", "resubmitted"].into_iter().filter(|kind| !line[*kind].is_null());
             ends_of.entry(line["row"].as_u64().expect("a row")).or_default().extend(kinds);
+        }
+        assert_eq!(self.wire.deposits(), BTreeMap::new(), "{:?}: set aside for ever: {names:#?}", self.provider);
+        // What nobody saw to end may never have begun.
+        if !reasons(ends).contains_key(&Reason::NotEnded) {
+            assert_eq!(self.wire.taken(), sent, "{:?}: rows of batches that are settled", self.provider);
         }
         // Then rows may be left that went into no batch, or no further one.
         let is_stop = |name: &&String| name.contains("/round-") && self.store.text(name).contains("stopped_ms");
         let stopped = names.iter().any(|name| is_stop(&name));
         for row in 0..self.rows as u64 {
             let Some((last, before)) = ends_of.get(&row).and_then(|ends| ends.split_last()) else {
-                assert!(stopped, "row {row} has no end");
+                let is_too_few = |failed: &Failed| failed.reason == Reason::TooFew;
+                let is_left = matches!(&ends[row as usize], RowEnd::Failed(failed) if is_too_few(failed));
+                assert!(stopped || is_left, "row {row} has no end");
                 continue;
             };
             let is_last = *last != "resubmitted" || stopped;

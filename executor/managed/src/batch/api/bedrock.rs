@@ -151,11 +151,12 @@ impl BatchApi for Bedrock {
     fn status(&self, _remote: &str, answer: &[u8]) -> Result<Status> {
         let job: Job = read("the state of a batch", answer)?;
         // A job that was stopped, or failed on its way, has written what it did until then, and that is billed.
-        let results = || job.results().into_iter().map(Source::Object).collect();
+        let results = |source: fn(String) -> Source| job.results().into_iter().map(source).collect();
         Ok(match job.status.as_str() {
             "Stopping" => Status::ending(),
-            "Failed" => Status::failed_with(results()),
-            _ if job.has_ended() => Status::ended(results()),
+            "Failed" => Status::failed_with(results(Source::ObjectIfAny)),
+            "Stopped" | "Expired" => Status::ended(results(Source::ObjectIfAny)),
+            _ if job.has_ended() => Status::ended(results(Source::Object)),
             _ => Status::running(),
         })
     }
@@ -257,15 +258,19 @@ mod tests {
 
     #[test]
     fn results_lie_in_the_jobs_own_folder_whichever_way_it_ended() {
-        let results = vec![Source::Object("s3://bucket/batches/tcf29in6w6ts/rowmill-1-00.jsonl.out".to_owned())];
+        let url = "s3://bucket/batches/tcf29in6w6ts/rowmill-1-00.jsonl.out".to_owned();
+        let (results, if_any) = (vec![Source::Object(url.clone())], vec![Source::ObjectIfAny(url)]);
         for status in ["Submitted", "Validating", "Scheduled", "InProgress"] {
             assert_eq!(Bedrock.status(ARN, &told(status)).unwrap(), Status::running(), "{status}");
         }
         assert_eq!(Bedrock.status(ARN, &told("Stopping")).unwrap(), Status::ending());
-        for status in ["Completed", "PartiallyCompleted", "Stopped", "Expired"] {
+        for status in ["Completed", "PartiallyCompleted"] {
             assert_eq!(Bedrock.status(ARN, &told(status)).unwrap(), Status::ended(results.clone()), "{status}");
         }
-        assert_eq!(Bedrock.status(ARN, &told("Failed")).unwrap(), Status::failed_with(results));
+        for status in ["Stopped", "Expired"] {
+            assert_eq!(Bedrock.status(ARN, &told(status)).unwrap(), Status::ended(if_any.clone()), "{status}");
+        }
+        assert_eq!(Bedrock.status(ARN, &told("Failed")).unwrap(), Status::failed_with(if_any));
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl BatchApi for Gemini {
         let read = |answer: Box<RawValue>| {
             serde_json::from_str::<Answer>(answer.get()).map_or_else(|_| unreadable(), Line::from)
         };
-        Ok(Lines { lines: answers.into_iter().map(read).collect(), nameless: 0 })
+        Ok(Lines { lines: answers.into_iter().map(read).collect(), ..Lines::default() })
     }
 }
 

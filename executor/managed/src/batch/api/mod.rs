@@ -132,6 +132,8 @@ pub(crate) enum Source {
     Path(String),
     /// An object in the operator's folder, by its URL.
     Object(String),
+    /// The same, where there is one only if the batch did something.
+    ObjectIfAny(String),
     /// They came with the status.
     Inline(Bytes),
 }
@@ -152,7 +154,7 @@ impl Status {
         Self { phase: Phase::Ended, sources }
     }
 
-    /// It failed as a whole, or is gone.
+    /// It failed as a whole.
     pub(crate) fn failed() -> Self {
         Self::failed_with(Vec::new())
     }

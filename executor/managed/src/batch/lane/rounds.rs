@@ -6,9 +6,32 @@ use rowmill_jobs::{Error, Kind, Result};
 
 use super::super::machine::{BatchMachine, Fact};
 use super::super::reconcile::Again;
-use super::super::record::Round;
+use super::super::record::{Round, Steps, Why};
 use super::super::rows::{cut, ranges, row_name};
 use super::{Batch, BatchLane};
+
+/// What was sent of a shard's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sent {
+    /// No batch was created, for certain.
+    Nothing,
+    /// All batches that were created have their rows' ends recorded.
+    Ended,
+    /// A batch is at the provider, or may be.
+    UnderWay,
+}
+
+impl Sent {
+    /// By the records of one batch.
+    fn of(steps: &Steps) -> Self {
+        let is_permitted = steps.intents.last().is_some_and(|(_, void)| void.is_none());
+        match steps.has_results {
+            true => Sent::Ended,
+            false if steps.created.is_some() || is_permitted => Sent::UnderWay,
+            false => Sent::Nothing,
+        }
+    }
+}
 
 impl BatchLane {
     /// How a round is cut: as recorded, or now.
@@ -16,23 +39,18 @@ impl BatchLane {
         let plan = match self.records.round(round).await? {
             Some(plan) => plan,
             None => {
-                let api = self.provider.api();
-                // What surrounds a row in the provider's format is about as long for all rows.
-                let around = api.line(&row_name("", 0), self.job.asks, b"{}")?.len() + 1;
-                let bytes_of = |row: u32| self.body(row).map_or(0, Bytes::len) + around;
-                let batches = cut(rows, self.limits, bytes_of);
-                let batches = batches.iter().map(|batch| ranges(batch)).collect();
+                let batches = self.cut(rows)?.iter().map(|batch| ranges(batch)).collect();
                 self.records.plan(round, Round { not_before_ms, batches, ..self.no_round() }).await?
             }
         };
         self.check(plan)
     }
 
-    /// Records that there is no such round, unless there is; returns what stands.
-    pub(super) async fn stop(&self, round: u32, now_ms: i64) -> Result<Round> {
+    /// Records that there is no such round, and why, unless there is; returns what stands.
+    pub(super) async fn stop(&self, round: u32, why: Why, now_ms: i64) -> Result<Round> {
         let plan = match self.records.round(round).await? {
             Some(plan) => plan,
-            None => self.records.plan(round, Round { stopped_ms: Some(now_ms), ..self.no_round() }).await?,
+            None => self.records.plan(round, Round { stopped_ms: Some(now_ms), why, ..self.no_round() }).await?,
         };
         self.check(plan)
     }
@@ -58,6 +76,36 @@ impl BatchLane {
         Ok(self.records.round(0).await?.is_some())
     }
 
+    /// How many rows would go into no batch, because they are too few for one.
+    ///
+    /// # Errors
+    /// A row's request is no JSON.
+    pub fn too_few(&self) -> Result<usize> {
+        let rows: Vec<u32> = (0..u32::try_from(self.job.rows.len()).unwrap_or(u32::MAX)).collect();
+        Ok(rows.len() - self.cut(&rows)?.iter().map(Vec::len).sum::<usize>())
+    }
+
+    /// How batches stand, by what is recorded of them.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn sent(&self) -> Result<Sent> {
+        let mut sent = Sent::Nothing;
+        for round in 0.. {
+            let Some(plan) = self.records.round(round).await? else { break };
+            for index in 0..plan.batches.len() {
+                sent = sent.max(Sent::of(&self.records.steps(round, index).await?));
+            }
+        }
+        Ok(sent)
+    }
+
+    fn cut(&self, rows: &[u32]) -> Result<Vec<Vec<u32>>> {
+        // What surrounds a row in the provider's format is about as long for all rows.
+        let around = self.provider.api().line(&row_name("", 0), self.job.asks, b"{}")?.len() + 1;
+        Ok(cut(rows, self.limits, |row| self.body(row).map_or(0, Bytes::len) + around))
+    }
+
     fn no_round(&self) -> Round {
         Round {
             provider: self.provider.name().into(),
@@ -66,6 +114,7 @@ impl BatchLane {
             not_before_ms: 0,
             batches: Vec::new(),
             stopped_ms: None,
+            why: Why::default(),
         }
     }
 

@@ -2,8 +2,9 @@
 //! same dialects as answers that come online. What must not be forgotten is in the run's store (see [`crate::batch`]), so
 //! that whichever process asks the same again finds the batches and pays nothing twice. A row whose answer has not the form
 //! that was asked for is asked again online, where the policy permits that, and nowhere else; so are rows that are too few for
-//! a batch; where batches are one lane of several, so is any without an answer.
+//! a batch; where batches are one lane of several, so is any without an answer. No row becomes an error that was never sent.
 
+mod elsewhere;
 mod rest;
 mod wait;
 mod wire;
@@ -30,6 +31,7 @@ use crate::journal::{Fingerprint, Journal};
 use crate::lane::Lane;
 use crate::on_behalf::Unwanted;
 use crate::redaction::Vault;
+use elsewhere::{Away, Others};
 use rest::Rest;
 use wire::{GuardedWire, RowFacts};
 
@@ -55,6 +57,7 @@ pub(super) struct Batches {
     folder: Option<Folder>,
     /// Asks online again what came in a wrong form.
     online: Option<Arc<ManagedEngine>>,
+    away: Away,
 }
 
 /// A row on its way through a batch.
@@ -104,7 +107,10 @@ impl ManagedEngine {
         if provider.needs_folder() && folder.is_none() {
             return Err(Error::internal("a permit for batches through a folder, and there is none"));
         }
-        Ok(Self { batches: Some(Arc::new(Batches { provider, run, patience, limits, folder, online })), ..self })
+        Ok(Self {
+            batches: Some(Arc::new(Batches { provider, run, patience, limits, folder, online, away: Away::default() })),
+            ..self
+        })
     }
 
     /// What asks online what batches leave, if the policy permits that.
@@ -132,6 +138,17 @@ impl Batches {
         who: &Arc<OnBehalf>,
         requests: Vec<Request>,
     ) -> Result<Vec<Outcome>> {
+        self.infer_beside(engine, asked, who, (requests, Others::None)).await
+    }
+
+    /// The same, beside others that can be asked.
+    async fn infer_beside(
+        self: &Arc<Self>,
+        engine: &Arc<ManagedEngine>,
+        asked: &Arc<Asked>,
+        who: &Arc<OnBehalf>,
+        (requests, others): (Vec<Request>, Others),
+    ) -> Result<Vec<Outcome>> {
         let (mut standings, mut rows) = (Vec::new(), Vec::new());
         let (mut facts, mut sent, mut to_send) = (Vec::new(), Vec::new(), Vec::new());
         for request in &requests {
@@ -149,13 +166,9 @@ impl Batches {
         }
         let ends = match sent.is_empty() {
             true => Vec::new(),
-            false => self.send(engine, asked, who, (sent, facts, mean(asked, &to_send))).await?,
+            false => self.send(engine, asked, who, (sent, facts, mean(asked, &to_send)), others).await?,
         };
-        let rest = match (&engine.due, &self.online) {
-            (Some(due), _) => Some((due.online(), Rest::All)),
-            (None, online) => online.as_ref().map(|online| (online, Rest::TooFew)),
-        };
-        let mut outcomes = match rest {
+        let mut outcomes = match self.rest(engine) {
             Some(rest) => rest::ask(rest, asked, who, &to_send, &ends).await?,
             None => HashMap::new(),
         };
@@ -185,6 +198,7 @@ impl Batches {
         asked: &Asked,
         who: &OnBehalf,
         (rows, facts, tokens): (Vec<BatchRow>, Vec<RowFacts>, Estimate),
+        others: Others,
     ) -> Result<Vec<RowEnd>> {
         let asks = if asked.question.form.is_some() { Asks::Text } else { Asks::Vectors };
         let job = BatchJob {
@@ -198,16 +212,37 @@ impl Batches {
         let job = job.named_for(engine.permit.provider());
         let wire = Arc::new(GuardedWire::new(engine, asked, who, (self, facts)));
         let (store, executor) = (Arc::clone(&self.run.store), self.run.executor.as_str());
-        let (shard_rows, role) = (job.rows.len(), self.folder.as_ref().map(|folder| folder.role().to_owned()));
+        let role = self.folder.as_ref().map(|folder| folder.role().to_owned());
         let lane = BatchLane::new(self.provider, wire.clone(), store, job, executor, self.patience);
         let lane = lane.with_limits(self.limits).with_role(role);
-        if shard_rows < lane.limits().rows_min && self.online.is_none() && !lane.has_begun().await? {
-            return Err(too_few(engine, (who.shard, shard_rows), lane.limits()));
+        let goes_on = self.rest(engine).is_some();
+        let are_too_few = |rows| rest::too_few(engine.permit.provider(), (who.shard, rows), lane.limits());
+        match lane.too_few()? {
+            rows if rows > 0 && !goes_on && !lane.has_begun().await? => return Err(are_too_few(rows)),
+            _ => {}
         }
         let until = engine.due.as_ref().map(|due| wait::Until { due, tokens, patience: self.patience });
-        let ended = wait::until_done(&lane, self.patience, until).await;
+        let leaves_ms = self.away.leaves_ms(others, &self.patience);
+        let ended = wait::until_done(&lane, self.patience, until, leaves_ms).await;
         // What held a call back says more than that it was held back.
-        ended.map_err(|error| wire.take_refusal().unwrap_or_else(|| error.with("provider", engine.permit.provider())))
+        let provider = engine.permit.provider();
+        let ends = ended.map_err(|error| wire.take_refusal().unwrap_or_else(|| error.with("provider", provider)))?;
+        match (elsewhere::left(provider, &ends), rest::unsent(&ends)) {
+            (Some(left), _) => {
+                self.away.begin();
+                Err(left)
+            }
+            (None, rows) if rows > 0 && !goes_on => Err(are_too_few(rows)),
+            _ => Ok(ends),
+        }
+    }
+
+    /// Who asks online for what batches leave, and for what of it.
+    fn rest<'a>(&'a self, engine: &'a ManagedEngine) -> Option<(&'a Arc<ManagedEngine>, Rest)> {
+        match &engine.due {
+            Some(due) => Some((due.online(), Rest::All)),
+            None => self.online.as_ref().map(|online| (online, Rest::Unsent)),
+        }
     }
 
     /// A row's outcome from its end.
@@ -247,7 +282,10 @@ impl Batches {
                 Reason::Unreadable => {
                     "what the provider says of the row has another shape than it documents".to_owned()
                 }
-                Reason::TooFew => "the rows are too few for a batch".to_owned(),
+                Reason::Stopped | Reason::TooFew | Reason::Elsewhere => "the row was never sent".to_owned(),
+                Reason::NotEnded => {
+                    "the batch was given up, and the provider did not end it in time: it may be billed".to_owned()
+                }
                 Reason::TooFewLeft => {
                     "the provider gave no answer, and the rows left are too few for another batch".to_owned()
                 }
@@ -268,18 +306,6 @@ impl Batches {
             request_id: None,
         })
     }
-}
-
-/// That a shard cannot be sent in batches, nor in another way.
-fn too_few(engine: &ManagedEngine, (shard, rows): (u32, usize), limits: Limits) -> Error {
-    let provider = engine.permit.provider();
-    Error::invalid(format!("{provider} takes {} rows or more in a batch", limits.rows_min))
-        .with("shard", shard)
-        .with("rows", rows)
-        .hint(format!(
-            "make shards larger (shard_rows), let the policy permit the online lane for rows that are left, or set \
-             rows_min in [providers.{provider}.batches] if the account's quota is lower"
-        ))
 }
 
 /// Asks a row again online, unless an earlier attempt has the answer.

@@ -1,14 +1,15 @@
 //! Waits for batches: visits, and sleeps as long as the lane says between two of them. Where batches are one lane of several,
-//! it gives them up when there is no more time for them. What it knows is lost without harm.
+//! it gives them up when there is no more time for them; where other models can be asked, when none can be created. What it
+//! knows is lost without harm.
 
 use std::time::Duration;
 
 use chrono::Utc;
-use rowmill_jobs::{Kind, Result};
+use rowmill_jobs::{Error, Kind, Result};
 
 use super::super::Due;
 use super::super::due::{end_ms, least_ms};
-use crate::batch::{BatchLane, Patience, Progress, RowEnd, Wanted};
+use crate::batch::{BatchLane, Patience, Progress, RowEnd, Sent, Wanted};
 use crate::call::Estimate;
 use crate::lane::Lane;
 
@@ -33,8 +34,13 @@ impl Until<'_> {
     }
 }
 
-/// Visits until every row has its end.
-pub(super) async fn until_done(lane: &BatchLane, patience: Patience, until: Option<Until<'_>>) -> Result<Vec<RowEnd>> {
+/// Visits until every row has its end. From `leaves_ms` on, rows of which nothing could be sent are left to another model.
+pub(super) async fn until_done(
+    lane: &BatchLane,
+    patience: Patience,
+    until: Option<Until<'_>>,
+    leaves_ms: Option<i64>,
+) -> Result<Vec<RowEnd>> {
     let now_ms = || Utc::now().timestamp_millis();
     let mut wanted = Wanted::Everything;
     if let Some(until) = &until {
@@ -57,18 +63,36 @@ pub(super) async fn until_done(lane: &BatchLane, patience: Patience, until: Opti
                 tracing::warn!(%error, "a visit to batches failed; the next one goes on");
                 now_ms() + patience.poll_least_ms
             }
-            Err(error) if error.kind() == Kind::Invalid && until.is_some() && wanted == Wanted::Everything => {
-                tracing::warn!(%error, "the provider takes no batches of this; the rest goes online");
+            Err(error) if until.is_some() && wanted == Wanted::Everything => {
+                is_of_nothing_under_way(lane, error).await?;
                 wanted = Wanted::WhatIsDone;
                 continue;
             }
             Err(error) => return Err(error),
         };
+        let leaves = wanted == Wanted::Everything && leaves_ms.is_some_and(|leaves_ms| now_ms() >= leaves_ms);
+        if leaves && lane.sent().await? == Sent::Nothing {
+            tracing::warn!("no batch could be created; the rows are left to another model");
+            wanted = Wanted::Elsewhere;
+            continue;
+        }
         if sleep(until_ms, until.as_ref().filter(|_| wanted == Wanted::Everything)).await == Slept::TooLong {
             tracing::info!("there is no more time for batches; what is not done of them goes online");
             wanted = Wanted::WhatIsDone;
         }
     }
+}
+
+/// That the provider takes no batches of some rows: it refused an upload or a creation, and none of them is at the provider.
+///
+/// # Errors
+/// The error, if it is another one. What it says of batches that are under way is not that they are not wanted.
+async fn is_of_nothing_under_way(lane: &BatchLane, error: Error) -> Result<()> {
+    if error.kind() != Kind::Invalid || lane.sent().await? == Sent::UnderWay {
+        return Err(error);
+    }
+    tracing::warn!(%error, "the provider takes no batches of this; the rest goes online");
+    Ok(())
 }
 
 /// How a sleep ended.

@@ -105,9 +105,17 @@ impl GuardedWire {
     /// Gives back what was set aside for a batch that was surely not created.
     async fn give_back(&self, batch: &BatchRef) {
         if let Err(error) = self.budget.release(&batch.name, Amount::default()).await {
-            // It is found when the batch is created.
+            // It is found when the batch is created, or when it is known that it never will be.
             tracing::warn!(batch = batch.name, %error, "money that was set aside could not be given back");
         }
+    }
+
+    /// Sets aside what a call needs, and says that its rows are about to leave.
+    async fn begin(&self, call: &BatchCall) -> Result<Option<Intended>> {
+        if let Some(batch) = &call.of {
+            self.set_aside(batch).await?;
+        }
+        self.intend(call).await
     }
 
     /// Says that rows are about to leave; nothing for calls that carry none.
@@ -186,8 +194,9 @@ impl GuardedWire {
         let failed = result.failed.as_ref().map(|failed| failed.reason).or(result.resubmitted);
         let is_lost = matches!(failed, Some(Reason::NoLine | Reason::BatchFailed | Reason::NotDone));
         let Some(answer) = &result.answered else {
-            // What cannot be read may have been computed, and a batch that goes on though it was cancelled may do so still.
-            let is_unsure = matches!(failed, Some(Reason::Unreadable | Reason::NotEnded));
+            // What cannot be read, or is kept no more, may have been computed; a batch that goes on though it was cancelled may
+            // do so still.
+            let is_unsure = matches!(failed, Some(Reason::Unreadable | Reason::NotEnded | Reason::Gone));
             let may_be_billed = is_unsure || (is_lost && self.provider.may_bill_lost_rows());
             let nano_usd = if may_be_billed { most } else { 0 };
             return Spent { nano_usd, ..Spent::default() };
@@ -199,15 +208,31 @@ impl GuardedWire {
             (None, _) => Spent { nano_usd: most, ..Spent::default() },
         }
     }
+
+    /// What all rows of a batch took.
+    fn all_taken(&self, results: &[RowResult]) -> Spent {
+        results.iter().map(|result| self.taken(result)).fold(Spent::default(), |sum, spent| Spent {
+            input_tokens: sum.input_tokens + spent.input_tokens,
+            cached_tokens: sum.cached_tokens + spent.cached_tokens,
+            output_tokens: sum.output_tokens + spent.output_tokens,
+            nano_usd: sum.nano_usd.saturating_add(spent.nano_usd),
+        })
+    }
 }
 
 #[async_trait]
 impl BatchWire for GuardedWire {
     async fn send(&self, call: BatchCall) -> std::result::Result<Reply, CallError> {
-        if let Some(batch) = &call.of {
-            self.set_aside(batch).await.map_err(|error| self.held_back(error))?;
-        }
-        let intended = self.intend(&call).await.map_err(|error| self.held_back(error))?;
+        let intended = match self.begin(&call).await {
+            Ok(intended) => intended,
+            Err(error) => {
+                // Whatever of it was set aside: nothing leaves.
+                if let Some(batch) = &call.of {
+                    self.give_back(batch).await;
+                }
+                return Err(self.held_back(error));
+            }
+        };
         let BatchCall { path, body, of, .. } = call;
         let reply = self.carry_out(&path, body).await;
         if let (Some(batch), Err(error)) = (&of, &reply)
@@ -230,20 +255,27 @@ impl BatchWire for GuardedWire {
     }
 
     async fn settle(&self, batch: &BatchRef, results: &[RowResult]) -> Result<()> {
-        let total = results.iter().map(|result| self.taken(result)).fold(Spent::default(), |sum, spent| Spent {
-            input_tokens: sum.input_tokens + spent.input_tokens,
-            cached_tokens: sum.cached_tokens + spent.cached_tokens,
-            output_tokens: sum.output_tokens + spent.output_tokens,
-            nano_usd: sum.nano_usd.saturating_add(spent.nano_usd),
-        });
-        let tokens = total.input_tokens.saturating_add(total.output_tokens);
-        self.budget.release(&batch.name, Amount { rows: leaving(batch), tokens, nano_usd: total.nano_usd }).await?;
+        let Spent { input_tokens, output_tokens, nano_usd, .. } = self.all_taken(results);
+        // Those that were never sent leave with whoever asks for them next.
+        let rows = if results.iter().all(RowResult::is_unsent) { 0 } else { leaving(batch) };
+        let took = Amount { rows, tokens: input_tokens.saturating_add(output_tokens), nano_usd };
+        let late = |_| Err(Error::temporary("the ledger does not answer in time"));
+        tokio::time::timeout(self.call_time, self.budget.release(&batch.name, took)).await.unwrap_or_else(late)
+    }
+
+    async fn settled(&self, batch: &BatchRef, results: &[RowResult]) {
+        let Spent { input_tokens, output_tokens, nano_usd, .. } = self.all_taken(results);
         // A line of its own, of no rows and no bytes: the process that sent the rows may be long gone.
         let payload_hmac = self.guard.audit.sign(b"");
-        let intended = self.guard.audit.intend(Intent { payload_hmac, ..self.intent.clone() }).await?;
-        let Spent { input_tokens, output_tokens, nano_usd, .. } = total;
-        let ending = Ending { input_tokens, output_tokens, nano_usd, ..ended(None, None, None) };
-        self.guard.audit.end(intended, ending).await
+        let said = async {
+            let intended = self.guard.audit.intend(Intent { payload_hmac, ..self.intent.clone() }).await?;
+            let ending = Ending { input_tokens, output_tokens, nano_usd, ..ended(None, None, None) };
+            self.guard.audit.end(intended, ending).await
+        };
+        if let Err(error) = said.await {
+            // Nothing more will be sent: the next intent cannot be written either.
+            tracing::warn!(batch = batch.name, %error, "what a batch took is not in the audit");
+        }
     }
 }
 
