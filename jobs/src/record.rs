@@ -1,6 +1,6 @@
-//! The records of a run that are not its result: the plan, the outcome, what was decided on the way, and what became of attempts. All are created once
-//! and never changed. Attempts and failures are for diagnosis and for finding rows that kill a process; whether a shard is
-//! done is told by its part alone.
+//! The records of a run that are not its result: the plan, the outcome, what was decided on the way, and what became of
+//! attempts. All are created once and never changed. Attempts and failures are for diagnosis and for finding rows that kill
+//! a process; whether a shard is done is told by its part alone.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

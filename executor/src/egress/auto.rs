@@ -1,6 +1,7 @@
 //! `lane = 'auto'`: the cheapest lane that a model's provider has and the operator permits, for as long as the deadline leaves
 //! time for it, and online after that. Which lane is the cheapest does not depend on the time, but on prices and the policy:
-//! the first process of a run decides, and all take the same. How long it is waited for is decided where it is waited, in [`rowmill_managed::engine::due`].
+//! the first process of a run decides, and all take the same. How long it is waited for is decided where it is waited, in
+//! [`rowmill_managed::engine::due`].
 
 use std::cmp::Reverse;
 use std::sync::Arc;

@@ -28,17 +28,22 @@ async fn under_way(provider: BatchProvider) -> World {
     world
 }
 
+/// Nothing more is wanted: rows end as soon as nobody waits, count as taken, and nothing stays set aside.
+async fn assert_given_up(world: &World, case: &str) {
+    let stopped_ms = world.now_ms();
+    let ends = world.finish(Wanted::WhatIsDone, &Life::endless()).await;
+    assert_eq!(reasons(&ends)[&Reason::NotEnded], ROWS, "{case}");
+    assert_eq!(world.now_ms() - stopped_ms, world.patience.cancel_ms, "{case}");
+    assert_eq!((world.wire.deposits().len(), world.wire.taken()), (0, ROWS), "{case}");
+}
+
 #[tokio::test]
 async fn a_batch_that_is_given_up_is_not_waited_for_though_its_provider_only_fails() {
     for provider in BatchProvider::ALL {
         for status in [Some(429), Some(500), Some(400), None] {
             let world = under_way(provider).await;
             world.wire.fail(move |_| Some(status));
-            let stopped_ms = world.now_ms();
-            let ends = world.finish(Wanted::WhatIsDone, &Life::endless()).await;
-            assert_eq!(reasons(&ends)[&Reason::NotEnded], ROWS, "{provider:?}, {status:?}");
-            assert_eq!(world.now_ms() - stopped_ms, world.patience.cancel_ms, "{provider:?}, {status:?}");
-            assert_eq!((world.wire.deposits().len(), world.wire.taken()), (0, ROWS), "{provider:?}, {status:?}");
+            assert_given_up(&world, &format!("{provider:?}, {status:?}")).await;
         }
     }
 }
@@ -54,11 +59,7 @@ async fn a_creation_that_may_have_been_done_is_not_looked_for_without_end() {
         });
         let visit = world.visit("first", Wanted::Everything, &Life::endless()).await;
         assert!(matches!(visit, Some(Ok(Progress::Wait(_)))), "{provider:?}");
-        let stopped_ms = world.now_ms();
-        let ends = world.finish(Wanted::WhatIsDone, &Life::endless()).await;
-        assert_eq!(reasons(&ends)[&Reason::NotEnded], ROWS, "{provider:?}");
-        assert_eq!(world.now_ms() - stopped_ms, world.patience.cancel_ms, "{provider:?}");
-        assert_eq!((world.wire.deposits().len(), world.wire.taken()), (0, ROWS), "{provider:?}");
+        assert_given_up(&world, &format!("{provider:?}")).await;
     }
 }
 
