@@ -51,7 +51,7 @@ impl Target {
             tracing::warn!(model = &*self.name, error = %error, "a model that rows spill to is away");
         }
         // Batches that are under way are found again where they were sent, and nowhere else.
-        let since = away.filter(|_| self.portion() == Portion::Usual).map(|_| Instant::now());
+        let since = away.filter(|_| self.portion() != Portion::Large).map(|_| Instant::now());
         *self.away.lock().unwrap_or_else(PoisonError::into_inner) = since;
         self.own(came)
     }
@@ -60,7 +60,7 @@ impl Target {
     /// with a store that is away, say, batches may be under way, and are paid for.
     fn gives_way(&self, error: &Error) -> bool {
         match self.portion() {
-            Portion::Usual => error.kind() == Kind::Temporary,
+            Portion::Usual | Portion::Many => error.kind() == Kind::Temporary,
             Portion::Large => ManagedEngine::has_left(error),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rowmill_engine::echo::EchoEngine;
 use rowmill_engine::{CandleEngine, EngineOptions};
-use rowmill_jobs::infer::Engine;
+use rowmill_jobs::infer::{Engine, Portion, TaskKind};
 use rowmill_jobs::spec::EngineSpec;
 use rowmill_jobs::{Error, Kind, Result};
 use tokio::sync::Mutex;
@@ -69,6 +69,16 @@ impl Loadable {
         }
         let loaded = self.engine.get(REST, || load(model.clone(), limits)).await;
         loaded.map_err(|error| not_here(&model.spec.name, error))
+    }
+}
+
+impl Loadable {
+    /// How many requests of this kind the engine wants at once.
+    pub(crate) fn portion(&self, kind: &TaskKind) -> Portion {
+        match self.model.spec.engine {
+            EngineSpec::Candle { .. } => CandleEngine::portion(kind),
+            EngineSpec::Echo { .. } | EngineSpec::Managed { .. } => Portion::Usual,
+        }
     }
 }
 

@@ -64,6 +64,16 @@ enum Weights {
     Absent(String),
 }
 
+impl Weights {
+    /// How many requests they are to be asked at once.
+    fn portion(&self, kind: &TaskKind) -> Portion {
+        match self {
+            Self::Here(loadable) => loadable.portion(kind),
+            Self::Absent(_) => Portion::Usual,
+        }
+    }
+}
+
 /// What a router is made of.
 #[derive(Debug)]
 pub struct Models<'a> {
@@ -265,10 +275,12 @@ impl Engine for AtShard {
     fn portion(&self, task: &Task) -> Portion {
         match self.router.models.get(&task.model) {
             Some(Model::Managed(engine)) => engine.portion(),
-            Some(Model::Local(Local { spill: Some(_), .. })) if task.kind != TaskKind::Embed => {
-                self.router.chain.iter().map(Target::portion).max().unwrap_or(Portion::Usual)
+            Some(Model::Local(local)) => {
+                let spills = local.spill.is_some() && task.kind != TaskKind::Embed;
+                let there = self.router.chain.iter().filter(|_| spills).map(Target::portion);
+                there.chain([local.weights.portion(&task.kind)]).max().unwrap_or(Portion::Usual)
             }
-            _ => Portion::Usual,
+            None => Portion::Usual,
         }
     }
 }

@@ -102,7 +102,7 @@ static Kernel kernel(void (*function)(Arguments...)) {
 static std::map<std::string, Kernel> kernels = {
     KERNEL(attend_prompt_32), KERNEL(attend_prompt_64), KERNEL(attend_prompt_96), KERNEL(attend_prompt_128),
     KERNEL(attend_prompt_256), KERNEL(attend_step_32), KERNEL(attend_step_64), KERNEL(attend_step_96),
-    KERNEL(attend_step_128), KERNEL(attend_step_256), KERNEL(embed), KERNEL(embed_normed), KERNEL(norm_rows),
+    KERNEL(attend_step_128), KERNEL(attend_step_256), KERNEL(follow), KERNEL(embed), KERNEL(embed_normed), KERNEL(norm_rows),
     KERNEL(add_branch), KERNEL(add_norm), KERNEL(activate), KERNEL(prepare), KERNEL(gather), KERNEL(copy_pages),
     KERNEL(choose), KERNEL(pool), KERNEL(widen), KERNEL(settle), KERNEL(gather_blocks), KERNEL(eights)};
 

@@ -305,6 +305,9 @@ pub trait Engine: Send + Sync + fmt::Debug {
 pub enum Portion {
     /// Some: it answers them while the next are gathered.
     Usual,
+    /// Several times as many: it computes hundreds of rows at a time, and at the end of a call, when most of them have ended, it
+    /// would compute a few as slowly as all.
+    Many,
     /// As many as memory allows: it sends them away together, and however many they are, they take hours.
     Large,
 }

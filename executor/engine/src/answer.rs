@@ -211,7 +211,7 @@ impl Answerer {
                 let ids = [prompt, &first[..], &forced].concat();
                 let (prompt, context) = (prompt.len(), self.prompter.context);
                 let end = (ids.len() > context).then(|| too_long(prompt, ids.len() - prompt, context));
-                Row { ids, prompt, cached: 0, table: Vec::new(), reserved: 0, after: 0, guide, end }
+                Row { ids, prompt, cached: 0, table: Vec::new(), reserved: 0, after: 0, begun: 0, place: 0, guide, end }
             })
             .collect();
         let computed = self.share_prefix(prompts);
@@ -221,7 +221,12 @@ impl Answerer {
             row: 0,
             table: std::mem::take(&mut self.prefix_table),
         };
+        #[cfg(not(test))]
+        let ahead = self.writer.runs_ahead();
+        #[cfg(test)]
+        let ahead = self.writer.runs_ahead() || self.observer.ahead;
         let mut drive = Drive {
+            ahead,
             writer: &mut self.writer,
             prompter: &self.prompter,
             pages: self.cache.available(),

@@ -16,10 +16,10 @@ use crate::model::{EngineOptions, Model, Network};
 use crate::prompt::Prompter;
 use crate::row::{Choice, End, Row, advance};
 
-const MANY: usize = 4096;
+pub(crate) const MANY: usize = 4096;
 
 /// The tiny Llama with a cache of so many pages.
-fn tiny(pages: usize) -> (Answerer, Arc<Prompter>) {
+pub(crate) fn tiny(pages: usize) -> (Answerer, Arc<Prompter>) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny");
     let mut model = Model::load(&source, &EngineOptions::default()).unwrap();
     // Longer than its own, so that a row may take more than one step.
@@ -30,21 +30,21 @@ fn tiny(pages: usize) -> (Answerer, Arc<Prompter>) {
     (Answerer::new(writer, Arc::clone(&prompter), bytes), prompter)
 }
 
-fn write(tokens_max: u32) -> TaskKind {
+pub(crate) fn write(tokens_max: u32) -> TaskKind {
     TaskKind::Complete { tokens_max, format: TextFormat::Free }
 }
 
-fn choose(labels: [&str; 3]) -> TaskKind {
+pub(crate) fn choose(labels: [&str; 3]) -> TaskKind {
     TaskKind::Choose { labels: labels.map(str::to_owned).to_vec(), calibrate: false }
 }
 
-fn run(answerer: &mut Answerer, kind: &TaskKind, prompts: &[Vec<u32>]) -> Vec<End> {
+pub(crate) fn run(answerer: &mut Answerer, kind: &TaskKind, prompts: &[Vec<u32>]) -> Vec<End> {
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     answerer.run(kind, &prompts, &|| false).unwrap().unwrap().ends
 }
 
 /// Rows of a join: a template, two columns with few values, one with many. Tokens are words of the vocabulary.
-fn joined(rows: usize) -> Vec<Vec<u32>> {
+pub(crate) fn joined(rows: usize) -> Vec<Vec<u32>> {
     let value = |column: usize, value: usize, tokens: usize| {
         (0..tokens).map(move |t| 10 + ((column * 7919 + value * 104_729 + t * 31) % 300) as u32)
     };
@@ -141,7 +141,7 @@ fn steps_that_lack_memory_are_halved_and_change_no_answer() {
     }
 }
 
-fn alike(a: &End, b: &End) -> bool {
+pub(crate) fn alike(a: &End, b: &End) -> bool {
     match (a, b) {
         (End::Scored(a), End::Scored(b)) => a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4),
         _ => a == b,
@@ -185,13 +185,13 @@ fn tokens_without_an_alternative_are_appended_as_the_tokenizer_would_write_them(
 }
 
 /// Rows that share a beginning of so many tokens.
-fn beginning_with(tokens: usize) -> Vec<Vec<u32>> {
+pub(crate) fn beginning_with(tokens: usize) -> Vec<Vec<u32>> {
     let shared: Vec<u32> = (0..tokens as u32).map(|t| 10 + t * 31 % 300).collect();
     (0..6).map(|row| [&shared[..], &[20 + row, 11]].concat()).collect()
 }
 
 /// Runs prompts and stops before this step.
-fn stop_at(answerer: &mut Answerer, step: usize, prompts: &[Vec<u32>]) {
+pub(crate) fn stop_at(answerer: &mut Answerer, step: usize, prompts: &[Vec<u32>]) {
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let asked = AtomicUsize::new(0);
     let stopped = || asked.fetch_add(1, Ordering::Relaxed) + 1 >= step;
@@ -310,8 +310,18 @@ fn an_answer_whose_grammar_fails_is_no_answer() {
     let token = prompter.tokens.encode_data("a").unwrap()[0];
     let mut guide = answerer.guide_of(&format).unwrap();
     guide.fail();
-    let mut row =
-        Row { ids: vec![7], prompt: 1, cached: 0, table: vec![], reserved: 0, after: 0, guide: Some(guide), end: None };
+    let mut row = Row {
+        ids: vec![7],
+        prompt: 1,
+        cached: 0,
+        table: vec![],
+        reserved: 0,
+        after: 0,
+        begun: 0,
+        place: 0,
+        guide: Some(guide),
+        end: None,
+    };
     advance(&mut row, Choice::Token(token), 100, &prompter.ends);
     let Some(End::Failed(error)) = row.end else { panic!("{:?}", row.end) };
     assert_eq!(error.code, RowErrorCode::InvalidOutput);

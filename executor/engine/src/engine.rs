@@ -87,8 +87,13 @@ impl CandleEngine {
         })?;
         let Some((.., prompter)) = loaded.first() else { return Err(nowhere()) };
         let prompter = Arc::clone(prompter);
-        let pools = shares(pool, loaded.len())?;
-        let posts = loaded.into_iter().zip(pools).map(|((worker, device, _), pool)| Post { worker, pool, device });
+        let workers = loaded.into_iter().flat_map(|(worker, device, _)| {
+            let twin = worker.twin();
+            std::iter::once(worker).chain(twin).map(move |worker| (worker, device))
+        });
+        let workers: Vec<_> = workers.collect();
+        let pools = shares(pool, workers.len())?;
+        let posts = workers.into_iter().zip(pools).map(|((worker, device), pool)| Post { worker, pool, device });
         Self::start(name, prompter, posts.collect())
     }
 

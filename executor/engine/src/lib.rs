@@ -53,6 +53,8 @@ pub use lost::lost_device;
 pub use model::{EngineOptions, KV_BYTES_DEFAULT, ModelFacts, inspect, inspect_adapted};
 
 #[cfg(test)]
+mod ahead_tests;
+#[cfg(test)]
 mod alone;
 #[cfg(test)]
 mod answer_tests;

@@ -3,6 +3,7 @@
 //! loaded ([`EngineOptions`]) only `load` is told.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::linear::Precision;
 use rowmill_jobs::plan::Ability;
@@ -198,9 +199,9 @@ pub(crate) struct Model {
 #[derive(Debug)]
 pub(crate) enum Network {
     Writer(Writer),
-    Embedder(Box<Embedder>),
+    Embedder(Arc<Embedder>),
     DecoderEmbedder(Box<DecoderEmbedder>),
-    Classifier(Box<Classifier>),
+    Classifier(Arc<Classifier>),
 }
 
 impl Model {
@@ -277,7 +278,7 @@ impl Model {
                     dense: settings.dense(dtype)?,
                     encoder: States::Compatible(Box::new(CompatibleEncoder::load(shape, &opened.weights)?)),
                 };
-                (Network::Embedder(Box::new(embedder)), shape.vocab, settings.context, settings.lower_case)
+                (Network::Embedder(Arc::new(embedder)), shape.vocab, settings.context, settings.lower_case)
             }
             Descriptor::Encoder(shape) => {
                 let settings = EncoderSettings::read(opened.folder.as_ref(), shape.context, shape.hidden)?;
@@ -286,9 +287,9 @@ impl Model {
                 let network = match &shape.head {
                     Some(head) => {
                         let classifier = Classifier::load(encoder, (shape, head), &opened.weights, dtype)?;
-                        Network::Classifier(Box::new(classifier))
+                        Network::Classifier(Arc::new(classifier))
                     }
-                    None => Network::Embedder(Box::new(Embedder {
+                    None => Network::Embedder(Arc::new(Embedder {
                         pooling: settings.pooling(options.pooling)?,
                         dense: settings.dense(dtype)?,
                         encoder,

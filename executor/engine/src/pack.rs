@@ -24,6 +24,9 @@ pub(crate) struct Pack {
     pub(crate) writes: Vec<KvWrite>,
     /// Tokens of the batch whose hidden state is asked for, ascending.
     pub(crate) wanted: Vec<usize>,
+    /// Tokens whose ids nobody here knows yet (0 stands for them), each with the place among the wanted ones of the batch before
+    /// whose choice it is.
+    pub(crate) follows: Vec<(usize, usize)>,
     /// Runs of `writes` by the page they go to, until they are put in order.
     written: HashMap<PageId, Vec<Range<usize>>>,
 }
@@ -53,6 +56,12 @@ impl Pack {
         self.starts.push(self.ids.len());
         self.before.push(before);
         self.tables.push(table.to_vec());
+    }
+
+    /// Adds the one token that follows a row's, whatever the batch before chose at this place among its wanted tokens.
+    pub(crate) fn follow(&mut self, place: usize, before: usize, table: &[PageId]) {
+        self.follows.push((self.ids.len(), place));
+        self.push(&[0], before, table);
     }
 
     /// Asks for the hidden state of the last token that was added.

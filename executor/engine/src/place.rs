@@ -1,6 +1,10 @@
 //! Where a model computes: on the processor, or in the build for CUDA on the machine's GPUs, one engine each. Refuses a model that
 //! the place cannot carry, and a machine without a GPU, with what to do about it.
 
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+
+use rowmill_jobs::infer::{Portion, TaskKind};
 use rowmill_jobs::spec::{Dtype, Pooling};
 use rowmill_jobs::{Error, Result};
 
@@ -15,6 +19,7 @@ use crate::encoder::Encoder;
 #[cfg(feature = "cuda")]
 use crate::encoder::pool::Embedder;
 use crate::encoder::pool::{Dense, States};
+use crate::engine::CandleEngine;
 use crate::linear::Precision;
 #[cfg(feature = "cuda")]
 use crate::lost::{is_lost, lost_device};
@@ -162,7 +167,7 @@ impl Place {
             Self::Gpu(gpu) => {
                 let decoder = DeviceEmbedder::new(gpu, &decoder, shape.clone(), layers(options))?;
                 let encoder = States::DeviceDecoder(Box::new(decoder));
-                Ok(Network::Embedder(Box::new(Embedder { encoder, pooling, dense })))
+                Ok(Network::Embedder(Arc::new(Embedder { encoder, pooling, dense })))
             }
         }
     }
@@ -174,6 +179,15 @@ impl Place {
             #[cfg(feature = "cuda")]
             Self::Gpu(gpu) => DeviceEncoder::new(gpu, &encoder).map(|encoder| States::Device(Box::new(encoder))),
         }
+    }
+}
+
+impl CandleEngine {
+    /// How many requests of a kind an engine of this build wants at once. Of a call that writes, the last rows are few, and a GPU
+    /// takes as long for them as for hundreds.
+    pub fn portion(kind: &TaskKind) -> Portion {
+        let on_gpus = cfg!(feature = "cuda");
+        if on_gpus && matches!(kind, TaskKind::Complete { .. }) { Portion::Many } else { Portion::Usual }
     }
 }
 

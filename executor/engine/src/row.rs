@@ -52,6 +52,10 @@ pub(crate) struct Row {
     pub(crate) reserved: usize,
     /// The beginning that it continues: the longest while it waits for the first time, then the first.
     pub(crate) after: usize,
+    /// How often it was begun anew, because it was put back.
+    pub(crate) begun: usize,
+    /// Its place among the rows that the last step with it completed.
+    pub(crate) place: usize,
     /// Its place in the grammar, if its output has one.
     pub(crate) guide: Option<Guide>,
     /// How it ended, once it has.
@@ -65,6 +69,12 @@ impl Row {
             Ask::Labels { .. } => self.ids.len(),
             Ask::Text { tokens_max } => context.min(self.prompt + tokens_max).max(self.prompt),
         }
+    }
+
+    /// It begins anew, alone with the first beginning: what is under way of it counts no more.
+    pub(crate) fn put_back(&mut self) {
+        self.after = 0;
+        self.begun += 1;
     }
 
     /// Tokens that its pages are to be reserved for, at first or once more: `room` is what the cache can hold of one row.

@@ -36,9 +36,9 @@ pub(crate) struct Ready {
 /// What answers on the computing thread.
 pub(crate) enum Worker {
     Writer(Box<Answerer>),
-    Embedder(Box<Embedder>),
+    Embedder(Arc<Embedder>),
     DecoderEmbedder(Box<DecoderEmbedder>),
-    Classifier(Box<Classifier>),
+    Classifier(Arc<Classifier>),
 }
 
 impl Worker {
@@ -51,6 +51,16 @@ impl Worker {
             Network::Embedder(embedder) => Self::Embedder(embedder),
             Network::DecoderEmbedder(embedder) => Self::DecoderEmbedder(embedder),
             Network::Classifier(classifier) => Self::Classifier(classifier),
+        }
+    }
+
+    /// One more that computes with the same model on the same device: while the device computes for one of them, the other makes the
+    /// next batch ready and reads the last. `None` where the worker computes itself, and where a device goes on by itself.
+    pub(crate) fn twin(&self) -> Option<Self> {
+        match self {
+            Self::Embedder(embedder) if embedder.encoder.on_device() => Some(Self::Embedder(Arc::clone(embedder))),
+            Self::Classifier(classifier) if classifier.on_device() => Some(Self::Classifier(Arc::clone(classifier))),
+            _ => None,
         }
     }
 

@@ -21,6 +21,8 @@ use super::observer::{Progress, Totals};
 
 /// Distinct requests of a window and bytes of their text, for engines that answer while the next are gathered.
 const USUAL: Bounds = Bounds { requests_max: 1024, text_bytes_max: 4 * 1024 * 1024 };
+/// The same, for engines that compute many rows at a time.
+const MANY: Bounds = Bounds { requests_max: 8192, text_bytes_max: 16 * 1024 * 1024 };
 /// The same, for engines that send requests away together.
 const LARGE: Bounds = Bounds { requests_max: 10_000, text_bytes_max: 32 * 1024 * 1024 };
 /// Rows of a window: without new requests they would pile up.
@@ -81,7 +83,11 @@ pub(super) fn answered(
     // The largest that any call's engine wants: the others answer a large window bit by bit.
     let portion = setup.desks.iter().map(|desk| setup.engine.portion(&desk.task)).max();
     let planner = Planner {
-        bounds: if portion == Some(Portion::Large) { LARGE } else { USUAL },
+        bounds: match portion {
+            None | Some(Portion::Usual) => USUAL,
+            Some(Portion::Many) => MANY,
+            Some(Portion::Large) => LARGE,
+        },
         desks: setup.desks.iter().map(|_| Desk::new()).collect(),
         setup: Arc::clone(&setup),
         input,

@@ -8,6 +8,7 @@ mod tests;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
 use rowmill_jobs::{Error, Result};
 
 use self::running::Running;
@@ -130,24 +131,28 @@ pub fn bench(
                 let (tokens, seconds) = match &mut model.network {
                     Network::Embedder(embedder) => {
                         let tokens_max = embedder.encoder.tokens_max();
-                        clock.measure(|| texts_once(&texts, tokens_max, |rows| embedder.embed(rows)))?
+                        let by = askers(embedder.encoder.on_device());
+                        clock.measure(|turn| texts_once(turn, by, (&texts, tokens_max), |rows| embedder.embed(rows)))?
                     }
-                    Network::DecoderEmbedder(embedder) => {
-                        clock.measure(|| texts_once(&texts, DECODER_TOKENS, |rows| embedder.embed(rows)))?
-                    }
+                    Network::DecoderEmbedder(embedder) => clock
+                        .measure(|turn| texts_once(turn, 1, (&texts, DECODER_TOKENS), |rows| embedder.embed(rows)))?,
                     Network::Classifier(classifier) => {
-                        clock.measure(|| texts_once(&texts, classifier.tokens_max(), |rows| classifier.logits(rows)))?
+                        let (by, tokens_max) = (askers(classifier.on_device()), classifier.tokens_max());
+                        clock.measure(|turn| {
+                            texts_once(turn, by, (&texts, tokens_max), |rows| classifier.logits(rows))
+                        })?
                     }
                     Network::Writer(writer) => {
                         let room = options.kv_bytes_max.unwrap_or(KV_BYTES_DEFAULT);
                         let mut running = Running::new(writer, *rows, (load, room), ids)?;
                         match work {
-                            Work::Prefill => clock.measure(|| running.prefill_step())?,
+                            Work::Prefill => clock.measure(|turn| running.turn(turn, Running::prefill_step))?,
                             Work::Choice => {
                                 let (shared, head) = running.share(load.shared_tokens)?;
-                                clock.measure(|| running.choice_step(&shared, &head))?
+                                clock
+                                    .measure(|turn| running.turn(turn, |running| running.choice_step(&shared, &head)))?
                             }
-                            _ => clock.measure(|| running.decode_step())?,
+                            _ => clock.measure(|turn| running.turn(turn, Running::decode_step))?,
                         }
                     }
                 };
@@ -158,6 +163,14 @@ pub fn bench(
     })
 }
 
+/// What is to be done next of a measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Step,
+    /// Whatever a device has been asked for is to be done.
+    Wait,
+}
+
 /// How long a measurement may take.
 struct Clock {
     time: Duration,
@@ -166,16 +179,18 @@ struct Clock {
 impl Clock {
     /// Does steps until the time is over: tokens and seconds. The first step finds caches and pages cold and is left out,
     /// unless it took so long that it is the measurement.
-    fn measure(&self, mut step: impl FnMut() -> Result<usize>) -> Result<(usize, f64)> {
+    fn measure(&self, mut turn: impl FnMut(Turn) -> Result<usize>) -> Result<(usize, f64)> {
         let begun = Instant::now();
-        let first = step()?;
+        let first = turn(Turn::Step)?;
+        turn(Turn::Wait)?;
         if begun.elapsed() > self.time / 2 {
             return Ok((first, begun.elapsed().as_secs_f64()));
         }
         let (warm, mut tokens) = (Instant::now(), 0);
         while tokens == 0 || begun.elapsed() < self.time {
-            tokens += step()?;
+            tokens += turn(Turn::Step)?;
         }
+        turn(Turn::Wait)?;
         Ok((tokens, warm.elapsed().as_secs_f64()))
     }
 }
@@ -198,11 +213,28 @@ impl Ids {
     }
 }
 
-/// Runs all texts once, in batches as large as a job's. Returns their tokens.
-fn texts_once<T>(texts: &[Vec<u32>], tokens_max: usize, run: impl Fn(&[&[u32]]) -> Result<T>) -> Result<usize> {
-    let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
-    for batch in batches(&lengths, tokens_max) {
-        run(&batch.iter().map(|row| texts[*row].as_slice()).collect::<Vec<_>>())?;
+/// Who asks for vectors at a time, as the engine does it: a device is asked by two.
+fn askers(on_device: bool) -> usize {
+    if on_device { 2 } else { 1 }
+}
+
+/// Runs all texts once, in batches as large as a job's, asked for by so many. Returns their tokens.
+fn texts_once<T: Send>(
+    turn: Turn,
+    by: usize,
+    (texts, tokens_max): (&[Vec<u32>], usize),
+    run: impl Fn(&[&[u32]]) -> Result<T> + Sync,
+) -> Result<usize> {
+    if turn == Turn::Wait {
+        return Ok(0);
     }
-    Ok(lengths.iter().sum())
+    let share = texts.len().div_ceil(by);
+    let tokens = texts.par_chunks(share).with_max_len(1).map(|texts| {
+        let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
+        for batch in batches(&lengths, tokens_max) {
+            run(&batch.iter().map(|row| texts[*row].as_slice()).collect::<Vec<_>>())?;
+        }
+        Ok(lengths.iter().sum::<usize>())
+    });
+    tokens.sum()
 }

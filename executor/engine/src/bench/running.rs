@@ -2,11 +2,11 @@
 
 use rowmill_jobs::{Error, Result};
 
-use super::{Ids, Load};
+use super::{Ids, Load, Turn};
 use crate::attention::BLOCK;
 use crate::kv::{KvCache, PageId};
 use crate::pack::Pack;
-use crate::writer::{Head, Writer};
+use crate::writer::{Asked, Head, Writer};
 
 /// Rows of a model that writes, with their pages.
 pub(super) struct Running<'a> {
@@ -21,6 +21,8 @@ pub(super) struct Running<'a> {
     /// The first of the rows that are written at this time.
     writing: usize,
     written: usize,
+    /// What was asked of the last step, where the next one is begun before it is read.
+    asked: Option<Asked>,
 }
 
 impl<'a> Running<'a> {
@@ -44,6 +46,7 @@ impl<'a> Running<'a> {
             shared_tokens: load.shared_tokens,
             writing: 0,
             written: 0,
+            asked: None,
         };
         // Pages that come up again are written over; fresh ones would all be the system's one page of zeros until then.
         for table in &mut running.tables {
@@ -51,6 +54,14 @@ impl<'a> Running<'a> {
         }
         running.give_back();
         Ok(running)
+    }
+
+    /// Does a step, or waits for all.
+    pub(super) fn turn(&mut self, turn: Turn, step: impl FnOnce(&mut Self) -> Result<usize>) -> Result<usize> {
+        match turn {
+            Turn::Step => step(self),
+            Turn::Wait => self.wait().map(|()| 0),
+        }
     }
 
     /// As many prompt tokens as a job's step has, from where the last step ended. Returns how many.
@@ -131,8 +142,7 @@ impl<'a> Running<'a> {
             pack.want_last();
             rows += 1;
         }
-        pack.finish();
-        self.writer.logits(&pack, &mut self.cache, head)?;
+        self.compute(&mut pack, head)?;
         self.next.0 = if first + rows == self.prompts.len() { 0 } else { first + rows };
         self.give_back();
         Ok(rows * tokens)
@@ -140,13 +150,27 @@ impl<'a> Running<'a> {
 
     /// A step, up to what a row that writes is given: on a processor that begins with the logits, on a device they stay there.
     fn forward(&mut self, pack: &mut Pack) -> Result<()> {
+        self.compute(pack, &Head::Whole)
+    }
+
+    /// A step as a job's: where it can be, it is begun before the one before it is read.
+    fn compute(&mut self, pack: &mut Pack, head: &Head) -> Result<()> {
         pack.finish();
-        #[cfg(feature = "cuda")]
-        if matches!(self.writer, Writer::Device(_)) {
-            let mut guides: Vec<Option<&mut crate::guide::Guide>> = pack.wanted.iter().map(|_| None).collect();
-            return self.writer.choose(pack, &mut self.cache, &mut guides).map(drop);
+        if !self.writer.runs_ahead() {
+            return self.writer.logits(pack, &mut self.cache, head).map(drop);
         }
-        self.writer.logits(pack, &mut self.cache, &Head::Whole).map(drop)
+        let begun = self.writer.begin(pack, &mut self.cache)?;
+        self.wait()?;
+        self.asked = Some(match head {
+            Head::Whole => self.writer.ask_choices(begun, &mut pack.wanted.iter().map(|_| None).collect::<Vec<_>>())?,
+            Head::Rows(_) | Head::Tokens(_) => self.writer.ask_logits(begun, head)?,
+        });
+        Ok(())
+    }
+
+    /// Reads what was asked for.
+    fn wait(&mut self) -> Result<()> {
+        self.asked.take().map_or(Ok(()), |asked| self.writer.answer(asked).map(drop))
     }
 
     fn give_back(&mut self) {

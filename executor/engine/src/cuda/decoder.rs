@@ -53,6 +53,8 @@ pub(crate) struct DeviceDecoder {
     pages: usize,
     tables: Buffer<u32>,
     pub(super) logits: Buffer<f32>,
+    /// What the last batch chose: the next one may go on from it before it is fetched.
+    pub(super) chosen: Buffer<u32>,
     work: Option<Work>,
     /// Steps of rows that grow by one token.
     recordings: Recordings<Graph>,
@@ -81,6 +83,7 @@ impl DeviceDecoder {
             pages: 0,
             tables: gpu.buffer(8 * TOKENS_FIRST)?,
             logits: gpu.buffer(LOGIT_ROWS * shape.vocab)?,
+            chosen: gpu.buffer(2 * LOGIT_ROWS)?,
             work: None,
             recordings: Recordings::new(),
             shape,
@@ -114,8 +117,8 @@ impl DeviceDecoder {
     }
 
     /// Starts a batch: its keys and values go into the pages, the normed states of the wanted tokens into the first rows of
-    /// `x`. Returns how many those are. Waits for nothing.
-    pub(super) fn forward(&mut self, pack: &Pack, cache: &mut KvCache) -> Result<usize> {
+    /// `x`. Returns how many those are. Waits for nothing, nor for the ids of tokens that follow the batch before.
+    pub(crate) fn forward(&mut self, pack: &Pack, cache: &mut KvCache) -> Result<usize> {
         self.gpu.enter()?;
         let rows = filled(pack);
         let step = match rows {
@@ -124,6 +127,12 @@ impl DeviceDecoder {
         };
         self.fit(&step)?;
         self.gpu.write(&mut self.tables, &step.words)?;
+        if !pack.follows.is_empty() {
+            let pairs: Vec<u32> =
+                pack.follows.iter().flat_map(|(token, place)| [*token as u32, *place as u32]).collect();
+            let (ids, pairs) = (self.table(&step, Section::Ids), self.gpu.upload(&pairs)?);
+            self.gpu.follow(ids, (self.chosen.place, self.shape.vocab), pairs.place, pack.follows.len())?;
+        }
         for wave in waves(cache.copies()) {
             let copies = self.gpu.upload(&wave)?;
             self.gpu.copy_pages(self.pool.place, copies.place, [wave.len() / 2, self.page_bytes()])?;

@@ -11,6 +11,8 @@ use rowmill_jobs::{Error, Result};
 use super::gpu::{Buffer, Gpu, Place};
 use super::launch::{Activation, AttentionArguments, Norm, States, Words, place_of};
 use super::matrix::{Matrix, Output};
+use super::staging::Reading;
+use crate::device::shelf::BYTES_MAX;
 use crate::device::step::{Section, Step, texts};
 use crate::encoder::shape::{Activation as HostActivation, Gate};
 use crate::encoder::{Encoder, LayerParts, neighbours};
@@ -32,7 +34,7 @@ pub(crate) struct DeviceEncoder {
     token_type: Buffer<f32>,
     norm: Norm,
     layers: Vec<Layer>,
-    /// Whoever computes has it alone.
+    /// Whoever asks the GPU has it alone: what is asked next finds the buffers free, because the GPU does one thing after another.
     work: Mutex<Option<Work>>,
 }
 
@@ -96,24 +98,38 @@ impl DeviceEncoder {
         TOKENS
     }
 
-    /// One vector of each text of token ids (none of them empty), `[rows, hidden]`.
+    /// One vector of each text of token ids (none of them empty), `[rows, hidden]`. Of several threads one asks the GPU at a time, and
+    /// all wait for their vectors together: so the GPU goes on with another's texts while one's are read.
     pub(crate) fn pooled(&self, rows: &[&[u32]], pooling: Pooling) -> Result<Vec<f32>> {
         self.gpu.enter()?;
+        let mut vectors = Vec::with_capacity(rows.len() * self.hidden);
+        for rows in rows.chunks((BYTES_MAX / (self.hidden * size_of::<f32>())).max(1)) {
+            let batches: Vec<(usize, Step)> =
+                neighbours(rows, TOKENS_TOGETHER).map(|some| (some.len(), texts(some))).collect();
+            let reading = self.begin(&batches, pooling)?;
+            self.gpu.end_read(reading, &mut vectors)?;
+        }
+        Ok(vectors)
+    }
+
+    /// Asks for the vectors of some texts, in batches of so many rows.
+    fn begin(&self, batches: &[(usize, Step)], pooling: Pooling) -> Result<Reading<f32>> {
         // What a panic may have left there is written over.
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        let out: Buffer<f32> = self.gpu.buffer(rows.len() * self.hidden)?;
+        let rows: usize = batches.iter().map(|(rows, _)| rows).sum();
+        let out: Buffer<f32> = self.gpu.buffer(rows * self.hidden)?;
         let mut done = 0;
-        for some in neighbours(rows, TOKENS_TOGETHER) {
-            let step = texts(some);
-            let work = self.fit(&mut work, &step)?;
+        for (rows, step) in batches {
+            let work = self.fit(&mut work, step)?;
             self.gpu.write(&mut work.tables, &step.words)?;
-            self.run(&step, work)?;
+            self.run(step, work)?;
             let states = States { at: work.x.place, tokens: step.len(Section::Ids), hidden: self.hidden };
-            let spans = (work.table(&step, Section::Rows), some.len());
+            let spans = (work.table(step, Section::Rows), *rows);
             self.gpu.pool(out.place.behind::<f32>(done * self.hidden), states, spans, pooling)?;
-            done += some.len();
+            done += rows;
         }
-        self.gpu.read(&out, rows.len() * self.hidden)
+        // The buffer is given back behind its reading.
+        self.gpu.begin_read(out.place, rows * self.hidden)
     }
 
     /// Starts a batch: its last states are to be in `x`.

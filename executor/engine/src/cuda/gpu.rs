@@ -22,9 +22,10 @@ use rowmill_jobs::{Error, Result};
 use super::eights::Lt;
 use super::matrix::Layers;
 use super::memory;
-use super::staging::Staging;
+use super::staging::{Reading, Staging};
 use super::stored::Bench;
 use crate::device::eights;
+use crate::device::shelf::BYTES_MAX;
 use crate::device::stored::Room;
 use crate::lost::device_error;
 
@@ -147,7 +148,7 @@ impl Gpu {
         // What it holds of cuBLAS is not to be let go last.
         drop(device);
         memory::keep_freed(stream.context())?;
-        let staging = Mutex::new(Staging::new(stream.context()).map_err(failed)?);
+        let staging = Mutex::new(Staging::new(stream.context()));
         let workspace = memory::workspace(&stream, &blas.library)?;
         let mut kernels = HashMap::new();
         for (code, names) in MODULES {
@@ -255,7 +256,26 @@ impl Gpu {
 
     /// The first `len` numbers of a buffer, when everything asked for before is done.
     pub(super) fn read<T: DeviceRepr>(&self, buffer: &Buffer<T>, len: usize) -> Result<Vec<T>> {
-        self.staging().read(&self.stream, buffer.place.0, len.min(buffer.len)).map_err(failed)
+        let (len, piece) = (len.min(buffer.len), BYTES_MAX / size_of::<T>());
+        let mut values = Vec::with_capacity(len);
+        for first in (0..len).step_by(piece) {
+            let reading = self.begin_read(buffer.place.behind::<T>(first), piece.min(len - first))?;
+            self.end_read(reading, &mut values)?;
+        }
+        Ok(values)
+    }
+
+    /// Asks for `len` numbers at a place, [`BYTES_MAX`] bytes of them at most, as they are when everything asked for before is done,
+    /// and waits for nothing.
+    pub(super) fn begin_read<T: DeviceRepr>(&self, place: Place, len: usize) -> Result<Reading<T>> {
+        self.staging().begin(&self.stream, place.0, len).map_err(failed)
+    }
+
+    /// Adds numbers that were asked for to `values`, when they are here. Keeps nobody else waiting meanwhile.
+    pub(super) fn end_read<T: DeviceRepr>(&self, reading: Reading<T>, values: &mut Vec<T>) -> Result<()> {
+        reading.append_to(values).map_err(failed)?;
+        self.staging().end(reading);
+        Ok(())
     }
 
     fn staging(&self) -> MutexGuard<'_, Staging> {

@@ -24,8 +24,18 @@ pub(super) const ATTENTION: [&str; 10] = [
     "attend_step_256",
 ];
 /// Kernels of layers.cu.
-pub(super) const LAYERS: [&str; 9] =
-    ["embed", "embed_normed", "norm_rows", "add_branch", "add_norm", "activate", "prepare", "gather", "copy_pages"];
+pub(super) const LAYERS: [&str; 10] = [
+    "follow",
+    "embed",
+    "embed_normed",
+    "norm_rows",
+    "add_branch",
+    "add_norm",
+    "activate",
+    "prepare",
+    "gather",
+    "copy_pages",
+];
 /// Kernels of answers.cu.
 pub(super) const ANSWERS: [&str; 2] = ["choose", "pool"];
 
@@ -154,6 +164,13 @@ impl States {
 }
 
 impl Gpu {
+    /// Ids of tokens from what was chosen for those before them, of a vocabulary of so many: `pairs` has so many tokens and places.
+    pub(super) fn follow(&self, ids: Place, (chosen, vocab): (Place, usize), pairs: Place, count: usize) -> Result<()> {
+        let places = [ids, chosen, pairs].map(Argument::At);
+        let arguments = [&places[..], &[count as u32, vocab as u32].map(Argument::Number)].concat();
+        self.launch("follow", [count.div_ceil(THREADS), 1], THREADS, &arguments)
+    }
+
     /// Embeddings of tokens into `h` (`f32`).
     pub(super) fn embed(&self, h: States, words: &Words, multiplier: f32) -> Result<()> {
         let places = [h.at, words.ids, words.positions, words.words, words.table].map(Argument::At);

@@ -87,6 +87,15 @@ __device__ __forceinline__ Eight normed(const Eight& e, Scale s, const float* we
 
 extern "C" {
 
+// ids[token] = chosen[place] for each of the `count` pairs of token and place; the first id where nothing of the vocabulary was
+// chosen, because somebody must stand there. Grid: a thread a pair.
+__global__ void follow(uint32_t* ids, const uint32_t* chosen, const uint32_t* pairs, uint32_t count, uint32_t vocab) {
+  const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const uint32_t id = chosen[pairs[2 * i + 1]];
+  ids[pairs[2 * i]] = id < vocab ? id : 0;
+}
+
 // h[token] = words[ids[token]] * multiplier, and the vector of its position where there are any. Grid: a warp a token.
 __global__ void embed(float* h, const uint32_t* ids, const uint32_t* positions, const bf16* words, const float* table,
                       uint32_t tokens, uint32_t hidden, float multiplier) {

@@ -18,6 +18,7 @@ mod memory;
 mod staging;
 mod stored;
 
+pub(crate) use self::answers::Coming;
 pub(crate) use self::decoder::{DeviceDecoder, Memory};
 pub(crate) use self::embedder::DeviceEmbedder;
 pub(crate) use self::encoder::DeviceEncoder;

@@ -67,6 +67,11 @@ impl Classifier {
         self.encoder.tokens_max()
     }
 
+    /// Whether a device computes its encoder.
+    pub(crate) fn on_device(&self) -> bool {
+        self.encoder.on_device()
+    }
+
     /// Logits of all labels for each row, `[rows, labels]`.
     pub(crate) fn logits(&self, rows: &[&[u32]]) -> Result<Vec<f32>> {
         let pooling = match self.shape.state {

@@ -52,6 +52,15 @@ impl States {
         }
     }
 
+    /// Whether a device computes them.
+    pub(crate) fn on_device(&self) -> bool {
+        match self {
+            Self::Packed(_) | Self::Compatible(_) => false,
+            #[cfg(feature = "cuda")]
+            Self::Device(_) | Self::DeviceDecoder(_) => true,
+        }
+    }
+
     /// One vector of each row of token ids, behind each other, and how long one is.
     pub(crate) fn pooled(&self, rows: &[&[u32]], pooling: Pooling) -> Result<(Vec<f32>, usize)> {
         Ok(match self {

@@ -25,9 +25,9 @@ pub(super) struct Subject {
 
 enum Computes {
     Decoder(Box<Answerer>),
-    Embedder(Box<Embedder>),
+    Embedder(Arc<Embedder>),
     DecoderEmbedder(Box<DecoderEmbedder>),
-    Classifier(Box<Classifier>),
+    Classifier(Arc<Classifier>),
 }
 
 /// An item's token ids.
