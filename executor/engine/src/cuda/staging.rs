@@ -26,7 +26,7 @@ pub(super) struct Pinned {
 }
 
 /// Numbers on their way from a GPU.
-pub(super) struct Reading<T> {
+pub(crate) struct Reading<T> {
     pinned: Pinned,
     len: usize,
     numbers: PhantomData<T>,
