@@ -1,12 +1,13 @@
-//! How an engine is used: two windows under way, never more; its own failure fails the rows; nothing runs on after that.
+//! How an engine is used: two windows under way, never more, of as many requests as it wants; its own failure fails the rows; nothing
+//! runs on after that.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{ArrayRef, StringArray};
 use async_trait::async_trait;
 use futures::StreamExt;
-use rowmill_jobs::infer::{Answer, Answered, Engine, Outcome, Request, Task, Usage};
+use rowmill_jobs::infer::{Answer, Answered, Engine, Outcome, Portion, Request, Task, Usage};
 use rowmill_jobs::{Error, Kind, Result};
 
 use crate::bed::{Bed, HEAD, slices};
@@ -94,5 +95,42 @@ async fn an_engine_that_cannot_go_on_fails_the_rows() {
             }
         };
         assert_eq!((error.kind(), error.to_string().as_str()), (kind, message), "{}", error.report());
+    }
+}
+
+/// Wants so many requests at once, and keeps how many it got.
+#[derive(Debug)]
+struct Wants(Portion, Mutex<Vec<usize>>);
+
+#[async_trait]
+impl Engine for Wants {
+    async fn infer(&self, _task: &Arc<Task>, requests: Vec<Request>) -> Result<Vec<Outcome>> {
+        self.1.lock().unwrap().push(requests.len());
+        let answered = |text: String| Answered::new(Answer::Text(text), Usage::default());
+        Ok(requests.into_iter().map(|mut request| Ok(answered(request.values.remove(0)))).collect())
+    }
+
+    fn portion(&self, _task: &Task) -> Portion {
+        self.0
+    }
+}
+
+#[tokio::test]
+async fn a_call_has_as_many_requests_as_its_engine_wants() {
+    let bed = many();
+    let (job, inputs) = bed.compiled(&format!("{HEAD}SELECT ai_complete(body) AS c FROM t")).await.unwrap();
+    for (portion, wanted) in [(Portion::Usual, 1024), (Portion::Many, 8192), (Portion::Large, 10_000)] {
+        let engine = Arc::new(Wants(portion, Mutex::default()));
+        let mut rows = job.run(&slices(&inputs[0]), engine.clone(), bed.counter.clone()).unwrap();
+        while let Some(batch) = rows.next().await {
+            batch.unwrap();
+        }
+        let mut calls = engine.1.lock().unwrap().clone();
+        calls.sort_unstable();
+        assert_eq!(calls.iter().sum::<usize>(), 20_000);
+        let (last, whole) = calls.split_first().unwrap();
+        // Rows are looked at by 128.
+        assert!(whole.iter().all(|call| (wanted..wanted + 128).contains(call)), "{portion:?}: {calls:?}");
+        assert!(*last < wanted + 128, "{portion:?}: {calls:?}");
     }
 }
