@@ -104,32 +104,30 @@ impl DeviceEncoder {
         self.gpu.enter()?;
         let mut vectors = Vec::with_capacity(rows.len() * self.hidden);
         for rows in rows.chunks((BYTES_MAX / (self.hidden * size_of::<f32>())).max(1)) {
-            let batches: Vec<(usize, Step)> =
-                neighbours(rows, TOKENS_TOGETHER).map(|some| (some.len(), texts(some))).collect();
-            let reading = self.begin(&batches, pooling)?;
+            let reading = self.begin(rows, pooling)?;
             self.gpu.end_read(reading, &mut vectors)?;
         }
         Ok(vectors)
     }
 
-    /// Asks for the vectors of some texts, in batches of so many rows.
-    fn begin(&self, batches: &[(usize, Step)], pooling: Pooling) -> Result<Reading<f32>> {
+    /// Asks for the vectors of some texts. Tables of a batch are made while the GPU computes the one before.
+    fn begin(&self, rows: &[&[u32]], pooling: Pooling) -> Result<Reading<f32>> {
         // What a panic may have left there is written over.
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        let rows: usize = batches.iter().map(|(rows, _)| rows).sum();
-        let out: Buffer<f32> = self.gpu.buffer(rows * self.hidden)?;
+        let out: Buffer<f32> = self.gpu.buffer(rows.len() * self.hidden)?;
         let mut done = 0;
-        for (rows, step) in batches {
-            let work = self.fit(&mut work, step)?;
+        for some in neighbours(rows, TOKENS_TOGETHER) {
+            let step = texts(some);
+            let work = self.fit(&mut work, &step)?;
             self.gpu.write(&mut work.tables, &step.words)?;
-            self.run(step, work)?;
+            self.run(&step, work)?;
             let states = States { at: work.x.place, tokens: step.len(Section::Ids), hidden: self.hidden };
-            let spans = (work.table(step, Section::Rows), *rows);
+            let spans = (work.table(&step, Section::Rows), some.len());
             self.gpu.pool(out.place.behind::<f32>(done * self.hidden), states, spans, pooling)?;
-            done += rows;
+            done += some.len();
         }
         // The buffer is given back behind its reading.
-        self.gpu.begin_read(out.place, rows * self.hidden)
+        self.gpu.begin_read(out.place, rows.len() * self.hidden)
     }
 
     /// Starts a batch: its last states are to be in `x`.
