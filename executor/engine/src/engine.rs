@@ -1,4 +1,4 @@
-//! [`CandleEngine`]: threads of its own, one that makes prompts and one that computes for each place where it is computed, with
+//! [`CandleEngine`]: threads of its own, some that make prompts and one that computes for each place where it is computed, with
 //! bounded channels before each and threads of their own behind each. The async runtime only sends and waits. Where there are
 //! several places, each takes the next call when it is free; when the last has failed, the engine has ended. A place where the
 //! model cannot be loaded is done without, while there is another.
@@ -7,26 +7,27 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use async_trait::async_trait;
 use rayon::ThreadPool;
-use rowmill_jobs::infer::{Engine, Outcome, Request, Task, TaskKind, find_labels};
+use rowmill_jobs::infer::{Engine, Outcome, Request, Task};
 use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::lost::{in_words, is_lasting, is_of_device, lose};
 use crate::model::{EngineOptions, Model};
 use crate::place::Place;
-use crate::prompt::{Prompt, Prompter};
-use crate::worker::{Post, Queue, Ready, Worker};
+use crate::prompt::Prompter;
+use crate::prompts::{Call, Maker};
+use crate::worker::{Post, Queue, Worker};
 
 /// Calls that may wait to be tokenised.
 const CALLS_WAITING: usize = 64;
 /// Tokenised calls that may wait to be computed.
 const CALLS_READY: usize = 4;
-/// Of so many threads that compute, one has another beside it that makes prompts. A model on a processor takes much longer
+/// Of so many threads that compute on a processor, one has another beside it that makes prompts. A model there takes much longer
 /// for a token than a tokenizer does; were prompts made on the computing threads, each step of the model would wait for
 /// those of them that are at a prompt.
 const THREADS_PER_PROMPT_THREAD: usize = 4;
@@ -41,13 +42,6 @@ pub struct CandleEngine {
     /// Why one of them does not any more.
     failed: Arc<OnceLock<String>>,
     stopping: Arc<AtomicBool>,
-}
-
-#[derive(Debug)]
-struct Call {
-    task: Arc<Task>,
-    requests: Vec<Request>,
-    reply: oneshot::Sender<Result<Vec<Outcome>>>,
 }
 
 /// What the model's prompts are like.
@@ -101,15 +95,12 @@ impl CandleEngine {
     pub(crate) fn start(name: &str, prompter: Arc<Prompter>, posts: Vec<Post>) -> Result<Self> {
         let Some(first) = posts.first() else { return Err(nowhere()) };
         let skill = first.worker.skill();
-        let computing: usize = posts.iter().map(|post| post.pool.current_num_threads()).sum();
-        let prompt_pool = threads("prompts", computing.div_ceil(THREADS_PER_PROMPT_THREAD))?;
+        let pool = threads("prompts", prompt_threads(&posts))?;
         let (stopping, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
         let (calls, waiting) = mpsc::channel(CALLS_WAITING);
         let (ready, to_compute) = sync_channel(CALLS_READY * posts.len());
         let name: Arc<str> = name.into();
-        let name_too = Arc::clone(&name);
-        let make = move || make_prompts(&name_too, (&prompter, &skill), &prompt_pool, waiting, &ready);
-        spawn("engine-prompts", make)?;
+        Maker { name: Arc::clone(&name), prompter, skill, pool }.start(waiting, ready)?;
         let together = if posts.len() == 1 { CALLS_WAITING } else { 0 };
         let queue = Arc::new(Queue { calls: Mutex::new(to_compute), together });
         let held = Arc::downgrade(&queue);
@@ -163,6 +154,18 @@ impl Engine for CandleEngine {
     }
 }
 
+/// Threads that make prompts. A small model on a device takes less time for a token than a tokenizer may, so all cores are theirs;
+/// those who feed the device have as many threads and wait most of the time. The system lets in who has waited, and prompts that
+/// are made ahead bridge the rest; threads that were kept for one of the two would idle while the other needs them.
+pub(crate) fn prompt_threads(posts: &[Post]) -> usize {
+    let computing: usize = posts.iter().map(|post| post.pool.current_num_threads()).sum();
+    if posts.iter().any(|post| post.device.is_some()) {
+        computing
+    } else {
+        computing.div_ceil(THREADS_PER_PROMPT_THREAD)
+    }
+}
+
 fn nowhere() -> Error {
     Error::internal("an engine without a place to compute")
 }
@@ -203,7 +206,11 @@ pub(crate) fn at_each<P: Copy + fmt::Debug, T>(
 
 /// A pool of so many threads; 0 is one for each of the machine's.
 pub(crate) fn threads(name: &'static str, count: usize) -> Result<ThreadPool> {
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(move |i| format!("{name}-{i}"));
+    let builder = rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .thread_name(move |i| format!("{name}-{i}"))
+        // Of what nobody waits for; it would end the process. Whoever misses the result says so.
+        .panic_handler(|_| tracing::error!("a thread of an engine has failed"));
     builder.build().map_err(|e| Error::internal("cannot start the engine's threads").caused_by(e))
 }
 
@@ -217,56 +224,7 @@ pub(crate) fn shares(pool: ThreadPool, workers: usize) -> Result<Vec<ThreadPool>
     (0..workers).map(|_| threads("engine", each)).collect()
 }
 
-fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
+pub(crate) fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> Result<()> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(f);
     thread.map(drop).map_err(|e| Error::internal("cannot start an engine thread").caused_by(e))
-}
-
-fn make_prompts(
-    name: &str,
-    (prompter, skill): (&Prompter, &Skill),
-    pool: &ThreadPool,
-    mut waiting: mpsc::Receiver<Call>,
-    ready: &SyncSender<Ready>,
-) {
-    while let Some(call) = waiting.blocking_recv() {
-        if call.reply.is_closed() {
-            continue;
-        }
-        let calibrate = matches!(call.task.kind, TaskKind::Choose { calibrate: true, .. });
-        let made: Result<_> = pool.install(|| {
-            let prompts = prompts(name, prompter, skill, &call)?;
-            let neutral = calibrate.then(|| prompter.neutral_prompt(&call.task)).transpose()?;
-            Ok((prompts, neutral))
-        });
-        match made {
-            Ok((prompts, neutral)) => {
-                if ready.send(Ready { task: call.task, prompts, neutral, reply: call.reply }).is_err() {
-                    return;
-                }
-            }
-            Err(error) => drop(call.reply.send(Err(error.with("model", name)))),
-        }
-    }
-}
-
-/// The prompts of a call; an error if the model cannot do what is asked.
-fn prompts(name: &str, prompter: &Prompter, skill: &Skill, call: &Call) -> Result<Vec<Prompt>> {
-    let (task, requests) = (&call.task, &call.requests);
-    match (&task.kind, skill) {
-        (TaskKind::Embed, Skill::Embeds) => prompter.encoder_prompts(&task.template, requests),
-        (TaskKind::Choose { calibrate: true, .. }, Skill::Chooses(_)) => {
-            Err(Error::invalid(format!("model {name} is a trained classifier; its scores are not to be calibrated"))
-                .hint("leave `calibrate` out"))
-        }
-        (TaskKind::Choose { labels, .. }, Skill::Chooses(own)) => {
-            find_labels(labels, own)?;
-            prompter.encoder_prompts(&task.input, requests)
-        }
-        (TaskKind::Embed, _) => Err(Error::invalid(format!("model {name} {skill}; it does not make vectors"))
-            .hint("name an embedding model in ai_embed(…, model => …)")),
-        (_, Skill::Writes) => prompter.decoder_prompts(task, requests),
-        _ => Err(Error::invalid(format!("model {name} {skill}; it does not write text"))
-            .hint("name a language model in this call")),
-    }
 }

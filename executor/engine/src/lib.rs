@@ -3,6 +3,7 @@
 //! engine without a model ([`echo`]).
 //! Knows no table, no network and no file it was not given; fetches nothing and writes nothing.
 
+mod added;
 mod answer;
 mod attention;
 pub mod bench;
@@ -12,6 +13,7 @@ mod compatible;
 mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod cuts;
 mod decoder;
 mod descriptor;
 #[cfg(any(test, feature = "cuda"))]
@@ -32,9 +34,11 @@ mod lora;
 mod lost;
 mod model;
 mod pack;
+mod pieces;
 mod place;
 mod prefixes;
 mod prompt;
+mod prompts;
 mod rope;
 mod row;
 mod safetensors;
@@ -67,7 +71,11 @@ mod oracle_tests;
 #[cfg(test)]
 mod parity_tests;
 #[cfg(test)]
+mod pieces_tests;
+#[cfg(test)]
 mod place_tests;
+#[cfg(test)]
+mod prompts_tests;
 #[cfg(test)]
 mod schedule_tests;
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Prompts: a task's template and a request's values become token ids. A row's values are data: whatever they contain,
 //! they add no special token to the prompt. Decoder prompts are never cut; texts for encoders are, as their models expect.
 
-use rayon::prelude::*;
+use std::borrow::Cow;
+
 use rowmill_jobs::infer::{Piece, Request, RowError, RowErrorCode, Task, TaskKind};
 use rowmill_jobs::{Error, Result};
 
 use crate::chat::ChatTemplate;
-use crate::tokens::Tokens;
+use crate::tokens::{BYTES_PER_TOKEN, Tokens};
 
 /// A row's token ids, or why it has none.
 pub(crate) type Prompt = std::result::Result<Vec<u32>, RowError>;
@@ -36,8 +37,20 @@ fn placeholder(index: usize) -> String {
     format!("\u{F8F0}{index}\u{F8F1}")
 }
 
+/// How the prompts of a task's rows are made.
+#[derive(Debug)]
+pub(crate) enum Recipe {
+    /// For a decoder: rendered as a chat.
+    Chat(Fixed),
+    /// For an encoder: the task's template alone.
+    Template,
+    /// For an encoder: the part of the template that a row fills.
+    Input,
+}
+
 /// What is the same for all rows of a task.
-struct Fixed {
+#[derive(Debug)]
+pub(crate) struct Fixed {
     /// Special tokens of a prompt that come from the template, in their order.
     trusted: Vec<u32>,
     /// Tokens that an answer needs room for: every label must fit, since all are scored.
@@ -45,10 +58,19 @@ struct Fixed {
 }
 
 impl Prompter {
-    /// Prompts for a decoder, one for each request. `Err` only for what is wrong with the task or the model.
-    pub(crate) fn decoder_prompts(&self, task: &Task, requests: &[Request]) -> Result<Vec<Prompt>> {
-        let fixed = self.fixed(task)?;
-        requests.par_iter().map(|request| self.decoder_prompt(task, request, &fixed)).collect()
+    /// How a decoder's prompts are made.
+    pub(crate) fn decoder_recipe(&self, task: &Task) -> Result<Recipe> {
+        self.fixed(task).map(Recipe::Chat)
+    }
+
+    /// Prompts of rows, one for each request. `Err` only for what is wrong with the task or the model.
+    pub(crate) fn prompts(&self, task: &Task, recipe: &Recipe, requests: &[Request]) -> Result<Vec<Prompt>> {
+        let prompt = |request| match recipe {
+            Recipe::Chat(fixed) => Ok(self.fitting(self.decoder_ids(task, request, fixed)?, fixed)),
+            Recipe::Template => self.encoder_prompt(&task.template, request),
+            Recipe::Input => self.encoder_prompt(&task.input, request),
+        };
+        requests.iter().map(prompt).collect()
     }
 
     /// The prompt of a row whose values are all empty. `Err` if it has no tokens: then there is nothing to measure against.
@@ -94,12 +116,8 @@ impl Prompter {
         }
     }
 
-    fn decoder_prompt(&self, task: &Task, request: &Request, fixed: &Fixed) -> Result<Prompt> {
-        self.decoder_ids(task, request, fixed).map(|ids| self.fitting(ids, fixed))
-    }
-
     fn decoder_ids(&self, task: &Task, request: &Request, fixed: &Fixed) -> Result<Vec<u32>> {
-        let user = join(&task.template, |index| value(request, index).map(str::to_owned))?;
+        let user = join(&task.template, |index| value(request, index))?;
         let mut ids = self.tokens.encode(&self.render(task, &user)?)?;
         if self.markers_of(&ids) != fixed.trusted {
             ids = self.encode_apart(task, request)?;
@@ -156,33 +174,28 @@ impl Prompter {
         self.tokens.encode_with_data(&rendered, fill)
     }
 
-    /// Texts for an encoder, one for each request, with its special tokens around them, cut to its length: vectors and
-    /// classifiers of longer texts are those of their beginnings.
-    pub(crate) fn encoder_prompts(&self, text: &[Piece], requests: &[Request]) -> Result<Vec<Prompt>> {
-        requests
-            .par_iter()
-            .map(|request| {
-                let mut text = join(text, |index| value(request, index).map(str::to_owned))?;
-                if self.lower_case {
-                    text = text.to_lowercase();
-                }
-                let mut body = self.tokens.encode(&text)?;
-                if self.tokens.markers_in(&body) > 0 {
-                    body = self.tokens.encode_data(&text)?;
-                }
-                let (prefix, suffix) = (&self.tokens.prefix, &self.tokens.suffix);
-                body.truncate(self.context.saturating_sub(prefix.len() + suffix.len()));
-                let ids = [prefix, &body, suffix].into_iter().flatten().copied().collect::<Vec<u32>>();
-                if ids.len() > self.context {
-                    let (special, context) = (ids.len(), self.context);
-                    return Ok(Err(RowError::new(
-                        RowErrorCode::TooLong,
-                        format!("the model takes {context} tokens, and puts {special} of its own around every text"),
-                    )));
-                }
-                Ok(self.checked(ids))
-            })
-            .collect()
+    /// A text for an encoder, with its special tokens around it, cut to its length: vectors and classifiers of longer texts are
+    /// those of their beginnings.
+    pub(crate) fn encoder_prompt(&self, text: &[Piece], request: &Request) -> Result<Prompt> {
+        let mut text = join(text, |index| value(request, index))?;
+        if self.lower_case {
+            text = text.to_lowercase().into();
+        }
+        let (prefix, suffix) = (&self.tokens.prefix, &self.tokens.suffix);
+        let special = prefix.len() + suffix.len();
+        let body_max = self.context.saturating_sub(special);
+        let mut ids = Vec::with_capacity(special + (text.len() / BYTES_PER_TOKEN).min(body_max));
+        ids.extend_from_slice(prefix);
+        self.tokens.encode_beginning(&text, body_max, &mut ids)?;
+        ids.extend_from_slice(suffix);
+        if ids.len() > self.context {
+            let context = self.context;
+            return Ok(Err(RowError::new(
+                RowErrorCode::TooLong,
+                format!("the model takes {context} tokens, and puts {} of its own around every text", ids.len()),
+            )));
+        }
+        Ok(self.checked(ids))
     }
 
     /// Token ids of labels, each alone. `Err` if the model has not all of them.
@@ -222,13 +235,30 @@ fn value(request: &Request, index: usize) -> Result<&str> {
 }
 
 /// The template's pieces with the values put in.
-fn join(template: &[Piece], value: impl Fn(usize) -> Result<String>) -> Result<String> {
+fn join<'a, T: AsRef<str> + Into<Cow<'a, str>>>(
+    template: &'a [Piece],
+    value: impl Fn(usize) -> Result<T>,
+) -> Result<Cow<'a, str>> {
+    if let [Piece::Value(index)] = template {
+        return Ok(value(*index)?.into());
+    }
     let mut text = String::new();
     for piece in template {
         match piece {
             Piece::Text(piece) => text.push_str(piece),
-            Piece::Value(index) => text.push_str(&value(*index)?),
+            Piece::Value(index) => text.push_str(value(*index)?.as_ref()),
         }
     }
-    Ok(text)
+    Ok(text.into())
+}
+
+#[cfg(test)]
+impl Prompter {
+    pub(crate) fn decoder_prompts(&self, task: &Task, requests: &[Request]) -> Result<Vec<Prompt>> {
+        self.prompts(task, &self.decoder_recipe(task)?, requests)
+    }
+
+    pub(crate) fn encoder_prompts(&self, text: &[Piece], requests: &[Request]) -> Result<Vec<Prompt>> {
+        requests.iter().map(|request| self.encoder_prompt(text, request)).collect()
+    }
 }

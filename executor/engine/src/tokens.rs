@@ -1,5 +1,5 @@
-//! Text to token ids and back, with the `tokenizers` library. Its truncation and padding settings are ignored: packing
-//! needs neither. Text that is data is encoded so that nothing in it becomes a special token.
+//! Text to token ids and back, with the `tokenizers` library, and what it said of words before. Its truncation and padding
+//! settings are ignored: packing needs neither. Text that is data is encoded so that nothing in it becomes a special token.
 
 use std::path::Path;
 
@@ -7,8 +7,13 @@ use rowmill_jobs::{Error, Result};
 use serde_json::Value;
 use tokenizers::{AddedVocabulary, Tokenizer};
 
+use crate::pieces::Pieces;
+
 /// Names of the token for unknown characters.
 const UNKNOWN: [&str; 2] = ["[UNK]", "<unk>"];
+
+/// Bytes of text that a token has at least, by and large; for how much room is taken at first.
+pub(crate) const BYTES_PER_TOKEN: usize = 3;
 
 /// A model's tokenizer.
 #[derive(Debug)]
@@ -16,6 +21,8 @@ pub(crate) struct Tokens {
     tokenizer: Tokenizer,
     /// The same without added tokens, but for those that only spell something: whatever it encodes is text.
     text_only: Tokenizer,
+    /// Pieces of texts for `tokenizer`, if it need not see them whole.
+    pieces: Option<Pieces>,
     markers: Vec<Marker>,
     /// By id: whether the token is a marker.
     is_marker: Vec<bool>,
@@ -85,7 +92,9 @@ impl Tokens {
         for marker in &markers {
             is_marker[marker.id as usize] = true;
         }
-        let mut tokens = Self { tokenizer, text_only, markers, is_marker, prefix: Vec::new(), suffix: Vec::new() };
+        let pieces = Pieces::of(&tokenizer)?;
+        let (prefix, suffix) = (Vec::new(), Vec::new());
+        let mut tokens = Self { tokenizer, text_only, pieces, markers, is_marker, prefix, suffix };
         let plain = tokens.encode("a")?;
         let wrapped = tokens.tokenizer.encode_fast("a", true).map_err(broken)?.get_ids().to_vec();
         if let Some(at) = wrapped.windows(plain.len().max(1)).position(|window| window == plain) {
@@ -97,7 +106,38 @@ impl Tokens {
 
     /// The ids of a text, its special tokens recognised, none added.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if let Some(pieces) = &self.pieces {
+            let mut ids = Vec::with_capacity(text.len() / BYTES_PER_TOKEN);
+            if pieces.encode(&self.tokenizer, text, &mut ids)? {
+                return Ok(ids);
+            }
+        }
+        self.encode_whole(text)
+    }
+
+    fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.tokenizer.encode_fast(text, false).map_err(broken)?.get_ids().to_vec())
+    }
+
+    /// Adds the first ids, `ids_max` of them if there are so many, of a text that is data: if its special tokens would be
+    /// recognised, those of [`Tokens::encode_data`].
+    pub(crate) fn encode_beginning(&self, text: &str, ids_max: usize, ids: &mut Vec<u32>) -> Result<()> {
+        let before = ids.len();
+        if let Some(pieces) = self.pieces.as_ref().filter(|pieces| !pieces.has_added(text)) {
+            pieces.encode_beginning(&self.tokenizer, text, before.saturating_add(ids_max), ids)?;
+            if self.markers_in(&ids[before..]) == 0 {
+                ids.truncate(before.saturating_add(ids_max));
+                return Ok(());
+            }
+            ids.truncate(before);
+        }
+        let mut body = self.encode_whole(text)?;
+        if self.markers_in(&body) > 0 {
+            body = self.encode_data(text)?;
+        }
+        body.truncate(ids_max);
+        ids.extend(body);
+        Ok(())
     }
 
     /// The ids of a text in which nothing is special.

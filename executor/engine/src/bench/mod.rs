@@ -1,6 +1,7 @@
 //! How fast a model computes on this machine, each kind of work alone: prompts (prefill), writing (decode), choices among labels
 //! after prompts that share their beginning (choice), vectors (embedding). Takes ids at random and measures the network, not tokenising, prompts or tables; judges nothing.
 
+mod prompting;
 mod running;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use rowmill_jobs::{Error, Result};
 
+pub use self::prompting::{Prompted, Prompting};
 use self::running::Running;
 use crate::encoder::rows::DECODER_TOKENS;
 use crate::engine::threads;

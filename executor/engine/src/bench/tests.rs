@@ -82,3 +82,17 @@ fn loads_that_a_model_cannot_hold_are_refused() {
     refused("llama-tiny", &short(500, &[1 << 20]), "pages of KV cache");
     refused("llama-tiny", &short(8, &[]), "1 at least");
 }
+
+#[test]
+fn prompts_are_counted_with_the_texts_that_they_are_made_of() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let texts: Vec<String> = (0..1500).map(|row| format!("the answer to {row}")).collect();
+    for (source, for_vectors) in [("bert-tiny", true), ("llama-tiny", false), ("llama-tiny.gguf", false)] {
+        let prompting = Prompting::open(&fixtures.join(source), 200, 2).unwrap();
+        let one = prompting.measure(&texts, for_vectors).unwrap();
+        assert_eq!((one.rows, one.bytes), (1500, texts.iter().map(String::len).sum::<usize>()));
+        assert!(one.tokens > 0 && one.seconds > 0.0, "{source}: {one:?}");
+        assert_eq!(one.tokens, prompting.measure(&texts, for_vectors).unwrap().tokens);
+    }
+    assert!(Prompting::open(&fixtures, 200, 1).unwrap_err().report().contains("tokenizer.json"));
+}

@@ -114,8 +114,7 @@ impl Subject {
             return Ok([&tokens.prefix, plain, &tokens.suffix].concat());
         }
         let request = Request { values: [text.to_owned()].into() };
-        let prompt = self.prompter.encoder_prompts(&[Piece::Value(0)], &[request])?.pop();
-        Ok(prompt.and_then(std::result::Result::ok).unwrap_or_default())
+        Ok(self.prompter.encoder_prompt(&[Piece::Value(0)], &request)?.unwrap_or_default())
     }
 
     /// Runs rows in one batch. Of a decoder, `greedy` tokens follow each row.

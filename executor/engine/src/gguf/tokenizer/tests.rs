@@ -72,10 +72,23 @@ fn agree(fixture: &Path) {
                 wrong.push(format!("case {number}: {text:?}\n  given     {}\n  llama.cpp {ids}", json!(given)));
             }
         }
+        agree_in_pieces(&tokenizer, &texts, &format!("case {number}"));
         let framed = tokenizer.encode_fast(texts[0], true).unwrap().get_ids().to_vec();
         assert_eq!(json!(framed), case["framed"], "case {number}");
     }
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Texts have their ids also where the engine takes them in pieces: alone and side by side, met once and known.
+fn agree_in_pieces(tokenizer: &Tokenizer, texts: &[&str], name: &str) {
+    let tokens = Tokens::new(tokenizer.clone()).unwrap();
+    for skipped in [0, 0, 0, 1, 5, 11] {
+        for (text, behind) in texts.iter().zip(texts.iter().cycle().skip(skipped)) {
+            let text = if skipped == 0 { (*text).to_owned() } else { format!("{text}{behind}") };
+            let whole = tokenizer.encode_fast(text.as_str(), false).unwrap();
+            assert_eq!(tokens.encode(&text).unwrap(), whole.get_ids(), "{name}: {text:?}");
+        }
+    }
 }
 
 /// Writes a GGUF file of only metadata; later parts win.
@@ -123,6 +136,7 @@ fn vocabularies_of_llama_cpp_give_the_ids_beside_them() {
                 println!("{}: {text:?}\n  given {given:?}\n  llama.cpp {expected:?}", path.display());
             }
         }
+        agree_in_pieces(&tokenizer, &texts, &path.display().to_string());
         println!("{}: {agreed} of {}", path.display(), texts.len());
         wrong += texts.len() - agreed;
     }
