@@ -1,9 +1,9 @@
-// A driver for a GPU that is not there: what the engine asks of CUDA's driver, of cuBLAS, of cuBLASLt, of cuRAND and of candle's kernels for GGUF's
-// blocks (blocks_on_host.h), done on the host by the engine's own kernels (on_host.h) and by plain loops. So a whole program of the build for GPUs can be run, slowly, on any machine: `emulate`
-// does. Memory that nobody has written is NaN, and what lies behind a buffer cannot be touched; a recorded graph knows nothing but
-// the arguments that its kernels had. It says nothing of speed or of races, and refuses what the engine does not use.
-#include <sys/mman.h>
-
+// A driver for a GPU that is not there: what the engine asks of CUDA's driver, of cuBLAS, of cuBLASLt, of cuRAND and of candle's
+// kernels for GGUF's blocks (blocks_on_host.h), done on the host by the engine's own kernels (on_host.h) and by plain loops. So a whole
+// program of the build for GPUs can be run, slowly, on any machine: `emulate` does. When it is done is queue.h's to say; where nothing
+// is computed but time passes, pace.h and costs.h say how much. Memory that nobody has written is NaN, and what lies behind a buffer
+// cannot be touched (buffers.h); a recorded graph knows nothing but the arguments that its kernels had. It says nothing of races
+// between kernels, and refuses what the engine does not use.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -19,73 +19,46 @@
 #include "stored.cu"
 
 #include "blocks_on_host.h"
+#include "copies.h"
+#include "costs.h"
+#include "queue.h"
 
 // cuda.h.
-enum Status { DONE = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, CAPTURE_INVALIDATED = 901, NOT_FOUND = 500 };
 enum { WARP = 10, MULTIPROCESSORS = 16, COMPUTE_MAJOR = 75, SHARED_BYTES = 97, MEMORY_POOLS = 115 };
-static const size_t MEMORY = size_t(2) << 30;
+// Of a GPU: what is computed here needs little, and gets pages at once; what is not has as much as on an H200.
+static const size_t MEMORY = size_t(2) << 30, MEMORY_PACED = size_t(139) << 30;
+static const int GPUS_MAX = 16;
 
-typedef std::function<void()> Work;
-
-struct Stream {
-  bool recording = false, broken = false;
-  std::vector<Work> recorded;
-};
-
-static std::mutex lock;
-static size_t taken = 0;
-static unsigned long launches = 0, played = 0, multiplied = 0;
+static std::atomic<unsigned long> launches = 0, played_graphs = 0, multiplied = 0;
 // Where a kernel of the runtime's is about to be started.
 static thread_local Stream* called_on = nullptr;
 
-// Does it now, or when the graph is played that is being recorded.
-static int ask(Stream* stream, Work work) {
+struct Event {
+  // What was last recorded.
+  MarkOf mark;
+};
+
+static MarkOf mark_of(Event* event) {
   std::lock_guard<std::mutex> held(lock);
-  if (stream != nullptr && stream->recording) stream->recorded.push_back(std::move(work));
-  else work();
-  return DONE;
+  return event->mark;
 }
 
-// What must not be asked for while a graph is recorded.
-static int never_recorded(Stream* stream, Work work) {
-  if (stream == nullptr || !stream->recording) return ask(stream, std::move(work));
-  stream->broken = true;
-  return CAPTURE_INVALIDATED;
-}
-
-// ---- memory: each buffer ends where a page begins that nobody may touch ----
-
-static const size_t PAGE_BYTES = 4096;
-static std::unordered_map<char*, std::pair<char*, size_t>> buffers;
-
-static int take(void** out, size_t bytes) {
+static int record(Event* event, Stream* stream) {
+  if (refused(stream)) return CAPTURE_INVALIDATED;
   std::lock_guard<std::mutex> held(lock);
-  const size_t used = (bytes + 15) / 16 * 16, whole = (used + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES;
-  if (taken + whole > MEMORY) return OUT_OF_MEMORY;
-  char* begin = static_cast<char*>(mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  if (begin == MAP_FAILED) return OUT_OF_MEMORY;
-  mprotect(begin + whole - PAGE_BYTES, PAGE_BYTES, PROT_NONE);
-  char* buffer = begin + whole - PAGE_BYTES - used;
-  std::memset(buffer, 0xff, used);
-  buffers[buffer] = {begin, whole};
-  taken += whole;
-  *out = buffer;
-  return DONE;
+  return event->mark = mark_held(named(stream)), DONE;
 }
 
-static void give_back(void* buffer) {
-  const auto found = buffers.find(static_cast<char*>(buffer));
-  if (found == buffers.end()) std::abort();
-  munmap(found->second.first, found->second.second);
-  taken -= found->second.second;
-  buffers.erase(found);
-}
+struct Graph {
+  std::shared_ptr<const Operations> operations;
+};
 
 // ---- kernels by name ----
 
 struct Kernel {
   // Takes the arguments' addresses, gives what runs with their values.
   std::function<Work(void**)> bind;
+  costs::Charge charge;
 };
 
 template <typename... Arguments, size_t... Places>
@@ -94,11 +67,11 @@ static Work bound(void (*function)(Arguments...), void** from, std::index_sequen
 }
 
 template <typename... Arguments>
-static Kernel kernel(void (*function)(Arguments...)) {
-  return {[function](void** from) { return bound(function, from, std::index_sequence_for<Arguments...>()); }};
+static Kernel kernel(const char* name, void (*function)(Arguments...)) {
+  return {[function](void** from) { return bound(function, from, std::index_sequence_for<Arguments...>()); }, costs::charge(name)};
 }
 
-#define KERNEL(name) {#name, kernel(name)}
+#define KERNEL(name) {#name, kernel(#name, name)}
 static std::map<std::string, Kernel> kernels = {
     KERNEL(attend_prompt_32), KERNEL(attend_prompt_64), KERNEL(attend_prompt_96), KERNEL(attend_prompt_128),
     KERNEL(attend_prompt_256), KERNEL(attend_step_32), KERNEL(attend_step_64), KERNEL(attend_step_96),
@@ -110,11 +83,22 @@ extern "C" {
 
 // ---- the driver ----
 
-int cuInit(unsigned) { return DONE; }
-int cuDeviceGetCount(int* count) {
-  const char* gpus = std::getenv("EMULATED_GPUS");
-  return *count = gpus == nullptr ? 1 : std::atoi(gpus), DONE;
+int cuInit(unsigned) {
+  std::lock_guard<std::mutex> held(lock);
+  if (!gpus().empty()) return DONE;
+  const char* given = std::getenv("EMULATED_GPUS");
+  const int count = given == nullptr ? 1 : std::atoi(given);
+  if (count < 0 || count > GPUS_MAX) pace::refuse("EMULATED_GPUS", "should be 0 to 16");
+  // What cannot be meant is found before anything is loaded.
+  if (mode() == Mode::PACED) static_cast<void>(pace::rates()), static_cast<void>(costs::ends());
+  gpus().resize(count);
+  for (Gpu& gpu : gpus()) {
+    gpu.room.all = mode() == Mode::PACED ? MEMORY_PACED : MEMORY;
+    gpu.standard.gpu = &gpu;
+  }
+  return DONE;
 }
+int cuDeviceGetCount(int* count) { return *count = int(gpus().size()), DONE; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, DONE; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
   // As an H200 has it.
@@ -123,43 +107,60 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
   const auto found = known.find(attribute);
   return *value = found == known.end() ? 0 : found->second, DONE;
 }
-int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &lock, DONE; }
+int cuDevicePrimaryCtxRetain(Gpu** context, int device) { return *context = &gpus().at(device), DONE; }
 int cuDevicePrimaryCtxRelease_v2(int) { return DONE; }
-int cuCtxGetCurrent(void** context) { return *context = &lock, DONE; }
-int cuCtxSetCurrent(void*) { return DONE; }
-int cuCtxSynchronize() { return DONE; }
+int cuCtxGetCurrent(Gpu** context) { return *context = chosen_gpu, DONE; }
+int cuCtxSetCurrent(Gpu* context) { return chosen_gpu = context, DONE; }
+int cuCtxSynchronize() {
+  std::vector<MarkOf> ends;
+  {
+    std::lock_guard<std::mutex> held(lock);
+    finish_abandoned(current());
+    ends.push_back(mark_held(current().standard));
+    for (Stream* stream : current().streams) ends.push_back(mark_held(*stream));
+  }
+  for (const MarkOf& end : ends) wait_for(end);
+  return DONE;
+}
 int cuGetErrorString(int, const char** text) { return *text = "an error of the driver on the host", DONE; }
 int cuGetErrorName(int, const char** text) { return *text = "ERROR", DONE; }
 
-int cuStreamCreate(Stream** stream, unsigned) { return *stream = new Stream, DONE; }
-int cuStreamDestroy_v2(Stream* stream) { return delete stream, DONE; }
-int cuStreamSynchronize(Stream* stream) { return never_recorded(stream, [] {}); }
-int cuStreamWaitEvent(Stream*, void*, unsigned) { return DONE; }
-int cuEventCreate(void** event, unsigned) { return *event = new char, DONE; }
-int cuEventRecord(void*, Stream*) { return DONE; }
-int cuEventSynchronize(void*) { return DONE; }
-int cuEventQuery(void*) { return DONE; }
-int cuEventDestroy_v2(void* event) { return delete static_cast<char*>(event), DONE; }
+int cuStreamCreate(Stream** stream, unsigned) {
+  std::lock_guard<std::mutex> held(lock);
+  finish_abandoned(current());
+  *stream = new Stream{&current()};
+  return current().streams.push_back(*stream), DONE;
+}
+int cuStreamDestroy_v2(Stream* stream) {
+  std::lock_guard<std::mutex> held(lock);
+  stream->gpu->streams.remove(stream);
+  return stream->gpu->abandoned.push_back(stream), DONE;
+}
+int cuStreamSynchronize(Stream* stream) { return refused(stream) ? int(CAPTURE_INVALIDATED) : wait_for(mark(stream)); }
+int cuStreamWaitEvent(Stream* stream, Event* event, unsigned) {
+  return refused(stream) ? int(CAPTURE_INVALIDATED) : wait_on_stream(stream, mark_of(event));
+}
+int cuEventCreate(Event** event, unsigned) { return *event = new Event, DONE; }
+int cuEventRecord(Event* event, Stream* stream) { return record(event, stream); }
+int cuEventSynchronize(Event* event) { return wait_for(mark_of(event)); }
+int cuEventQuery(Event* event) { return query(mark_of(event)); }
+int cuEventDestroy_v2(Event* event) { return delete event, DONE; }
 
-int cuMemGetInfo_v2(size_t* left, size_t* all) { return *left = MEMORY - taken, *all = MEMORY, DONE; }
-int cuDeviceGetDefaultMemPool(void** pool, int) { return *pool = &lock, DONE; }
-int cuMemPoolSetAttribute(void*, int, void*) { return DONE; }
-int cuMemPoolGetAttribute(void*, int, size_t* bytes) { return *bytes = taken, DONE; }
-int cuMemAllocAsync(void** out, size_t bytes, Stream* stream) {
-  return stream != nullptr && stream->recording ? never_recorded(stream, {}) : take(out, bytes);
+int cuMemGetInfo_v2(size_t* left, size_t* all) {
+  std::lock_guard<std::mutex> held(lock);
+  const buffers::Room& room = current().room;
+  return *left = room.all - room.taken, *all = room.all, DONE;
 }
-int cuMemFreeAsync(void* buffer, Stream* stream) { return ask(stream, [=] { give_back(buffer); }); }
-int cuMemHostAlloc(void** out, size_t bytes, unsigned) { return take(out, bytes); }
-int cuMemFreeHost(void* buffer) { return ask(nullptr, [=] { give_back(buffer); }); }
-int cuMemsetD8Async(char* to, unsigned char byte, size_t bytes, Stream* stream) {
-  return ask(stream, [=] { std::memset(to, byte, bytes); });
-}
-int cuMemcpyHtoDAsync_v2(char* to, const char* from, size_t bytes, Stream* stream) {
-  return never_recorded(stream, [=] { std::memcpy(to, from, bytes); });
-}
-int cuMemcpyDtoHAsync_v2(char* to, const char* from, size_t bytes, Stream* stream) {
-  return never_recorded(stream, [=] { std::memcpy(to, from, bytes); });
-}
+int cuDeviceGetDefaultMemPool(Gpu** pool, int device) { return *pool = &gpus().at(device), DONE; }
+int cuMemPoolSetAttribute(Gpu*, int, void*) { return DONE; }
+int cuMemPoolGetAttribute(Gpu* pool, int, size_t* bytes) { return *bytes = pool->room.taken, DONE; }
+int cuMemAllocAsync(void** out, size_t bytes, Stream* stream) { return take_on_stream(out, bytes, stream); }
+int cuMemFreeAsync(void* buffer, Stream* stream) { return leave(buffer, stream); }
+int cuMemHostAlloc(void** out, size_t bytes, unsigned) { return take(out, bytes, buffers::Kind::PINNED); }
+int cuMemFreeHost(void* buffer) { return leave_pinned(buffer); }
+int cuMemsetD8Async(char* to, unsigned char byte, size_t bytes, Stream* stream) { return set_bytes(to, byte, bytes, stream); }
+int cuMemcpyHtoDAsync_v2(char* to, const char* from, size_t bytes, Stream* stream) { return copy_to_gpu(to, from, bytes, stream); }
+int cuMemcpyDtoHAsync_v2(char* to, const char* from, size_t bytes, Stream* stream) { return copy_from_gpu(to, from, bytes, stream); }
 
 int cuModuleLoadData(void** module, const void*) { return *module = &lock, DONE; }
 int cuModuleUnload(void*) { return DONE; }
@@ -170,29 +171,33 @@ int cuModuleGetFunction(Kernel** out, void*, const char* name) {
 }
 int cuLaunchKernel(Kernel* kernel, unsigned x, unsigned y, unsigned, unsigned threads, unsigned, unsigned, unsigned,
                    Stream* stream, void** arguments, void**) {
-  const Work bound = kernel->bind(arguments);
+  const dim3 grid = {x, y};
   ++launches;
-  return ask(stream, [=] { launch({x, y}, threads, bound); });
+  if (mode() == Mode::PACED) {
+    const auto& leaves = kernel->charge.leaves;
+    return ask(stream, {leaves ? leaves(grid, arguments) : Work(), kernel->charge.seconds(grid, arguments)});
+  }
+  const Work bound = kernel->bind(arguments);
+  return ask(stream, {[=] { launch(grid, threads, bound); }});
 }
 
 // ---- graphs ----
 
 int cuStreamBeginCapture_v2(Stream* stream, int) { return stream->recording = true, stream->broken = false, DONE; }
-int cuStreamEndCapture(Stream* stream, std::vector<Work>** graph) {
+int cuStreamEndCapture(Stream* stream, Graph** graph) {
+  std::lock_guard<std::mutex> held(lock);
   stream->recording = false;
-  *graph = stream->broken ? nullptr : new std::vector<Work>(std::move(stream->recorded));
-  stream->recorded.clear();
+  const auto operations = std::make_shared<const Operations>(std::exchange(stream->recorded, {}));
+  *graph = stream->broken ? nullptr : new Graph{operations};
   return stream->broken ? CAPTURE_INVALIDATED : DONE;
 }
-int cuGraphInstantiateWithFlags(std::vector<Work>** out, std::vector<Work>* graph, unsigned long long) {
-  return *out = new std::vector<Work>(*graph), DONE;
+int cuGraphInstantiateWithFlags(Graph** out, Graph* graph, unsigned long long) { return *out = new Graph(*graph), DONE; }
+int cuGraphLaunch(Graph* graph, Stream* stream) {
+  ++played_graphs;
+  return ask(stream, played(graph->operations));
 }
-int cuGraphLaunch(std::vector<Work>* graph, Stream* stream) {
-  ++played;
-  return ask(stream, [=] { for (const Work& work : *graph) work(); });
-}
-int cuGraphDestroy(std::vector<Work>* graph) { return delete graph, DONE; }
-int cuGraphExecDestroy(std::vector<Work>* graph) { return delete graph, DONE; }
+int cuGraphDestroy(Graph* graph) { return delete graph, DONE; }
+int cuGraphExecDestroy(Graph* graph) { return delete graph, DONE; }
 
 // ---- the CUDA runtime, as far as it starts candle's kernels for blocks ----
 
@@ -225,7 +230,7 @@ int __cudaLaunchKernel_ptsz(const void* kernel, dim3 grid, dim3, void** argument
   if (!bound) return last_error = NOT_FOUND;
   ++launches;
   ++multiplied;
-  return ask(stream, bound);
+  return mode() == Mode::PACED ? ask(stream, {Work(), costs::of_blocks(blocks::names()[kernel], grid, arguments)}) : ask(stream, {bound});
 }
 int cudaGetDevice(int* device) { return *device = 0, DONE; }
 int cudaFuncSetAttribute(const void*, int, int) { return DONE; }
@@ -242,7 +247,9 @@ int cublasGemmEx(Stream** handle, int left, int right, int m, int n, int k, cons
   enum { TRANSPOSED = 1, PLAIN = 0, FLOAT = 0 };
   if (left != TRANSPOSED || right != PLAIN) return INVALID_VALUE;
   const float times = *alpha, kept = *beta;
-  return ask(*handle, [=] {
+  const double product_bytes = kind != FLOAT ? 2.0 : kept == 0.0f ? 4.0 : 8.0;
+  if (mode() == Mode::PACED) return ask(*handle, {Work(), costs::multiplies({double(m), double(k), double(n), 2.0, 2.0, product_bytes})});
+  return ask(*handle, {[=] {
     for (int column = 0; column < n; ++column)
       for (int row = 0; row < m; ++row) {
         float sum = 0.0f;
@@ -256,7 +263,7 @@ int cublasGemmEx(Stream** handle, int left, int right, int m, int n, int k, cons
           static_cast<bf16*>(c)[at] = narrow(times * sum);
         }
       }
-  });
+  }});
 }
 
 // ---- cuBLASLt: the one product that the engine asks for, of 8-bit floats ----
@@ -294,12 +301,13 @@ int cublasLtMatmul(void*, const int* product, const float* alpha, const uint8_t*
   const bool fits = *product == TRANSPOSED && left->kind == EIGHT && right->kind == EIGHT && to->kind == FLOAT && right->rows == k &&
                     to->rows == m && to->columns == n && m % 16 == 0 && k % 16 == 0 && *alpha == 1.0f && *beta == 0.0f;
   if (!fits) return INVALID_VALUE;
+  if (mode() == Mode::PACED) return ask(stream, {Work(), costs::multiplies({double(m), double(k), double(n), 1.0, 1.0, 4.0})});
   std::vector<float> numbers(256);
   for (int byte = 0; byte < 256; ++byte) {
     const float size = (byte >> 3 & 15) == 0 ? std::ldexp(float(byte & 7), -9) : std::ldexp(float(8 + (byte & 7)), (byte >> 3 & 15) - 10);
     numbers[byte] = (byte & 0x7f) == 0x7f ? NAN : byte & 0x80 ? -size : size;
   }
-  return ask(stream, [=] {
+  return ask(stream, {[=] {
     std::memset(workspace, 0xff, bytes);
     for (size_t column = 0; column < n; ++column)
       for (size_t row = 0; row < m; ++row) {
@@ -307,7 +315,7 @@ int cublasLtMatmul(void*, const int* product, const float* alpha, const uint8_t*
         for (size_t i = 0; i < k; ++i) sum += numbers[a[row * k + i]] * numbers[b[column * k + i]];
         d[column * m + row] = sum;
       }
-  });
+  }});
 }
 
 int curandCreateGenerator(void** generator, int) { return *generator = &lock, DONE; }
@@ -317,6 +325,7 @@ int curandSetPseudoRandomGeneratorSeed(void*, unsigned long long) { return DONE;
 }
 
 __attribute__((destructor)) static void say() {
-  std::fprintf(stderr, "driver on the host: %lu kernels asked for (%lu of them candle's), %lu recordings played\n", launches, multiplied,
-               played);
+  std::fprintf(stderr, "driver on the host: %lu kernels asked for (%lu of them candle's), %lu recordings played\n", launches.load(),
+               multiplied.load(), played_graphs.load());
+  for (size_t gpu = 0; gpu < gpus().size(); ++gpu) gpus()[gpu].timeline.say(gpu);
 }
