@@ -238,6 +238,7 @@ inline Charge charge(const std::string& name) {
       {"attend_prompt_256", attention<256, 64>()}, {"attend_step_32", attention<32, 16>()},
       {"attend_step_64", attention<64, 16>()},     {"attend_step_96", attention<96, 16>()},
       {"attend_step_128", attention<128, 16>()},   {"attend_step_256", attention<256, 16>()},
+      {"follow", moved_by([](dim3, void** a) { return 16.0 * number(a, 3); })},
       // bf16 to floats, with the positions' floats.
       {"embed", by_numbers(5, 6, 6.0, 4, 4.0)},
       {"embed_normed", by_numbers(8, 9, 4.0, 4, 4.0)},
