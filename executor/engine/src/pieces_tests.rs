@@ -143,6 +143,7 @@ fn texts_have_the_same_ids_in_pieces_as_whole() {
         ("Llama 3", bytes(Value::Null, &[split(LLAMA3), byte_level(false, false)])),
         ("Qwen 2", bytes(nfc(), &[split(&LLAMA3.replace("{1,3}", "")), byte_level(false, false)])),
         ("GPT-4o", bytes(json!({"type": "Sequence", "normalizers": []}), &[split(gpt4o), byte_level(false, false)])),
+        ("Phi-4", bytes(Value::Null, &[split(&LLAMA3.replace(r"]?\p{L}+", r"]?+\p{L}++")), byte_level(false, false)])),
         ("SmolLM", bytes(Value::Null, &[digits, byte_level(false, true)])),
     ] {
         assert!(Pieces::of(&tokenizer).unwrap().is_some(), "{name} is cut");
