@@ -20,8 +20,8 @@ const IDS_MAX: usize = 4;
 const SLOTS: usize = 1 << 17;
 /// Slots that are looked at for a piece.
 const PROBES: usize = 8;
-/// Bits for pieces that came once: 128 KiB, of which half are used.
-const ONCE_BITS: usize = 1 << 20;
+/// Bits for pieces that came once: 256 KiB, of which an eighth is used, so that few pieces find the bit of another one.
+const ONCE_BITS: usize = 1 << 21;
 /// Bytes of pieces that are not known which the tokenizer is asked for at once, at most: the end of a long text may not be wanted.
 const BYTES_AT_ONCE: usize = 1024;
 
@@ -217,7 +217,7 @@ impl Known {
             return true;
         }
         word.fetch_or(bit, Ordering::Relaxed);
-        if self.marked.fetch_add(1, Ordering::Relaxed) > ONCE_BITS / 2 {
+        if self.marked.fetch_add(1, Ordering::Relaxed) > ONCE_BITS / 8 {
             self.once.iter().for_each(|word| word.store(0, Ordering::Relaxed));
             self.marked.store(0, Ordering::Relaxed);
         }
