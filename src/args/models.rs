@@ -74,7 +74,7 @@ pub(crate) struct BenchArgs {
     pub(crate) shared_tokens: u32,
 
     /// Rows that are computed together; a measurement of each kind for each number
-    #[arg(long, value_name = "N,N", default_value = "1,8,64", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=4096))]
+    #[arg(long, value_name = "N,N", default_value = "1,8,64", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=32_768))]
     pub(crate) rows: Vec<u16>,
 }
 
