@@ -78,7 +78,7 @@ fn cancelled(providers: &Providers, simulated: Provider) -> usize {
 }
 
 fn finish(process: Child) -> Said {
-    Said::of(process.wait_with_output().expect("it ends"))
+    Said::at_end(process)
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_plan_says_which_lane_it_will_be_and_what_both_cost() {
         assert_eq!(auto["online_cost_usd"], estimate["cost_usd"]["online"], "{estimate}");
         assert_eq!(auto["online_from"].is_string(), lane == "batch", "{estimate}");
         let path = away.job.path();
-        let said = Said::of(away.command(&["plan", path.to_str().expect("UTF-8")]).output().expect("it runs"));
+        let said = Said::of(&mut away.command(&["plan", path.to_str().expect("UTF-8")]));
         assert!(said.stdout.contains(&format!("model away takes lane {lane}, ")), "{}", said.stdout);
     }
     // A preview waits for nothing.

@@ -12,18 +12,13 @@ use crate::support::{Job, integers, read_table, rowmill};
 const KILLS: u32 = 20;
 
 /// Names and contents' identity (inode, modification time) of the parts that exist.
-fn parts(output: &Path) -> BTreeMap<PathBuf, (u64, i64)> {
+fn parts(job: &Job) -> BTreeMap<PathBuf, (u64, i64)> {
     use std::os::unix::fs::MetadataExt;
-    let mut found = BTreeMap::new();
-    for run in std::fs::read_dir(output).into_iter().flatten().flatten() {
-        for entry in std::fs::read_dir(run.path()).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with("part-") {
-                let metadata = entry.metadata().expect("a part's metadata");
-                found.insert(entry.path(), (metadata.ino(), metadata.mtime_nsec()));
-            }
-        }
-    }
-    found
+    let identity = |path: PathBuf| {
+        let metadata = path.metadata().expect("a part's metadata");
+        (path, (metadata.ino(), metadata.mtime_nsec()))
+    };
+    job.parts().into_iter().map(identity).collect()
 }
 
 #[test]
@@ -45,7 +40,7 @@ fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
         std::thread::sleep(random.millis(0, 300));
         process.kill().expect("it can be killed");
         process.wait().expect("it ended");
-        let now = parts(&job.output());
+        let now = parts(&job);
         for (part, identity) in &seen {
             assert_eq!(now.get(part), Some(identity), "seed {seed}, kill {kill}: {} changed", part.display());
         }
@@ -54,7 +49,7 @@ fn killed_at_twenty_random_moments_a_run_loses_and_repeats_nothing() {
     }
     let started = Instant::now();
     let summary = job.say("run", &[]).ok().summary();
-    let after = parts(&job.output());
+    let after = parts(&job);
     for (part, identity) in &seen {
         assert_eq!(after.get(part), Some(identity), "seed {seed}: {} was computed again", part.display());
     }

@@ -138,7 +138,7 @@ fn each_provider_with_a_batch_interface_computes_a_job_in_batches() {
         let model = format!("engine = '{kind}', provider = 'away', name = '{name}', lane = 'batch'");
         let away = Elsewhere::new(&model, "", SELECT);
         away.config(&in_batches(&providers, kind, simulated, ""));
-        let said = Said::of(command(&away).args(["--slots", "3"]).output().expect("it runs")).ok();
+        let said = Said::of(command(&away).args(["--slots", "3"])).ok();
         let summary = said.summary();
         assert_eq!((summary["rows"].as_i64(), summary["errors"].as_u64()), (Some(ROWS), Some(0)), "{kind}: {said:?}");
         let table = read_table(summary["published"].as_str().expect("a folder").as_ref());
@@ -352,7 +352,7 @@ fn killed_while_batches_are_under_way_the_same_command_finds_them_and_pays_nothi
         assert_eq!(providers.simulator.journal().paid_answers(simulated), (0, 0), "{kind}: none has ended yet");
 
         providers.simulator.time().advance(Duration::from_secs(2 * 3_600));
-        let summary = Said::of(start(&away).wait_with_output().expect("it ends")).ok().summary();
+        let summary = Said::at_end(start(&away)).ok().summary();
         assert_eq!((summary["rows"].as_i64(), summary["errors"].as_u64()), (Some(ROWS), Some(0)), "{kind}: {summary}");
         let paid = providers.simulator.journal().paid_answers(simulated);
         assert_eq!((created(&providers, simulated), paid), (chunks, (3 * ROWS as u64, 0)), "{kind}");
@@ -385,7 +385,7 @@ fn two_processes_with_one_run_share_its_batches() {
         let both = [start(&away), start(&away)];
         let mut nano_usd = 0.0;
         for process in both {
-            let summary = Said::of(process.wait_with_output().expect("it ends")).ok().summary();
+            let summary = Said::at_end(process).ok().summary();
             assert_eq!((summary["rows"].as_i64(), summary["errors"].as_u64()), (Some(ROWS), Some(0)), "{kind}");
             nano_usd = (cost(&summary) * 1e9).round();
         }

@@ -44,7 +44,7 @@ fn terminate(process: Child) -> Said {
     // The shell's own `kill`, which every machine has.
     let sent = Command::new("sh").args(["-c", &format!("kill -TERM {}", process.id())]).status().expect("a shell");
     assert!(sent.success());
-    Said::of(process.wait_with_output().expect("it ends"))
+    Said::at_end(process)
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_cap_that_one_slot_reaches_costs_the_others_no_answer() {
     // answers.
     let text = |row: usize| format!("text of row {row} {}", "and more ".repeat(if row < 40 { 0 } else { 10_000 }));
     table(&spilling.job, &(0..60).map(text).collect::<Vec<_>>());
-    let said = Said::of(start(&spilling, &["--slots", "3"]).wait_with_output().expect("it ends"));
+    let said = Said::at_end(start(&spilling, &["--slots", "3"]));
     assert_eq!(said.code, Some(3), "{said:?}");
     let before = spilling.providers.requests();
     assert!((1..=40).contains(&before), "{before} requests until the cap");
@@ -134,7 +134,7 @@ fn when_a_provider_goes_away_the_next_one_is_asked_for_the_rest_only() {
     let mut process = start(&spilling, &[]);
     wait_for(&mut process, &away, ROWS / 2);
     let gone = away.stop();
-    let said = Said::of(process.wait_with_output().expect("it ends")).ok();
+    let said = Said::at_end(process).ok();
     assert_eq!(said.summary()["errors"], 0, "{said:?}");
     let answered = gone.journal().bill(Provider::Openai).answers;
     assert!((ROWS / 2 - 1..ROWS).contains(&answered), "{answered} answers before it went away");
@@ -175,7 +175,7 @@ fn a_provider_that_is_away_is_not_asked_again_for_each_portion() {
             counted.fetch_add(1, Ordering::SeqCst);
         }
     });
-    let said = Said::of(start(&spilling, &["--slots", "1"]).wait_with_output().expect("it ends")).ok();
+    let said = Said::at_end(start(&spilling, &["--slots", "1"])).ok();
     assert_eq!((said.summary()["errors"].as_u64(), second.requests()), (Some(0), 200));
     let tries = tries.load(Ordering::SeqCst);
     assert!((1..=8).contains(&tries), "{tries} connections for four shards: five are what one call tries");

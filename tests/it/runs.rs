@@ -42,8 +42,7 @@ fn racing_triggers_join_one_run_and_both_exit_0() {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the product starts")
     };
     let racers: Vec<_> = (0..4).map(|_| start()).collect();
-    let said: Vec<Said> =
-        racers.into_iter().map(|racer| Said::of(racer.wait_with_output().expect("it ends")).ok()).collect();
+    let said: Vec<Said> = racers.into_iter().map(|racer| Said::at_end(racer).ok()).collect();
     let folders: BTreeSet<String> = said.iter().map(published).collect();
     assert_eq!(folders.len(), 1);
     let claims = std::fs::read_dir(job.output().join("_claims/2026-11-20")).expect("claims").count();

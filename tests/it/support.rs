@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
@@ -31,10 +33,32 @@ pub struct Said {
     pub stderr: String,
 }
 
+/// No process of a test takes longer; one that hangs would hang all tests, and nobody would see what it said last.
+const LONGEST: Duration = Duration::from_secs(600);
+
 impl Said {
-    pub fn of(output: Output) -> Self {
+    /// Runs this to its end.
+    pub fn of(command: &mut Command) -> Self {
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::at_end(piped.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    /// What a process, whose output is piped, has said when it ends.
+    pub fn at_end(process: Child) -> Self {
+        let id = process.id();
+        let (ended, waiting) = channel::<()>();
+        let watchdog = std::thread::spawn(move || {
+            let late = waiting.recv_timeout(LONGEST) == Err(RecvTimeoutError::Timeout);
+            // The shell's own `kill`, which every machine has.
+            late && Command::new("sh").args(["-c", &format!("kill -KILL {id}")]).status().is_ok()
+        });
+        let output = process.wait_with_output().expect("it ends");
+        drop(ended);
+        let killed = watchdog.join().expect("the watchdog");
         let text = |bytes| String::from_utf8(bytes).expect("output is UTF-8");
-        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        let said = Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) };
+        assert!(!killed, "it did not end within {LONGEST:?}: {said:?}");
+        said
     }
 
     /// The summary: the last line of standard output.
@@ -52,7 +76,7 @@ impl Said {
 
 /// Runs the product to its end.
 pub fn say(args: &[&str]) -> Said {
-    Said::of(rowmill(args).output().expect("the product starts"))
+    Said::of(&mut rowmill(args))
 }
 
 /// A job in a folder of its own.
@@ -86,6 +110,15 @@ impl Job {
 
     pub fn output(&self) -> PathBuf {
         self.folder.path().join("out")
+    }
+
+    /// The parts of all its runs, published or not.
+    pub fn parts(&self) -> Vec<PathBuf> {
+        let files = |folder: &Path| -> Vec<PathBuf> {
+            std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+        };
+        let is_part = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("part-"));
+        files(&self.output()).iter().flat_map(|run| files(run)).filter(is_part).collect()
     }
 
     /// Writes `rows/<name>.parquet` with ids `first..first+count`.

@@ -222,13 +222,13 @@ impl Cluster {
     /// `rowmill <command> job.sql --json`, to its end, as somebody does whose S3 never fails.
     pub fn say(&self, command: &str) -> Said {
         let mut command = self.command(&[command, &self.path(), "--json"], self.s3.address());
-        Said::of(command.output().expect("the product starts"))
+        Said::of(&mut command)
     }
 
     /// As [`Cluster::say`], in weather.
     pub fn say_through_proxy(&self, command: &str) -> Said {
         let mut command = self.command(&[command, &self.path(), "--json"], &self.proxy.address);
-        Said::of(command.output().expect("the product starts"))
+        Said::of(&mut command)
     }
 
     /// The job file.

@@ -120,7 +120,7 @@ fn published(bucket: &Bucket) -> Result<Option<Seen>, String> {
 
 /// `rowmill resolve` must say what was seen before it began, and nothing that cannot be seen after it ended.
 fn check_resolve(resolve: &mut Command, bucket: &Bucket, before: Option<&Seen>) -> Result<(), String> {
-    let said = Said::of(resolve.output().map_err(|error| error.to_string())?);
+    let said = Said::of(resolve);
     match (said.code, before) {
         (Some(0), _) => {
             let summary = said.summary();

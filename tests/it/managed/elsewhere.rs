@@ -133,7 +133,7 @@ impl Elsewhere {
     pub fn say(&self, command: &str) -> Said {
         let job = self.job.path();
         let mut command = self.command(&[command, job.to_str().expect("UTF-8"), "--json"]);
-        Said::of(command.output().expect("it runs"))
+        Said::of(&mut command)
     }
 }
 

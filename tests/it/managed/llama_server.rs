@@ -31,7 +31,7 @@ fn tickets() -> Vec<(&'static str, ArrayRef)> {
 fn run(job: &Elsewhere, rerun: &str) -> Vec<RecordBatch> {
     let path = job.job.path();
     let mut command = job.command(&["run", text(&path), "--rerun", rerun, "--json"]);
-    let summary = Said::of(command.output().expect("it runs")).ok().summary();
+    let summary = Said::of(&mut command).ok().summary();
     assert_eq!((summary["rows"].as_u64(), summary["errors"].as_u64()), (Some(ROWS as u64), Some(0)), "{summary}");
     let rows = read_table(Path::new(summary["published"].as_str().expect("a folder")));
     assert_eq!(integers(&rows, "id"), (0..ROWS as i64).collect::<Vec<_>>());

@@ -210,7 +210,8 @@ impl Batches {
             rows,
         };
         let job = job.named_for(engine.permit.provider());
-        let wire = Arc::new(GuardedWire::new(engine, asked, who, (self, facts)));
+        let leaves_ms = self.away.leaves_ms(others, &self.patience);
+        let wire = Arc::new(GuardedWire::new(engine, asked, who, (self, facts)).for_rows_left_at(leaves_ms));
         let (store, executor) = (Arc::clone(&self.run.store), self.run.executor.as_str());
         let role = self.folder.as_ref().map(|folder| folder.role().to_owned());
         let lane = BatchLane::new(self.provider, wire.clone(), store, job, executor, self.patience);
@@ -222,7 +223,6 @@ impl Batches {
             _ => {}
         }
         let until = engine.due.as_ref().map(|due| wait::Until { due, tokens, patience: self.patience });
-        let leaves_ms = self.away.leaves_ms(others, &self.patience);
         let ended = wait::until_done(&lane, self.patience, until, leaves_ms).await;
         // What held a call back says more than that it was held back.
         let provider = engine.permit.provider();

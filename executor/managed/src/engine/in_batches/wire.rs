@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::Utc;
 use rowmill_jobs::{Error, Result};
 use tokio::time::Instant;
 
@@ -50,6 +51,8 @@ pub(super) struct GuardedWire {
     intent: Intent,
     /// Longest time that a call may take.
     call_time: Duration,
+    /// From when on a call that is held back is not waited with: then its rows may be left to others.
+    waits_until: Option<Instant>,
     /// What held a call back that was not sent.
     refusal: Mutex<Option<Error>>,
 }
@@ -73,8 +76,18 @@ impl GuardedWire {
             rows,
             intent: engine.intent(who),
             call_time: Duration::from_millis(batches.patience.call_ms.unsigned_abs()),
+            waits_until: None,
             refusal: Mutex::default(),
         }
+    }
+
+    /// The same for rows that may be left to others from `leaves_ms` on, milliseconds since 1970: whoever waits in a call for a
+    /// provider that is left alone cannot leave them.
+    pub(super) fn for_rows_left_at(self, leaves_ms: Option<i64>) -> Self {
+        let left = |leaves_ms: i64| {
+            Duration::from_millis(u64::try_from(leaves_ms - Utc::now().timestamp_millis()).unwrap_or(0))
+        };
+        Self { waits_until: leaves_ms.map(|leaves_ms| Instant::now() + left(leaves_ms)), ..self }
     }
 
     /// What held a call back, if something did.
@@ -165,6 +178,7 @@ impl GuardedWire {
     /// Sends a call, again only where nothing of it left.
     async fn transmit(&self, path: &str, body: BatchBody) -> std::result::Result<Reply, CallError> {
         let deadline = Instant::now() + self.call_time;
+        let waits_until = self.waits_until.map_or(deadline, |until| until.min(deadline));
         loop {
             let (mut error, left) = match self.transport.send_once(path, body.clone(), deadline).await {
                 Ok(reply) => return Ok(reply),
@@ -174,7 +188,7 @@ impl GuardedWire {
                 return Err(error);
             }
             let wait = error.retry_after.unwrap_or(Duration::from_secs(1));
-            if Instant::now() + wait >= deadline {
+            if Instant::now() + wait >= waits_until {
                 // Nothing was sent, and the class has to say so.
                 error.class = Class::Throttled;
                 return Err(error);
