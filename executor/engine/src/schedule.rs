@@ -279,22 +279,35 @@ impl Scheduler {
     }
 
     /// A step could not be computed for want of memory: nothing of it is done. From now on half as many rows run at a time,
-    /// and half as many tokens; a row that is too much alone, and with a page of tokens at a time, has failed.
+    /// and half as many tokens; a row that is too much alone, and with a page of tokens at a time, has failed. Rows that have ended
+    /// since the step was decided count for nothing: without any other in it, there is nothing to compute less of.
     pub(crate) fn relieve(&mut self, slices: &[Slice]) -> Relief {
         let mut relief = Relief::default();
-        self.undo(slices);
+        let is_open = |work| match work {
+            Work::Node(node) => self.nodes[node].open,
+            Work::Row(row) => self.running.iter().any(|running| running.row == row),
+        };
+        let slices: Vec<Slice> = slices.iter().filter(|slice| is_open(slice.work)).copied().collect();
+        if slices.is_empty() {
+            return relief;
+        }
+        self.undo(&slices);
+        let rows = self.running.len();
         self.unbegin(&mut relief);
         let tokens: usize = slices.iter().map(|slice| slice.to - slice.from).sum();
         let smallest = tokens <= BLOCK && (slices.len() == 1 || self.limits.rows == 1);
         self.limits.tokens = (tokens / 2).max(BLOCK).min(self.limits.tokens);
-        self.limits.rows = self.running.len().div_ceil(2).max(1);
+        self.limits.rows = rows.div_ceil(2).clamp(1, self.limits.rows);
         if self.running.len() > 1 {
-            for row in self.running[self.limits.rows..].iter().map(|running| running.row).collect::<Vec<_>>() {
+            let beyond = self.running.iter().skip(self.limits.rows).map(|running| running.row);
+            for row in beyond.collect::<Vec<_>>() {
                 relief.put_back.push(row);
                 relief.closed.extend(self.put_back(row, 0));
             }
         } else if smallest {
-            let closed = match self.running.first().map(|running| running.row) {
+            // A row that runs may wait for its token meanwhile. What no row that runs is in was begun for the next one.
+            let runs = self.running.first().map(|running| running.row);
+            let closed = match runs.filter(|row| slices.iter().any(|slice| slice.work == Work::Row(*row))) {
                 Some(row) => {
                     relief.failed = Some(row);
                     self.finish(row)

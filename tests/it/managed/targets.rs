@@ -1,7 +1,7 @@
 //! The table of targets: every kind of provider, asked by jobs in its own dialect for a text, JSON of a schema, a label and a
 //! vector, while it fails in its own words; and what it says to who has no key, or no money, or asks what its filter refuses.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::{LazyLock, Mutex};
 
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::elsewhere::{AWS_KEY_ID, AWS_SECRET, Elsewhere, KEY, Providers, ROWS, SECRET, allowed, contains, holds};
 use super::specification;
-use crate::support::{Said, integers, read_table, say, strings};
+use crate::support::{Said, integers, read_table, row_errors, say, strings};
 
 /// Targets that are asked at the same time: most of it is waiting.
 const AT_ONCE: usize = 4;
@@ -191,13 +191,14 @@ fn ask(target: &Target) -> Found {
 
 /// The rows of a job that ends well, though its provider fails: every row once, none with an error, all of it on record.
 fn published(target: &Target, away: &Elsewhere) -> Vec<RecordBatch> {
-    let said = away.say("run").ok();
+    let said = away.say("run");
     let summary = said.summary();
     assert_eq!(
-        (summary["rows"].as_i64(), summary["errors"].as_u64()),
-        (Some(ROWS), Some(0)),
-        "{}: {said:?}",
-        target.kind
+        (said.code, summary["rows"].as_i64(), summary["errors"].as_u64()),
+        (Some(0), Some(ROWS), Some(0)),
+        "{}: {said:?}, {:?}",
+        target.kind,
+        errors_of(away)
     );
     let rows = read_table(Path::new(summary["published"].as_str().expect("a folder")));
     assert_eq!(integers(&rows, "id"), (0..ROWS).collect::<Vec<_>>(), "{}", target.kind);
@@ -213,6 +214,13 @@ fn published(target: &Target, away: &Elsewhere) -> Vec<RecordBatch> {
     assert_eq!(holds(&audit, "text of row", Path::new("")), None, "{}", target.kind);
     assert!(!said.stderr.contains("text of row"), "{}", target.kind);
     rows
+}
+
+/// The errors of all rows of a job's runs, published or not.
+fn errors_of(away: &Elsewhere) -> Vec<String> {
+    let parts = away.job.parts();
+    let runs: BTreeSet<&Path> = parts.iter().filter_map(|part| part.parent()).collect();
+    runs.into_iter().flat_map(|run| row_errors(&read_table(run))).collect()
 }
 
 /// Vectors of this length.

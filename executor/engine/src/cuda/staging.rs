@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "copies bytes of plain numbers to and from memory that the driver owns")]
 
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
@@ -19,7 +20,7 @@ pub(super) struct Staging {
 }
 
 pub(super) struct Pinned {
-    memory: PinnedHostSlice<u8>,
+    memory: ManuallyDrop<PinnedHostSlice<u8>>,
     bytes: usize,
     /// Whether its last copy is done.
     done: CudaEvent,
@@ -34,8 +35,13 @@ pub(crate) struct Reading<T> {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // The memory must outlive the copy; a driver that cannot say so has none under way.
-        let _ = self.done.synchronize();
+        // The first time it may tell of another call's failure, without having waited.
+        let waited = self.done.synchronize().or_else(|_| self.done.synchronize());
+        if waited.is_ok() {
+            // SAFETY: its last copy is done, and nobody uses it after this.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
+        // The memory must outlive the copy: that of a GPU of which nothing is known any more is the process's until its end.
     }
 }
 
@@ -59,7 +65,21 @@ impl Pinned {
     fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, DriverError> {
         // SAFETY: it is written before it is read, byte for byte. Plain pages: what is read here was not written here.
         let memory = unsafe { context.alloc_pinned_with_flags::<u8>(bytes, 0) }?;
-        Ok(Self { memory, bytes, done: context.new_event(None)? })
+        Ok(Self { memory: ManuallyDrop::new(memory), bytes, done: context.new_event(None)? })
+    }
+
+    /// With a copy that was asked of this stream just now.
+    fn with_copy(self, stream: &CudaStream) -> Result<Self, DriverError> {
+        match self.done.record(stream) {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                // `done` knows of the copies before only.
+                if stream.synchronize().is_err() {
+                    std::mem::forget(self);
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -87,8 +107,7 @@ impl Staging {
             memory.copy_from_slice(piece);
             // SAFETY: the address has so many bytes; the copy reads what stands here until `done` says otherwise.
             unsafe { result::memcpy_htod_async(to + at, memory, stream.cu_stream()) }?;
-            buffer.done.record(stream)?;
-            self.shelf.put_read(buffer);
+            self.shelf.put_read(buffer.with_copy(stream)?);
         }
         Ok(())
     }
@@ -105,8 +124,7 @@ impl Staging {
         let memory = &mut pinned.memory.as_mut_slice()?[..bytes];
         // SAFETY: the address has so many bytes; they are read only when `done` says that they are here.
         unsafe { result::memcpy_dtoh_async(memory, from, stream.cu_stream()) }?;
-        pinned.done.record(stream)?;
-        Ok(Reading { pinned, len, numbers: PhantomData })
+        Ok(Reading { pinned: pinned.with_copy(stream)?, len, numbers: PhantomData })
     }
 
     /// Takes back the buffer of numbers that are here.

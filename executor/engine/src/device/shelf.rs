@@ -57,9 +57,9 @@ impl<B: Lent> Shelf<B> {
                 return make(bytes);
             }
             let Some(oldest) = self.read.pop_front() else { return make(bytes) };
-            let waited = oldest.wait();
+            // One that cannot be waited for is lent to nobody.
+            oldest.wait()?;
             self.free.push(oldest);
-            waited?;
         }
     }
 

@@ -179,9 +179,9 @@ impl Drive<'_> {
         }
         self.forks.clear();
         let mut completed = self.completed(slices);
-        // Whatever became of this one, that one is whole.
+        // Whatever became of this one, that one is whole. If it cannot be read, less of this one does not help.
         if let Some(before) = before {
-            self.finish(before, scheduler)?;
+            self.finish(before, scheduler).map_err(Failure::Other)?;
         }
         let asked = self.ask(begun?, &completed)?;
         self.go_on(&mut completed, scheduler);

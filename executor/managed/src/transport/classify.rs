@@ -22,6 +22,9 @@ use crate::call::{Class, Left};
 struct Envelope {
     #[serde(default)]
     error: Option<Value>,
+    /// Bedrock, Mistral and TEI say here what is wrong; no answer has a text here.
+    #[serde(default)]
+    message: Option<Value>,
     #[serde(default)]
     usage: Option<Value>,
     #[serde(default, rename = "usageMetadata")]
@@ -79,6 +82,10 @@ fn look_into(body: &Bytes, expected: Expected) -> Inside {
     }
     match serde_json::from_slice::<Envelope>(body) {
         Ok(Envelope { error: Some(error), .. }) if errors::says_something(&error) => Inside::Error(error),
+        Ok(Envelope { message: Some(said @ Value::String(_)), .. }) if expected == Expected::Json => {
+            // Its kind stands beside it.
+            Inside::Error(serde_json::from_slice(body).unwrap_or(said))
+        }
         Ok(envelope) => Inside::Answer(envelope.usage.or(envelope.usage_metadata).as_ref().and_then(used)),
         Err(_) if expected == Expected::Anything => Inside::Answer(None),
         Err(_) => Inside::Broken,
@@ -164,6 +171,14 @@ mod tests {
         assert_eq!(failed.error.class, Class::Throttled);
         let failed = read(r#"{"id":"x","error":"gone wrong"}"#, Expected::Anything).unwrap_err();
         assert_eq!(failed.error.class, Class::Transient);
+        for (body, class) in [
+            (r#"{"message":"The model is overloaded"}"#, Class::Throttled),
+            (r#"{"object":"error","message":"gone wrong","type":"server_error","code":"1000"}"#, Class::Transient),
+            (r#"{"message":"wait","code":429,"type":"overloaded"}"#, Class::Throttled),
+        ] {
+            assert_eq!(read(body, Expected::Json).unwrap_err().error.class, class, "{body}");
+        }
+        assert!(read(r#"{"message":{"role":"assistant","content":"hello"}}"#, Expected::Json).is_ok());
         for body in ["", "<html></html>", "{\"choices\":[", "null null"] {
             let failed = read(body, Expected::Json).unwrap_err();
             assert_eq!((failed.error.class, failed.error.status), (Class::Transient, Some(200)), "{body}");
