@@ -75,8 +75,9 @@ static int copy_to_gpu(char* to, const char* from, size_t bytes, Stream* stream)
   return never_recorded(stream, {[=] { copy_in(to, read->data(), bytes); }});
 }
 
-// What is not pinned the driver has written when it returns.
+// What is not pinned the driver has written when it returns. What is may change from now on: nothing that stood there is to be read.
 static int copy_from_gpu(char* to, const char* from, size_t bytes, Stream* stream) {
+  if (mode() == Mode::LATE && is_pinned(to, bytes)) std::memset(to, 0xff, bytes);
   const int status = never_recorded(stream, {[=] { copy_out(to, from, bytes); }, over_the_bus(bytes), pace::COPYING_OUT});
   return status != DONE || mode() == Mode::AT_ONCE || is_pinned(to, bytes) ? status : wait_for(mark(stream));
 }

@@ -95,8 +95,12 @@ impl Before {
     fn of(steps: &PreTokenizerWrapper, plain: bool) -> Option<Cuts> {
         let mut expressions = Vec::new();
         let mut prefixes = false;
+        // Whether characters have become signs for their bytes, of which expressions say something else.
+        let mut of_bytes = false;
         for step in pre_tokenizers(steps) {
             match step {
+                PreTokenizerWrapper::Split(_) if of_bytes => return None,
+                PreTokenizerWrapper::ByteLevel(bytes) if of_bytes && bytes.use_regex => return None,
                 PreTokenizerWrapper::Split(split) => expressions.push(parsed(&expression(split)?)?),
                 PreTokenizerWrapper::ByteLevel(bytes) => {
                     // A space is put before each split that has none: before one that a cut made, too.
@@ -104,6 +108,7 @@ impl Before {
                     if bytes.use_regex {
                         expressions.push(parsed(GPT2)?);
                     }
+                    of_bytes = true;
                 }
                 // Digits are split off whatever is beside them; no cut is between two of them.
                 PreTokenizerWrapper::Digits(_) => {}
@@ -202,11 +207,13 @@ struct Found {
     behind_alone: bool,
     /// The empty one.
     nothing: bool,
+    /// It takes the character behind the cut if it is there, though it need not, and does not give it back: `x?+`.
+    takes: bool,
 }
 
 impl Found {
     const NOTHING: Self =
-        Self { kind: false, behind: false, behind_after_kind: false, behind_alone: false, nothing: true };
+        Self { kind: false, behind: false, behind_after_kind: false, behind_alone: false, nothing: true, takes: false };
 
     /// `None` where a match depends on what is beside it.
     fn in_matches(expression: &Hir, kind: u8, behind: char) -> Option<Self> {
@@ -227,10 +234,13 @@ impl Found {
             HirKind::Repetition(repetition) => {
                 let once = Self::in_matches(&repetition.sub, kind, behind)?;
                 let repeats = repetition.max.is_none_or(|max| max > 1);
+                // `x?+` is read as a repetition of `x?` here.
+                let is_possessive = matches!(repetition.sub.kind(), HirKind::Repetition(inner) if inner.min == 0);
                 Some(Self {
                     behind_after_kind: once.behind_after_kind || (repeats && once.kind && once.behind),
                     behind_alone: once.behind_alone && (repetition.min <= 1 || once.nothing),
                     nothing: once.nothing || repetition.min == 0,
+                    takes: once.takes || (is_possessive && once.behind),
                     ..once
                 })
             }
@@ -252,7 +262,7 @@ impl Found {
             _ => (start..=end).any(|c| !c.is_whitespace()),
         };
         let behind = (start..=end).contains(&behind);
-        Self { kind, behind, behind_after_kind: false, behind_alone: behind, nothing: false }
+        Self { kind, behind, behind_after_kind: false, behind_alone: behind, nothing: false, takes: false }
     }
 
     /// One, and then the other.
@@ -261,8 +271,9 @@ impl Found {
             kind: self.kind || next.kind,
             behind: self.behind || next.behind,
             behind_after_kind: self.behind_after_kind || next.behind_after_kind || (self.kind && next.behind),
-            behind_alone: (self.behind_alone && next.nothing) || (self.nothing && next.behind_alone),
+            behind_alone: (self.behind_alone && next.nothing) || (self.nothing && !self.takes && next.behind_alone),
             nothing: self.nothing && next.nothing,
+            takes: self.takes || next.takes,
         }
     }
 
@@ -274,6 +285,7 @@ impl Found {
             behind_after_kind: self.behind_after_kind || other.behind_after_kind,
             behind_alone: self.behind_alone || other.behind_alone,
             nothing: self.nothing || other.nothing,
+            takes: self.takes || other.takes,
         }
     }
 }

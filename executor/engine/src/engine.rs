@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use rayon::ThreadPool;
@@ -16,7 +16,7 @@ use rowmill_jobs::infer::{Engine, Outcome, Request, Task};
 use rowmill_jobs::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::lost::{in_words, is_lasting, is_of_device, lose};
+use crate::lost::{in_words, is_lasting, is_lost, is_of_device, lose};
 use crate::model::{EngineOptions, Model};
 use crate::place::Place;
 use crate::prompt::Prompter;
@@ -39,6 +39,8 @@ pub struct CandleEngine {
     calls: mpsc::Sender<Call>,
     /// Those who compute hold it.
     queue: Weak<Queue>,
+    /// Where its workers compute.
+    devices: Vec<Option<usize>>,
     /// Why one of them does not any more.
     failed: Arc<OnceLock<String>>,
     stopping: Arc<AtomicBool>,
@@ -102,8 +104,9 @@ impl CandleEngine {
         let name: Arc<str> = name.into();
         Maker { name: Arc::clone(&name), prompter, skill, pool }.start(waiting, ready)?;
         let together = if posts.len() == 1 { CALLS_WAITING } else { 0 };
-        let queue = Arc::new(Queue { calls: Mutex::new(to_compute), together });
+        let queue = Arc::new(Queue::new(to_compute, together));
         let held = Arc::downgrade(&queue);
+        let devices = posts.iter().map(|post| post.device).collect();
         for mut post in posts {
             let (queue, stopping, failed) = (Arc::clone(&queue), Arc::clone(&stopping), Arc::clone(&failed));
             let work = move || {
@@ -119,7 +122,7 @@ impl CandleEngine {
             };
             spawn("engine-model", work)?;
         }
-        Ok(Self { name, calls, queue: held, failed, stopping })
+        Ok(Self { name, calls, queue: held, devices, failed, stopping })
     }
 
     /// What is said where nobody computes any more: a defect, or devices that failed.
@@ -150,7 +153,8 @@ impl Engine for CandleEngine {
     }
 
     fn has_ended(&self) -> bool {
-        self.queue.strong_count() == 0
+        // A worker whose device another one has seen fail takes a while to leave.
+        self.queue.strong_count() == 0 || self.devices.iter().all(|device| device.is_some_and(is_lost))
     }
 }
 

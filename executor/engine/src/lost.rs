@@ -68,10 +68,14 @@ pub(crate) fn lose(device: usize, why: &Error) {
     });
 }
 
+/// Why a device computes nothing more in this process, if it does not.
+pub(crate) fn lost_because(device: usize) -> Option<String> {
+    LOST.lock().unwrap_or_else(PoisonError::into_inner).get(&device).cloned()
+}
+
 /// Whether a device computes nothing more in this process.
-#[cfg(any(test, feature = "cuda"))]
 pub(crate) fn is_lost(device: usize) -> bool {
-    LOST.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&device)
+    lost_because(device).is_some()
 }
 
 /// Which device of this process failed for good, and why, if one did: only another process computes on it again.

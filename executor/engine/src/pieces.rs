@@ -151,7 +151,7 @@ fn ask(tokenizer: &Tokenizer, text: &str) -> Result<Encoding> {
 /// A piece's bytes, zeros behind them, and their number.
 type Key = [u8; BYTES_MAX + 1];
 
-/// A table of pieces that came twice. It only grows; a slot is written once and read without a lock by whoever comes by.
+/// A table of pieces that came twice, and of those among them that have too many ids to be kept. It only grows; a slot is written once and read without a lock by whoever comes by.
 #[derive(Debug)]
 struct Known {
     slots: Box<[OnceLock<Entry>]>,
@@ -165,6 +165,7 @@ struct Known {
 struct Entry {
     key: Key,
     ids: [u32; IDS_MAX],
+    /// How many there are; more than [`IDS_MAX`] are not kept.
     count: u8,
 }
 
@@ -179,7 +180,7 @@ enum Found<'a> {
     Here(&'a Entry),
     /// It came before, and may go there.
     Again(Key, &'a OnceLock<Entry>),
-    /// It did not come before, is too long, or has no room.
+    /// It did not come before, is too long, has too many ids, or has no room.
     Unknown,
 }
 
@@ -200,6 +201,8 @@ impl Known {
         let first = (mixed >> (64 - SLOTS.trailing_zeros())) as usize;
         for slot in &self.slots[first..first + PROBES] {
             match slot.get() {
+                // One with too many ids is asked for with what is around it.
+                Some(entry) if entry.key == key && usize::from(entry.count) > IDS_MAX => return Found::Unknown,
                 Some(entry) if entry.key == key => return Found::Here(entry),
                 Some(_) => {}
                 None if self.came_before(mixed) => return Found::Again(key, slot),
@@ -225,11 +228,11 @@ impl Known {
     }
 
     fn keep(&self, slot: &OnceLock<Entry>, key: Key, ids: &[u32]) {
-        if ids.len() > IDS_MAX {
-            return;
+        let count = u8::try_from(ids.len()).unwrap_or(u8::MAX);
+        let mut entry = Entry { key, ids: [0; IDS_MAX], count };
+        for (kept, id) in entry.ids.iter_mut().zip(ids) {
+            *kept = *id;
         }
-        let mut entry = Entry { key, ids: [0; IDS_MAX], count: ids.len() as u8 };
-        entry.ids[..ids.len()].copy_from_slice(ids);
         // Another thread may have been faster, with this piece or another one.
         if slot.set(entry).is_ok() {
             self.filled.fetch_add(1, Ordering::Relaxed);

@@ -87,9 +87,17 @@ fn tokenizer(json: &Value) -> Tokenizer {
     json.to_string().parse().unwrap()
 }
 
-/// A tokenizer of bytes with these steps before its merges.
+/// A tokenizer of bytes with these steps before its merges, which join all that stands side by side where words are cut: a cut
+/// within a split shows.
 fn bytes(normalizer: Value, steps: &[Value]) -> Tokenizer {
     let mut json = fixture("llama-tiny/tokenizer.json");
+    for left in ["e", "s", "t", "x", "1", "2", "4", ".", ",", "'", "!", "?", "-", "_", ")", "]", ">", "+", "\u{102}"] {
+        for right in ["\u{120}", "\u{10a}", "\u{109}", "\u{10d}", ".", ",", "'", "!", "-", "_", "(", "[", "<", "="] {
+            let id = json["model"]["vocab"].as_object().unwrap().len() + 1000;
+            json["model"]["vocab"][format!("{left}{right}")] = id.into();
+            json["model"]["merges"].as_array_mut().unwrap().push(json!([left, right]));
+        }
+    }
     json["normalizer"] = normalizer;
     json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": steps});
     tokenizer(&json)
@@ -187,6 +195,8 @@ fn tokenizers_that_see_further_are_not_cut() {
     assert!(not_cut(&[level()]), "merges across words");
     assert!(not_cut(&[split(r"\w+\b|\W"), level()]), "looks beside a match");
     assert!(not_cut(&[split(r"\p{L}*"), level()]), "matches nothing");
+    assert!(not_cut(&[level(), split(r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+|\s+")]), "a blank is a letter then");
+    assert!(not_cut(&[split(r"\s?+\s|\p{L}++"), level()]), "the blank is taken, and another one wanted");
     assert!(not_cut(&[split(r"\p{L}+|\s+(?!\S)"), level()]), "a blank before a word is not matched");
     assert!(not_cut(&[json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"})]));
     let mut removed = split(r"\s+|\p{L}+");

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Barrier};
 
 use rayon::prelude::*;
 use rowmill_jobs::infer::{Answer, Engine, Piece, Request, Task, TaskKind};
@@ -64,19 +64,19 @@ fn of_several_workers_each_takes_one_call_and_a_single_one_takes_what_there_is()
     let call = || Ready { task: task(), prompts: Vec::new(), neutral: None, reply: oneshot::channel().0 };
     for (together, first, second) in [(0, 1, 1), (64, 2, 1)] {
         let (ready, calls) = sync_channel(4);
-        let queue = Queue { calls: Mutex::new(calls), together };
+        let queue = Queue::new(calls, together);
         ready.send(call()).unwrap();
         ready.send(call()).unwrap();
         let (mut one, mut other) = (VecDeque::new(), VecDeque::new());
-        assert!(queue.take(&mut one));
+        assert!(queue.take(&mut one, || true));
         if together > 0 {
             ready.send(call()).unwrap();
         }
-        assert!(queue.take(&mut other));
+        assert!(queue.take(&mut other, || true));
         assert_eq!((one.len(), other.len()), (first, second));
         drop(ready);
-        assert!(queue.take(&mut one), "what a worker has taken it still answers");
-        assert!(!queue.take(&mut VecDeque::new()));
+        assert!(queue.take(&mut one, || true), "what a worker has taken it still answers");
+        assert!(!queue.take(&mut VecDeque::new(), || true));
     }
 }
 

@@ -2,6 +2,7 @@
 //! rows of one are still made, threads that have nothing left of it begin the next. Computes nothing of prompts.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use rayon::ThreadPool;
@@ -13,7 +14,7 @@ use crate::engine::{Skill, spawn};
 use crate::prompt::{Prompt, Prompter, Recipe};
 use crate::worker::Ready;
 
-/// Calls that are begun before the first of them is done.
+/// Calls that are begun and wait until the one before them is done, beside the one that is begun next.
 const CALLS_AT_ONCE: usize = 4;
 /// Rows that a thread makes before it looks for others: enough to make looking cheap, few enough that none waits long for the last.
 pub(crate) const ROWS_AT_ONCE: usize = 32;
@@ -52,6 +53,8 @@ struct Rows {
     task: Arc<Task>,
     recipe: Recipe,
     requests: Vec<Request>,
+    /// Whether one of its parts cannot be made: then nobody wants the others.
+    failed: AtomicBool,
 }
 
 impl Maker {
@@ -90,8 +93,9 @@ impl Maker {
                 let size = ROWS_AT_ONCE.min(requests.len().div_ceil(self.pool.current_num_threads())).max(1);
                 let parts = requests.len().div_ceil(size);
                 let (sender, made) = channel();
-                let rows = Rows { prompter: Arc::clone(&self.prompter), task: Arc::clone(&task), recipe, requests };
-                let rows = Arc::new(rows);
+                let (prompter, task_too) = (Arc::clone(&self.prompter), Arc::clone(&task));
+                let failed = AtomicBool::new(false);
+                let rows = Arc::new(Rows { prompter, task: task_too, recipe, requests, failed });
                 (0..parts).for_each(|part| self.spawn(&rows, (part, size), &sender));
                 Some(Making { task, neutral, reply, parts, made })
             }
@@ -106,9 +110,14 @@ impl Maker {
     fn spawn(&self, rows: &Arc<Rows>, (part, size): (usize, usize), made: &Sender<(usize, Result<Vec<Prompt>>)>) {
         let (rows, made) = (Arc::clone(rows), made.clone());
         self.pool.spawn_fifo(move || {
+            if rows.failed.load(Ordering::Relaxed) {
+                return;
+            }
             let requests = rows.requests.chunks(size).nth(part).unwrap_or_default();
+            let prompts = rows.prompter.prompts(&rows.task, &rows.recipe, requests);
+            rows.failed.fetch_or(prompts.is_err(), Ordering::Relaxed);
             // Nobody may be waiting any more.
-            drop(made.send((part, rows.prompter.prompts(&rows.task, &rows.recipe, requests))));
+            drop(made.send((part, prompts)));
         });
     }
 

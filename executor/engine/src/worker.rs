@@ -3,8 +3,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rayon::ThreadPool;
 use rowmill_jobs::infer::{Answered, Outcome, Task, TaskKind, Usage, find_labels};
@@ -17,12 +18,15 @@ use crate::encoder::head::Classifier;
 use crate::encoder::pool::Embedder;
 use crate::encoder::rows::{DECODER_TOKENS, classify, embed};
 use crate::engine::Skill;
-use crate::lost::{in_words, is_lasting, lose};
+use crate::lost::{in_words, is_lasting, lose, lost_because};
 use crate::model::{EngineOptions, KV_BYTES_DEFAULT, Network};
 use crate::prompt::{Prompt, Prompter};
 
 /// Rows of one batch of calls; more calls are not joined to it.
 const ROWS_TOGETHER: usize = 4096;
+
+/// How often a worker without calls looks whether its device still computes.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A call whose prompts are made.
 pub(crate) struct Ready {
@@ -76,25 +80,50 @@ impl Worker {
 
 /// Calls for whoever is free to compute.
 pub(crate) struct Queue {
-    pub(crate) calls: Mutex<Receiver<Ready>>,
+    calls: Mutex<Receiver<Ready>>,
     /// How many calls beyond the first one a worker may take: with several workers none, so that each has some.
-    pub(crate) together: usize,
+    together: usize,
+    /// Calls of workers that cannot answer them.
+    returned: Mutex<VecDeque<Ready>>,
 }
 
 impl Queue {
-    /// Adds calls to `waiting`: waits for one where there are none. `false` when no call will come any more.
-    pub(crate) fn take(&self, waiting: &mut VecDeque<Ready>) -> bool {
-        if waiting.is_empty() {
+    pub(crate) fn new(calls: Receiver<Ready>, together: usize) -> Self {
+        Self { calls: Mutex::new(calls), together, returned: Mutex::default() }
+    }
+
+    /// Adds calls to `waiting`: waits for one where there are none. `false` when no call will come any more, or nobody asks for
+    /// one: `goes_on` is looked at again and again.
+    pub(crate) fn take(&self, waiting: &mut VecDeque<Ready>, goes_on: impl Fn() -> bool) -> bool {
+        while waiting.is_empty() {
             // Whoever waits holds the lock; the others wait for it.
-            match self.calls.lock().unwrap_or_else(PoisonError::into_inner).recv() {
+            let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            if !goes_on() {
+                return false;
+            }
+            let next = self.returned().pop_front().map_or_else(|| calls.recv_timeout(LOOK_EVERY), Ok);
+            match next {
                 Ok(call) => waiting.push_back(call),
-                Err(_) => return false,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => match self.returned().pop_front() {
+                    Some(call) => waiting.push_back(call),
+                    None => return false,
+                },
             }
         }
         if let Ok(calls) = self.calls.try_lock() {
             waiting.extend(calls.try_iter().take(self.together));
         }
         true
+    }
+
+    /// Leaves calls to the other workers.
+    fn give_back(&self, calls: impl IntoIterator<Item = Ready>) {
+        self.returned().extend(calls);
+    }
+
+    fn returned(&self) -> MutexGuard<'_, VecDeque<Ready>> {
+        self.returned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -133,7 +162,10 @@ impl Post {
     /// Computes until no call comes any more, or its device fails.
     pub(crate) fn compute(&mut self, queue: &Queue, stopping: &AtomicBool) -> Option<Broken> {
         let mut waiting: VecDeque<Ready> = VecDeque::new();
-        while queue.take(&mut waiting) {
+        while queue.take(&mut waiting, || self.lost().is_none()) {
+            if self.lost().is_some() {
+                break;
+            }
             let mut calls = together(&mut waiting);
             let stopped = || stopping.load(Ordering::Relaxed) || calls.iter().all(|call| call.reply.is_closed());
             let Some(task) = calls.first().map(|call| Arc::clone(&call.task)) else { continue };
@@ -161,7 +193,15 @@ impl Post {
                 Err(error) => refuse(calls, error),
             }
         }
-        None
+        // Another worker, of this model or of another one, has seen its device fail.
+        let error = self.lost()?;
+        queue.give_back(waiting);
+        Some(Broken { calls: Vec::new(), error })
+    }
+
+    /// Why its device computes nothing more, if it does not.
+    fn lost(&self) -> Option<Error> {
+        self.device.and_then(lost_because).map(Error::temporary)
     }
 }
 

@@ -19,19 +19,25 @@ use crate::worker::{Post, Worker};
 /// The tiny Llama, once for each step at which its device breaks, if it does. Devices are numbered from `first` on: which of
 /// them are lost is the process's to know, so each test has numbers of its own.
 fn engine(breaks_at: &[Option<usize>], first: Option<usize>) -> CandleEngine {
+    let posts: Vec<_> = (0..).zip(breaks_at).map(|(at, step)| (*step, first.map(|first| first + at))).collect();
+    engine_of(&posts)
+}
+
+/// The same for workers with these steps and devices.
+fn engine_of(posts: &[(Option<usize>, Option<usize>)]) -> CandleEngine {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tiny");
     let mut prompter = None;
-    let post = |(number, breaks_at): (usize, &Option<usize>)| {
+    let post = |&(breaks_at, device): &(Option<usize>, Option<usize>)| {
         let model = Model::load(&source, &EngineOptions::default()).unwrap();
         let Network::Writer(writer) = model.network else { panic!("writes no text") };
         let own = Arc::clone(prompter.get_or_insert_with(|| Arc::new(model.prompter)));
         let mut answerer = Answerer::new(writer, own, 1 << 24);
-        answerer.observer.breaks_at = *breaks_at;
-        answerer.observer.panics_at_its_end = first.is_some() && breaks_at.is_some();
+        answerer.observer.breaks_at = breaks_at;
+        answerer.observer.panics_at_its_end = device.is_some() && breaks_at.is_some();
         let pool = threads("engine", 1).unwrap();
-        Post { worker: Worker::Writer(Box::new(answerer)), pool, device: first.map(|first| first + number) }
+        Post { worker: Worker::Writer(Box::new(answerer)), pool, device }
     };
-    let posts = breaks_at.iter().enumerate().map(post).collect();
+    let posts = posts.iter().map(post).collect();
     CandleEngine::start("m", prompter.unwrap(), posts).unwrap()
 }
 
@@ -76,6 +82,20 @@ async fn a_device_that_failed_gets_no_call_any_more_and_the_other_goes_on() {
     assert!(failed <= 1, "{failed}");
     assert!(!engine.has_ended());
     assert!(!is_lost(21));
+}
+
+#[tokio::test]
+async fn all_workers_of_a_device_that_failed_leave_its_calls_to_others() {
+    // Two compute on device 50, as an encoder's do; the one that first gets a call sees it fail.
+    let broken = engine_of(&[(Some(1), Some(50)), (Some(1), Some(50))]);
+    let error = ask(&broken, TextFormat::Free).await.unwrap_err();
+    assert!(error.retryable() && broken.has_ended() && is_lost(50), "{}", error.report());
+    // A second model on it computes nothing there any more, before any call fails; device 51 answers all.
+    let engine = engine_of(&[(Some(1), Some(50)), (None, Some(51)), (Some(1), Some(50))]);
+    for _ in 0..40 {
+        ask(&engine, TextFormat::Free).await.unwrap();
+    }
+    assert!(!engine.has_ended());
 }
 
 #[tokio::test]
