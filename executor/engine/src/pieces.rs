@@ -151,7 +151,8 @@ fn ask(tokenizer: &Tokenizer, text: &str) -> Result<Encoding> {
 /// A piece's bytes, zeros behind them, and their number.
 type Key = [u8; BYTES_MAX + 1];
 
-/// A table of pieces that came twice, and of those among them that have too many ids to be kept. It only grows; a slot is written once and read without a lock by whoever comes by.
+/// A table of pieces that came twice; of those with too many ids, that they have. It only grows; a slot is written once and read
+/// without a lock by whoever comes by.
 #[derive(Debug)]
 struct Known {
     slots: Box<[OnceLock<Entry>]>,

@@ -93,9 +93,13 @@ impl Maker {
                 let size = ROWS_AT_ONCE.min(requests.len().div_ceil(self.pool.current_num_threads())).max(1);
                 let parts = requests.len().div_ceil(size);
                 let (sender, made) = channel();
-                let (prompter, task_too) = (Arc::clone(&self.prompter), Arc::clone(&task));
-                let failed = AtomicBool::new(false);
-                let rows = Arc::new(Rows { prompter, task: task_too, recipe, requests, failed });
+                let rows = Arc::new(Rows {
+                    prompter: Arc::clone(&self.prompter),
+                    task: Arc::clone(&task),
+                    recipe,
+                    requests,
+                    failed: AtomicBool::new(false),
+                });
                 (0..parts).for_each(|part| self.spawn(&rows, (part, size), &sender));
                 Some(Making { task, neutral, reply, parts, made })
             }

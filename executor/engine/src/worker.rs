@@ -101,8 +101,9 @@ impl Queue {
             if !goes_on() {
                 return false;
             }
-            let next = self.returned().pop_front().map_or_else(|| calls.recv_timeout(LOOK_EVERY), Ok);
-            match next {
+            // Nobody who gives calls back waits for this.
+            let returned = self.returned().pop_front();
+            match returned.map_or_else(|| calls.recv_timeout(LOOK_EVERY), Ok) {
                 Ok(call) => waiting.push_back(call),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => match self.returned().pop_front() {
